@@ -1,0 +1,36 @@
+# Each target sets up .venv by itself; nothing has to be installed before but Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench schemas clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[worker,dev]'
+	touch $@
+
+demo: $(READY)  ## Redis, a worker and an agent for half a minute, then what was measured
+	$(BIN)/sqe-hrm demo
+
+test: $(READY)  ## every test
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## the speed ratios, side by side in one run
+	$(BIN)/python -m tests.benchmarks
+
+schemas: $(READY)  ## publish the JSON Schemas from the models
+	$(BIN)/sqe-hrm schema --output schemas/v1
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .sqe .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist

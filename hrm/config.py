@@ -1,0 +1,90 @@
+"""The configuration of a network and of the conversion its checkpoint was trained with.
+
+Field names are those of the reference's configuration files, so that a reader of one knows the
+other.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas import MAX_SEQUENCE_LENGTH, VOCABULARY_SIZE
+
+PADDING_TOKEN = 0
+"""Inputs are padded with this token; padding takes part in attention."""
+
+IGNORE_LABEL = -100
+"""Labels are padded with this; such positions count neither in losses nor in figures."""
+
+
+class WordHash(StrEnum):
+    """The digest that gives a token to a word without a vocabulary entry."""
+
+    MD5 = "md5"
+    SHA256 = "sha256"
+
+
+class PuzzlePolicy(StrEnum):
+    """How a message without `puzzle_id` gets one."""
+
+    LINE_INDEX = "line_index"
+    """In a file: the line's index modulo the puzzle space."""
+    PROMPT_HASH = "prompt_hash"
+    """In a stream: md5 of the prompt modulo the puzzle space, the same in every process."""
+
+
+class ConversionConfig(BaseModel):
+    """How messages become examples. A checkpoint records what it was trained with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    word_hash: WordHash = WordHash.MD5
+    puzzle_policy: PuzzlePolicy = PuzzlePolicy.PROMPT_HASH
+    puzzle_space: int = Field(default=1000, ge=1, description="Puzzle ids the policies give.")
+
+
+class HRMConfig(BaseModel):
+    """Sizes of the network. The defaults are those of the v9 checkpoints."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: int = Field(default=VOCABULARY_SIZE, ge=2)
+    seq_len: int = Field(default=MAX_SEQUENCE_LENGTH, ge=2)
+    num_puzzle_identifiers: int = Field(default=95_996, ge=1)
+    puzzle_emb_ndim: int = Field(default=256, ge=0, description="0: no puzzle embedding.")
+    hidden_size: int = Field(default=256, ge=2)
+    num_heads: int = Field(default=8, ge=1)
+    expansion: float = Field(default=4.0, gt=0)
+    H_layers: int = Field(default=2, ge=1)
+    L_layers: int = Field(default=2, ge=1)
+    H_cycles: int = Field(default=2, ge=1)
+    L_cycles: int = Field(default=2, ge=1)
+    pos_encodings: Literal["rope", "learned"] = "rope"
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    halt_max_steps: int = Field(default=16, ge=1)
+    halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden_size(self) -> "HRMConfig":
+        if self.hidden_size % self.num_heads or self.head_dim % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not give {self.num_heads} even-sized heads"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def puzzle_emb_len(self) -> int:
+        """Leading positions that the puzzle embedding fills: ceil(puzzle_emb_ndim / D)."""
+        return -(-self.puzzle_emb_ndim // self.hidden_size)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner size of SwiGLU: expansion x D x 2/3, rounded, then up to a multiple of 256."""
+        return -(-round(self.expansion * self.hidden_size * 2 / 3) // 256) * 256

@@ -1,0 +1,210 @@
+"""The SQE message, version 1: what an agent enqueues.
+
+Knows the form of a message and how to refuse one; nothing of tokens, models or queues.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+
+from schemas.categories import Category
+from schemas.rejection import MessageRejected, RejectionReason
+
+DEFAULT_MAX_MESSAGE_BYTES = 256 * 1024
+"""Limit of prompt and completion together, in bytes of UTF-8: far above any completion seen (the
+longest real example has 2 kB), low enough that a queue of them fits in a broker's memory."""
+
+_ENVELOPE_BYTES = 64 * 1024
+"""What the JSON of a message may take beside its texts: names, identifiers and the tags."""
+
+_JSON_ESCAPE_FACTOR = 6
+"""The longest JSON form of one byte of text (`\\u0000`)."""
+
+_RFC3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+
+def _rfc3339(value: object) -> object:
+    """Refuse what pydantic would also read as a time, such as seconds since 1970."""
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC3339.fullmatch(value)):
+        return value
+    raise ValueError("not an RFC 3339 time with offset, such as 2026-01-31T12:00:00Z")
+
+
+Identifier = Annotated[
+    str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9._:-]{1,128}$", max_length=128)
+]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+TagKey = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
+TagValue = Annotated[str, StringConstraints(strict=True, max_length=256)]
+
+
+class SQEMessage(BaseModel):
+    """A prompt, and the completion that an SQE agent answered it with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = Field(description="Version of this contract.")
+    message_id: Identifier = Field(description="Unique; results are found by it.")
+    agent_id: Identifier = Field(description="The agent that wrote the completion.")
+    prompt: Text = Field(description="What the agent was asked.")
+    completion: Text = Field(description="What the agent answered.")
+    puzzle_id: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+        default=None, description="Row of the checkpoint's puzzle table; by policy if absent."
+    )
+    category: Category | None = Field(
+        default=None, description="Content category; from the prompt's words if absent."
+    )
+    created_at: Annotated[AwareDatetime, BeforeValidator(_rfc3339)] | None = Field(
+        default=None, description="When the agent wrote the message: RFC 3339 with offset."
+    )
+    tags: Annotated[dict[TagKey, TagValue], Field(max_length=16)] | None = Field(
+        default=None, description="Up to 16 pairs for the agent's own use; never a metric label."
+    )
+
+    @classmethod
+    def create(cls, *, agent_id: str, prompt: str, completion: str, **optional: Any) -> Self:  # noqa: ANN401
+        """A new message with `message_id` (a UUID) and `created_at` (now) filled in.
+
+        Raises `MessageRejected` where a field breaks the contract.
+        """
+        fields = {
+            "schema_version": 1,
+            "message_id": str(uuid.uuid4()),
+            "created_at": datetime.now(UTC),
+            "agent_id": agent_id,
+            "prompt": prompt,
+            "completion": completion,
+            **optional,
+        }
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise _rejection(error) from None
+
+
+def parse_message(
+    body: bytes | str | Mapping[str, Any], *, max_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+) -> SQEMessage:
+    """The message that `body` holds: JSON text, its UTF-8 bytes, or the decoded object.
+
+    `max_bytes` bounds prompt and completion together (UTF-8). Raises `MessageRejected` with the
+    reason and a one-line detail that names the field and the mend.
+    """
+    try:
+        raw = body if isinstance(body, bytes) else _to_text(body).encode()
+        text = raw.decode()
+    except UnicodeError:
+        raise MessageRejected(
+            RejectionReason.INVALID_UNICODE, "not valid UTF-8 or a lone surrogate: send UTF-8 text"
+        ) from None
+    # Before parsing, so that a huge body costs nothing more than its transfer.
+    if len(raw) > max_bytes * _JSON_ESCAPE_FACTOR + _ENVELOPE_BYTES:
+        raise _too_large(len(raw), max_bytes)
+    try:
+        message = SQEMessage.model_validate_json(text)
+    except ValidationError as error:
+        raise _rejection(error) from None
+    size = len(message.prompt.encode()) + len(message.completion.encode())
+    if size > max_bytes:
+        raise _too_large(size, max_bytes)
+    return message
+
+
+def _to_text(body: str | Mapping[str, Any]) -> str:
+    if isinstance(body, str):
+        return body
+    try:
+        return json.dumps(body)
+    except RecursionError:
+        raise MessageRejected(
+            RejectionReason.TOO_DEEP, "nested too deeply: send flat fields"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise MessageRejected(RejectionReason.NOT_JSON, f"not JSON: {error}") from None
+
+
+def _too_large(size: int, max_bytes: int) -> MessageRejected:
+    return MessageRejected(
+        RejectionReason.TOO_LARGE,
+        f"{size} bytes, but prompt and completion may have {max_bytes} together: shorten them",
+    )
+
+
+def _rejection(error: ValidationError) -> MessageRejected:
+    problems = [(_reason(problem), _describe(problem)) for problem in error.errors()]
+    order = list(RejectionReason)
+    problems.sort(key=lambda problem: order.index(problem[0]))
+    shown = [detail for _, detail in problems[:_MAX_PROBLEMS]]
+    if len(problems) > _MAX_PROBLEMS:
+        shown.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+    return MessageRejected(problems[0][0], "; ".join(shown))
+
+
+_MAX_PROBLEMS = 5
+"""A detail is one line; a message of a thousand unknown fields is told by the first few."""
+
+_MAX_NAME_LENGTH = 80
+"""Of a field's name in a detail, since an unknown name can be of any length."""
+
+_REASONS = {
+    "missing": RejectionReason.MISSING_FIELD,
+    "extra_forbidden": RejectionReason.UNKNOWN_FIELD,
+    "string_unicode": RejectionReason.INVALID_UNICODE,
+    "model_type": RejectionReason.NOT_A_MESSAGE,
+    "model_attributes_type": RejectionReason.NOT_A_MESSAGE,
+}
+
+_MENDS = {
+    RejectionReason.MISSING_FIELD: "add it",
+    RejectionReason.UNKNOWN_FIELD: "remove it, or put it under tags",
+}
+
+
+def _reason(problem: ErrorDetails) -> RejectionReason:
+    kind, location = problem["type"], problem["loc"]
+    if kind == "json_invalid":
+        return _reason_of_invalid_json(problem["msg"])
+    if kind in _REASONS:
+        return _REASONS[kind]
+    if location[:1] == ("schema_version",):
+        return RejectionReason.UNSUPPORTED_VERSION
+    if kind == "string_too_short" and location in {("prompt",), ("completion",)}:
+        return RejectionReason.EMPTY_TEXT
+    return RejectionReason.WRONG_TYPE if kind.endswith("_type") else RejectionReason.INVALID_VALUE
+
+
+def _reason_of_invalid_json(message: str) -> RejectionReason:
+    # The parser reports all three as invalid JSON and tells them apart in words only.
+    if "recursion" in message:
+        return RejectionReason.TOO_DEEP
+    # A lone surrogate such as "\ud800" shows as the missing second half of its pair.
+    if "surrogate" in message or "hex escape" in message:
+        return RejectionReason.INVALID_UNICODE
+    return RejectionReason.NOT_JSON
+
+
+def _describe(problem: ErrorDetails) -> str:
+    reason = _reason(problem)
+    name = ".".join(str(part) for part in problem["loc"])
+    if len(name) > _MAX_NAME_LENGTH:
+        name = name[:_MAX_NAME_LENGTH] + "…"
+    # !a keeps control characters and surrogates out of logs and JSON.
+    text = f"field {name!a}: {problem['msg']}" if name else problem["msg"]
+    mend = _MENDS.get(reason)
+    return f"{text}: {mend}" if mend else text

@@ -1,0 +1,79 @@
+"""The `sqe-hrm` command: finds the subcommand, runs it, and turns its errors into one line.
+
+Every subcommand is one module of `worker.commands` with a click command named `command`. It is
+imported only when it is called, so that `sqe-hrm submit` needs no torch.
+"""
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+from schemas import SQEHRMError
+
+COMMANDS = {
+    "analyze": "counts, lengths, difficulty, categories and tokens of a file",
+    "convert": "turn SQE messages into HRM examples",
+    "demo": "Redis, a worker and an agent for half a minute, then what was measured",
+    "schema": "print or publish the JSON Schemas",
+    "submit": "enqueue the messages of a file and collect their verdicts",
+    "train": "train a checkpoint on accepted messages",
+    "worker": "evaluate messages from the queues",
+}
+"""Name and one line of help, so that listing them imports none."""
+
+INTERRUPTED = 130
+"""The shell's status for a program ended by Ctrl-C: 128 + SIGINT."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Every name, in order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of that name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        try:
+            module = importlib.import_module(f"worker.commands.{cmd_name.replace('-', '_')}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in {"hrm", "schemas", "worker"}:
+                raise
+            raise click.ClickException(
+                f"'{cmd_name}' needs {error.name}: pip install 'sqe-hrm-worker[worker]'"
+            ) from None
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list of commands, from the table above."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sqe-hrm-worker", prog_name="sqe-hrm")
+def cli() -> None:
+    """Evaluate the messages of SQE agents with a Hierarchical Reasoning Model.
+
+    Exit status: 0 done, 1 the work failed, 2 the call was wrong.
+    """
+
+
+def main() -> NoReturn:
+    """Entry point of `sqe-hrm`."""
+    try:
+        sys.exit(cli(prog_name="sqe-hrm", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("sqe-hrm: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except SQEHRMError as error:
+        click.echo(f"sqe-hrm: error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""The subcommands of `sqe-hrm`, one module each: parse, call one function, print."""
