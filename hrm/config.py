@@ -55,14 +55,14 @@ class HRMConfig(BaseModel):
     puzzle_emb_ndim: int = Field(default=256, ge=0, description="0: no puzzle embedding.")
     hidden_size: int = Field(default=256, ge=2)
     num_heads: int = Field(default=8, ge=1)
-    expansion: float = Field(default=4.0, gt=0)
+    expansion: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     H_layers: int = Field(default=2, ge=1)
     L_layers: int = Field(default=2, ge=1)
     H_cycles: int = Field(default=2, ge=1)
     L_cycles: int = Field(default=2, ge=1)
     pos_encodings: Literal["rope", "learned"] = "rope"
-    rope_theta: float = Field(default=10_000.0, gt=0)
-    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
+    rms_norm_eps: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
     halt_max_steps: int = Field(default=16, ge=1)
     halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
 

@@ -1,0 +1,132 @@
+"""How many messages a second become examples: `hrm.files` beside the plain approach.
+
+Knows one file of generated pairs, as long as real ones (9 words of prompt, 48 of completion), with
+words as frequent as in a language and one in 50 never seen before. Each pair of runs converts that
+file both ways, one after the other, on one core; the ratio is taken within the pair, so that a
+machine that slows down meanwhile slows both.
+"""
+
+import hashlib
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hrm.config import ConversionConfig, PuzzlePolicy
+from hrm.conversion import Converter
+from hrm.files import RefusedLine, convert_file
+from hrm.vocabulary import VOCABULARY
+
+MESSAGES = 20_000
+"""A third of a second and more a run: the clock's noise stays far below it, and most words have
+been met, as in any file that takes long enough for its speed to matter."""
+
+PAIRS = 5
+"""The median of five drops the two pairs that a busy machine disturbs most."""
+
+
+def run() -> str:
+    """A markdown table of both speeds and their ratio."""
+    with tempfile.TemporaryDirectory() as name:
+        source, plain, ours = (Path(name, file) for file in ("source", "plain", "ours"))
+        _write_messages(source)
+        rates = [
+            (_rate(_convert_plainly, source, plain), _rate(_convert, source, ours))
+            for _ in range(PAIRS)
+        ]
+        _check_equal(plain, ours)
+    ratios = sorted(ours / plain for plain, ours in rates)
+    medians = [statistics.median(side) for side in zip(*rates, strict=True)]
+    return (
+        "| conversion of a file | messages/s (median) |\n"
+        "| --- | ---: |\n"
+        f"| word by word | {medians[0]:,.0f} |\n"
+        f"| `sqe-hrm convert` | {medians[1]:,.0f} |\n"
+        f"| ratio, median of {PAIRS} pairs | {statistics.median(ratios):.1f} "
+        f"({ratios[0]:.1f} to {ratios[-1]:.1f}) |\n"
+    )
+
+
+def _write_messages(path: Path) -> None:
+    rng = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    language = [
+        "".join(rng.choices(letters, range(26, 0, -1), k=rng.randint(2, 11))) for _ in range(5_000)
+    ]
+    language += [f"{name}{ending}" for name in VOCABULARY for ending in ("", "s", ":", "ing,")]
+    rng.shuffle(language)
+    frequencies = [1 / rank for rank in range(1, len(language) + 1)]
+
+    def text(words: int) -> str:
+        chosen = rng.choices(language, frequencies, k=words)
+        return " ".join(f"id_{rng.getrandbits(40)}" if rng.random() < 0.02 else w for w in chosen)
+
+    with path.open("w") as file:
+        for _ in range(MESSAGES):
+            pair = {
+                "prompt": text(rng.randint(7, 11)),
+                "completion": text(rng.randint(38, 58)),
+            }
+            file.write(json.dumps(pair) + "\n")
+
+
+def _rate(convert: Callable[[Path, Path], None], source: Path, target: Path) -> float:
+    started = time.perf_counter()
+    convert(source, target)
+    return MESSAGES / (time.perf_counter() - started)
+
+
+def _convert(source: Path, target: Path) -> None:
+    def fail(line: RefusedLine) -> None:
+        raise AssertionError(line)
+
+    # A new converter, so that its cache is as empty as in a new process.
+    converter = Converter(ConversionConfig(puzzle_policy=PuzzlePolicy.LINE_INDEX))
+    with source.open("rb") as lines, target.open("wb") as examples:
+        convert_file(lines, examples, converter, on_refused=fail)
+
+
+def _convert_plainly(source: Path, target: Path) -> None:
+    """The yardstick: every word of every message by the rule, and no line checked."""
+    with source.open() as lines, target.open("w") as examples:
+        for index, line in enumerate(lines):
+            pair = json.loads(line)
+            prompt, completion = pair["prompt"], pair["completion"]
+            inputs, targets = _plain_sequence(prompt), _plain_sequence(completion)
+            length = len(prompt) + len(completion)
+            steps = min(len(inputs), len(targets))
+            example = {
+                "puzzle_id": index % 1000,
+                "input_sequence": inputs,
+                "target_sequence": targets,
+                "solution_steps": [{"action": n % 2, "state": None} for n in range(steps)],
+                "metadata": {
+                    "source": "sqe_agent",
+                    "prompt_length": len(prompt),
+                    "completion_length": len(completion),
+                    "difficulty": "easy" if length < 500 else "medium" if length < 1500 else "hard",
+                },
+            }
+            examples.write(json.dumps(example) + "\n")
+
+
+def _plain_sequence(text: str) -> list[int]:
+    return [0, *(_plain_token(word) for word in text.lower().split()[:98]), 11]
+
+
+def _plain_token(word: str) -> int:
+    for token, name in enumerate(VOCABULARY):
+        if name in word:
+            return token
+    return int(hashlib.md5(word.encode()).hexdigest(), 16) % 9 + 1  # noqa: S324 - no secret
+
+
+def _check_equal(plain: Path, ours: Path) -> None:
+    """A speed means nothing unless both give the same examples."""
+    with plain.open() as expected, ours.open() as found:
+        for one, other in zip(expected, found, strict=True):
+            if json.loads(one) != json.loads(other):
+                raise AssertionError(f"{one} became {other}")

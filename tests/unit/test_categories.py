@@ -1,0 +1,64 @@
+"""Holds `hrm.categories` to its rule table."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hrm.categories import RULES, categorize
+from schemas import Category
+
+
+@pytest.mark.parametrize(
+    ("prompt", "category"),
+    [
+        ("Write a test plan for the billing service.", Category.TEST_PLANNING),
+        ("Automate the regression suite with pytest", Category.TEST_AUTOMATION),
+        ("Check the login page under LOAD", Category.PERFORMANCE_SECURITY),
+        ("Find vulnerabilities of the upload form", Category.PERFORMANCE_SECURITY),
+        ("Test the CI/CD chain", Category.CI_CD),
+        ("Which alerts should the queue have?", Category.MONITORING),
+        ("Test how agents reach consensus", Category.AGENT_COORDINATION),
+        ("Translate this poem", Category.OTHER),
+        ("", Category.OTHER),
+    ],
+)
+def test_a_prompts_words_give_its_category(prompt: str, category: Category) -> None:
+    assert categorize(prompt) is category
+
+
+def test_the_subject_wins_over_the_form_in_a_tie() -> None:
+    assert categorize("A test plan for the deployment") is Category.CI_CD
+
+
+def test_more_words_win_over_precedence() -> None:
+    assert categorize("Automated scripts for deployment") is Category.TEST_AUTOMATION
+
+
+def test_a_repeated_word_counts_once() -> None:
+    assert categorize("plan plan plan deployment") is Category.CI_CD
+
+
+def test_words_are_not_found_within_other_words() -> None:
+    assert categorize("city cdrom explanation") is Category.OTHER
+
+
+def test_speaking_of_a_multi_agent_system_is_no_coordination() -> None:
+    assert categorize("a multi-agent system") is Category.OTHER
+
+
+def test_every_category_but_other_has_a_rule() -> None:
+    assert set(RULES) == set(Category) - {Category.OTHER}
+
+
+def test_no_word_speaks_for_two_categories() -> None:
+    for rule in RULES.values():
+        for word in rule.split("|"):
+            written = word.replace(r"\w*", "").replace("?", "")
+            assert [other for other in RULES.values() if re.fullmatch(other, written)] == [rule]
+
+
+@given(st.text())
+def test_any_text_has_a_category(prompt: str) -> None:
+    assert categorize(prompt) in Category

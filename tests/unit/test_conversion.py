@@ -1,0 +1,142 @@
+"""Holds `hrm.conversion` to the contract's rules."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hrm.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.conversion import Converter, difficulty_of
+from hrm.vocabulary import Tokenizer
+from schemas import Difficulty, HRMExample, MessageRejected, RejectionReason, SQEMessage
+
+TEXTS = st.text(min_size=1, max_size=600) | st.text("start end\n", min_size=1, max_size=1600)
+CONFIGS = st.builds(
+    ConversionConfig,
+    word_hash=st.sampled_from(WordHash),
+    puzzle_policy=st.sampled_from(PuzzlePolicy),
+    puzzle_space=st.integers(1, 2000),
+)
+OPTIONAL_IDS = st.none() | st.integers(0, 10**12)
+
+
+def by_line(space: int = 1000) -> Converter:
+    return Converter(ConversionConfig(puzzle_policy=PuzzlePolicy.LINE_INDEX, puzzle_space=space))
+
+
+def test_an_example_by_hand() -> None:
+    example = by_line().convert("Test the agent data", "Restart end-to-end security", line_index=3)
+    the = int("8fc42c6ddf9966db3b09e84365034357", 16) % 9 + 1  # by md5sum
+    assert example.model_dump(mode="json") == {
+        "puzzle_id": 3,
+        "input_sequence": [0, 1, the, 2, 3, 11],
+        "target_sequence": [0, 0, 11, 4, 11],
+        "solution_steps": [
+            {"action": 0, "state": None},
+            {"action": 1, "state": None},
+            {"action": 0, "state": None},
+            {"action": 1, "state": None},
+            {"action": 0, "state": None},
+        ],
+        "metadata": {
+            "source": "sqe_agent",
+            "prompt_length": 19,
+            "completion_length": 27,
+            "difficulty": "easy",
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("characters", "difficulty"),
+    [
+        (2, Difficulty.EASY),
+        (499, Difficulty.EASY),
+        (500, Difficulty.MEDIUM),
+        (1499, Difficulty.MEDIUM),
+        (1500, Difficulty.HARD),
+    ],
+)
+def test_difficulty_goes_by_characters(characters: int, difficulty: Difficulty) -> None:
+    assert difficulty_of(characters) is difficulty
+
+
+def test_lengths_are_in_characters_and_not_in_bytes() -> None:
+    metadata = by_line().convert("é" * 250, "日本" * 124, line_index=0).metadata
+    assert (metadata.prompt_length, metadata.completion_length) == (250, 248)
+    assert metadata.difficulty is Difficulty.EASY
+
+
+@given(TEXTS, TEXTS)
+def test_steps_alternate_for_the_shorter_sequence(prompt: str, completion: str) -> None:
+    example = by_line().convert(prompt, completion, line_index=0)
+    shorter = min(len(example.input_sequence), len(example.target_sequence))
+    assert [step.action for step in example.solution_steps] == [n % 2 for n in range(shorter)]
+
+
+@given(CONFIGS, TEXTS, TEXTS, OPTIONAL_IDS)
+def test_sequences_are_the_tokenizers(
+    config: ConversionConfig, prompt: str, completion: str, puzzle_id: int | None
+) -> None:
+    example = Converter(config).convert(prompt, completion, puzzle_id, 0)
+    tokenizer = Tokenizer(config.word_hash)
+    assert example.input_sequence == tuple(tokenizer.sequence(prompt))
+    assert example.target_sequence == tuple(tokenizer.sequence(completion))
+
+
+@given(CONFIGS, TEXTS, TEXTS, OPTIONAL_IDS, st.integers(0, 10**9))
+def test_the_fast_path_gives_the_same_json(
+    config: ConversionConfig, prompt: str, completion: str, puzzle_id: int | None, line_index: int
+) -> None:
+    converter = Converter(config)
+    line = converter.convert_to_json(prompt, completion, puzzle_id, line_index)
+    example = converter.convert(prompt, completion, puzzle_id, line_index)
+    assert line == example.model_dump_json()
+    assert HRMExample.model_validate_json(line) == example
+
+
+def test_json_keys_are_in_the_contracts_order() -> None:
+    example = json.loads(by_line().convert_to_json("a", "b", line_index=0))
+    assert list(example) == [
+        "puzzle_id",
+        "input_sequence",
+        "target_sequence",
+        "solution_steps",
+        "metadata",
+    ]
+    assert list(example["solution_steps"][0]) == ["action", "state"]
+    assert list(example["metadata"]) == [
+        "source",
+        "prompt_length",
+        "completion_length",
+        "difficulty",
+    ]
+
+
+def test_a_message_keeps_its_own_puzzle_id() -> None:
+    message = SQEMessage.create(agent_id="a", prompt="p", completion="c", puzzle_id=95_995)
+    assert by_line().convert_message(message, line_index=7).puzzle_id == 95_995
+    assert Converter(ConversionConfig()).convert_message(message).puzzle_id == 95_995
+
+
+def test_puzzle_id_zero_is_a_puzzle_id() -> None:
+    assert by_line().puzzle_id_for("p", 0, 7) == 0
+
+
+@pytest.mark.parametrize(("line_index", "puzzle_id"), [(0, 0), (999, 999), (1000, 0), (2001, 1)])
+def test_a_line_gets_its_index_modulo_the_puzzle_space(line_index: int, puzzle_id: int) -> None:
+    assert by_line().puzzle_id_for("p", None, line_index) == puzzle_id
+
+
+def test_a_prompt_gets_its_md5_modulo_the_puzzle_space_whatever_the_word_hash() -> None:
+    config = ConversionConfig(word_hash=WordHash.SHA256, puzzle_space=1000)
+    # By md5sum.
+    expected = int("5d41402abc4b2a76b9719d911017c592", 16) % 1000
+    assert Converter(config).puzzle_id_for("hello", None, 12) == expected
+
+
+def test_a_line_policy_without_line_asks_for_a_puzzle_id() -> None:
+    with pytest.raises(MessageRejected, match="'puzzle_id'") as caught:
+        by_line().convert("p", "c")
+    assert caught.value.reason is RejectionReason.MISSING_FIELD
