@@ -1,0 +1,79 @@
+"""Tiny checkpoints, in every part like large ones, for the tests of those."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, pair_hash
+from hrm.config import ConversionConfig, HRMConfig, PuzzlePolicy, WordHash
+from hrm.network import HRM
+
+TINY = HRMConfig(
+    hidden_size=16,
+    num_heads=2,
+    seq_len=7,
+    H_layers=1,
+    L_layers=2,
+    H_cycles=3,
+    num_puzzle_identifiers=5,
+    puzzle_emb_ndim=16,
+)
+SHA256 = ConversionConfig(
+    word_hash=WordHash.SHA256, puzzle_policy=PuzzlePolicy.LINE_INDEX, puzzle_space=5
+)
+RECORD = TrainingRecord(
+    pair_hashes=frozenset({pair_hash(3, [0, 4, 11]), pair_hash(4, [0, 11])}),
+    target_token_counts=tuple(range(12)),
+)
+
+
+def state_of(config: HRMConfig) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    state = HRM(config).state_dict()
+    return {key: torch.randn_like(tensor) for key, tensor in state.items()}
+
+
+def store(folder: Path, state: Mapping[str, Tensor], name: str = "model.safetensors") -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file({f"model.inner.{key}": tensor for key, tensor in state.items()}, folder / name)
+    return folder
+
+
+def write_config(folder: Path, **content: Any) -> None:  # noqa: ANN401
+    (folder / "config.json").write_text(json.dumps({"format_version": 1, **content}))
+
+
+def write_arch(folder: Path, **fields: Any) -> None:  # noqa: ANN401
+    arch = {
+        "name": "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1",
+        "loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"},
+        "H_cycles": 3,
+        "L_cycles": 2,
+        "H_layers": 1,
+        "L_layers": 2,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "expansion": 4,
+        "puzzle_emb_ndim": 16,
+        "pos_encodings": "rope",
+        "halt_max_steps": 8,
+        "halt_exploration_prob": 0.1,
+        **fields,
+    }
+    run = {"arch": arch, "data_path": "data/sqe", "epochs": 100, "eval_save_outputs": []}
+    (folder / "all_config.yaml").write_text(yaml.dump(run))
+
+
+def refusal(path: Path) -> str:
+    """What loading this says, which is one line."""
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
