@@ -1,0 +1,258 @@
+"""One message to one verdict: parse, convert, infer, score.
+
+Joins the parts of this folder for whoever has messages; knows no queue and no metrics server.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from hrm.batch import ExampleError
+from hrm.categories import categorize
+from hrm.checkpoint import Checkpoint, CheckpointError, find_checkpoint, load_checkpoint
+from hrm.conversion import Converter
+from hrm.engine import Engine, InferenceError, Prediction
+from hrm.scoring import Score, commonest_token, score
+from schemas import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    HaltedBy,
+    HRMExample,
+    MessageRejected,
+    RejectionReason,
+    SQEMessage,
+    Timings,
+    Verdict,
+    parse_message,
+)
+
+
+class PendingVerdict:
+    """A message in the engine."""
+
+    def __init__(
+        self,
+        evaluator: "Evaluator",
+        message: SQEMessage,
+        example: HRMExample,
+        prediction: Future[Prediction],
+        clock: "_Clock",
+    ) -> None:
+        self.message = message
+        self.confusions: Counter[tuple[int, int]] = Counter()
+        """After `result`: how often which target token was predicted as which other."""
+        self._evaluator = evaluator
+        self._example = example
+        self._prediction = prediction
+        self._clock = clock
+        prediction.add_done_callback(lambda _: clock.stop())
+
+    def result(self, timeout: float | None = None) -> Verdict:
+        """Wait for the verdict, for at most `timeout` seconds.
+
+        Raises `MessageRejected` (evaluation failed) where the network gave no finite answer,
+        `EngineClosedError` when the engine is shutting down, and `TimeoutError`.
+        """
+        try:
+            prediction = self._prediction.result(timeout)
+        except InferenceError as error:
+            raise MessageRejected(RejectionReason.EVALUATION_FAILED, str(error)) from None
+        figures = self._evaluator.score(prediction, self._example)
+        self.confusions = figures.confusions
+        return self._evaluator.verdict(
+            self.message, self._example, prediction, figures, self._clock.timings()
+        )
+
+
+@dataclass
+class _Clock:
+    """When a message was taken, converted and answered (`time.perf_counter` seconds)."""
+
+    queued_seconds: float | None
+    taken: float
+    converted: float
+    answered: float = 0.0
+
+    def stop(self) -> None:
+        self.answered = time.perf_counter()
+
+    def timings(self) -> Timings:
+        return Timings(
+            queue=self.queued_seconds,
+            convert=self.converted - self.taken,
+            inference=self.answered - self.converted,
+            total=(self.queued_seconds or 0.0) + self.answered - self.taken,
+        )
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How the engine of an evaluator works: see `Engine`."""
+
+    slots: int
+    halting: HaltedBy = HaltedBy.MAX_STEPS
+    max_steps: int | None = None
+    forward_dtype: torch.dtype = torch.float32
+
+
+class Evaluator:
+    """Evaluates messages with one checkpoint. Threads may share one."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        engine: Engine,
+        *,
+        device: str,
+        worker: str,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        _check_puzzle_space(checkpoint)
+        self.checkpoint = checkpoint
+        self.device = device
+        self._engine = engine
+        self._worker = worker
+        self._max_message_bytes = max_message_bytes
+        self._converter = Converter(checkpoint.conversion)
+        training = checkpoint.training
+        self._baseline = commonest_token(training.target_token_counts) if training else None
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str,
+        *,
+        folder: Path,
+        device: str,
+        inference: Inference,
+        worker: str,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> Self:
+        """Load `checkpoint`, a path or a name in `folder`, onto the torch device `device`.
+
+        Raises `CheckpointError` where it cannot be found, read or used.
+        """
+        loaded = load_checkpoint(find_checkpoint(checkpoint, folder))
+        network = loaded.build(device=device, forward_dtype=inference.forward_dtype)
+        engine = Engine(
+            network,
+            slots=inference.slots,
+            halting=inference.halting,
+            max_steps=inference.max_steps,
+        )
+        return cls(
+            loaded, engine, device=device, worker=worker, max_message_bytes=max_message_bytes
+        )
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint's name."""
+        return self.checkpoint.name
+
+    @property
+    def checkpoint_digest(self) -> str:
+        """SHA-256 of weights and configuration."""
+        return self.checkpoint.digest
+
+    @property
+    def slots(self) -> int:
+        """Messages evaluated at once."""
+        return self._engine.slots
+
+    @property
+    def busy_slots(self) -> int:
+        """Slots with a message in them."""
+        return self._engine.busy_slots
+
+    def submit(
+        self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
+    ) -> PendingVerdict:
+        """Hand the message in `body` to the engine; never waits for the network.
+
+        `queued_seconds` is how long it waited before. Raises `MessageRejected` where it cannot be
+        evaluated and `EngineClosedError` after `close`.
+        """
+        taken = time.perf_counter()
+        message = parse_message(body, max_bytes=self._max_message_bytes)
+        example = self._converter.convert_message(message)
+        converted = time.perf_counter()
+        self._check_puzzle(example)
+        try:
+            prediction = self._engine.submit(example)
+        except ExampleError as error:
+            raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
+        clock = _Clock(queued_seconds, taken, converted)
+        return PendingVerdict(self, message, example, prediction, clock)
+
+    def close(self) -> None:
+        """Finish what is in slots and fail what waits."""
+        self._engine.close()
+
+    def score(self, prediction: Prediction, example: HRMExample) -> Score:
+        """Compare a prediction with its example's target."""
+        return score(prediction.tokens, example.target_sequence, baseline_token=self._baseline)
+
+    def verdict(
+        self,
+        message: SQEMessage,
+        example: HRMExample,
+        prediction: Prediction,
+        figures: Score,
+        timings: Timings,
+    ) -> Verdict:
+        """All that was found about one message."""
+        return Verdict(
+            message_id=message.message_id,
+            agent_id=message.agent_id,
+            checkpoint=self.checkpoint.name,
+            checkpoint_digest=self.checkpoint.digest,
+            puzzle_id=example.puzzle_id,
+            solved=figures.solved,
+            token_accuracy=figures.token_accuracy,
+            edit_similarity=figures.edit_similarity,
+            correct_tokens=figures.correct_tokens,
+            target_tokens=figures.target_tokens,
+            predicted_sequence=prediction.tokens[: figures.target_tokens],
+            known=self.checkpoint.is_known(example.puzzle_id, example.input_sequence),
+            act_steps=prediction.act_steps,
+            halted_by=prediction.halted_by,
+            q_halt=prediction.q_halt,
+            q_continue=prediction.q_continue,
+            q_flips=prediction.q_flips,
+            difficulty=example.metadata.difficulty,
+            category=message.category or categorize(message.prompt),
+            failure_pattern=figures.failure_pattern,
+            timings=timings,
+            device=self.device,
+            worker=self._worker,
+            evaluated_at=datetime.now(UTC),
+        )
+
+    def _check_puzzle(self, example: HRMExample) -> None:
+        rows = self.checkpoint.config.num_puzzle_identifiers
+        if example.puzzle_id >= rows:
+            raise MessageRejected(
+                RejectionReason.PUZZLE_OUT_OF_RANGE,
+                f"puzzle_id {_shortened(example.puzzle_id)}, but checkpoint {self.checkpoint.name} "
+                f"has puzzles 0 to {rows - 1}: send one of them, or none",
+            )
+
+
+def _shortened(number: int) -> str:
+    """Also of a number with a thousand digits."""
+    return str(number) if number < 10**18 else "beyond 10^18"
+
+
+def _check_puzzle_space(checkpoint: Checkpoint) -> None:
+    space, rows = checkpoint.conversion.puzzle_space, checkpoint.config.num_puzzle_identifiers
+    if space > rows:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name}: puzzle_space {space} exceeds its table of {rows} "
+            "puzzles: set puzzle_space in config.json to at most that"
+        )
