@@ -1,0 +1,277 @@
+"""`deploy/` names what exists: settings, metrics, queues, files; and keeps its own rules.
+
+What only promtool can tell (syntax, what the alerts do) is checked by `.ci/run`.
+"""
+
+import importlib.resources
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from schemas import (
+    Category,
+    Difficulty,
+    FailurePattern,
+    HaltedBy,
+    RejectionReason,
+    Timings,
+    Verdict,
+)
+from worker.backlog import READY
+from worker.metrics import ErrorKind, Metrics
+from worker.redis_keys import LIVE_QUEUE
+from worker.settings import PREFIX, Settings
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PORT = Settings().metrics_port
+
+JOB = "sqe-hrm-worker"
+
+ADDED_BY_PROMETHEUS = {"instance", "job", "le"}
+"""Labels that no metric names itself."""
+
+
+def _yaml(name: str) -> Any:  # noqa: ANN401 - whatever the file holds
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+COMPOSE = _yaml("compose.yaml")
+PROMETHEUS = _yaml("prometheus/prometheus.yml")
+RULES = [
+    rule for group in _yaml("prometheus/rules/sqe_hrm.yml")["groups"] for rule in group["rules"]
+]
+RECORDED = {rule["record"] for rule in RULES if "record" in rule}
+ALERTS = {rule["alert"] for rule in RULES if "alert" in rule}
+DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/sqe-hrm.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def _queries() -> Iterator[str]:
+    """Every PromQL expression of rules and dashboard."""
+    yield from (rule["expr"] for rule in RULES)
+    for panel in PANELS:
+        yield from (target["expr"] for target in panel["targets"])
+    yield from (variable["query"]["query"] for variable in _query_variables())
+    yield from (annotation["expr"] for annotation in DASHBOARD["annotations"]["list"])
+
+
+def _query_variables() -> list[dict[str, Any]]:
+    return [one for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
+
+
+class _Evaluator:
+    slots = 8
+    busy_slots = 3
+
+
+@pytest.fixture(scope="module")
+def exposed() -> dict[str, set[str]]:
+    """Every sample name that a worker exposes, with its labels."""
+    metrics = Metrics()
+    metrics.watch_engine(
+        _Evaluator(), checkpoint="c", digest="d", device="cuda:0", memory=lambda: {"allocated": 1}
+    )
+    metrics.watch_queues(lambda: Counter({(LIVE_QUEUE, READY): 1}))
+    metrics.rejected(RejectionReason.NOT_JSON)
+    metrics.duplicate()
+    metrics.error(ErrorKind.REDIS)
+    metrics.evaluated(_unsolved_verdict(), {(1, 2): 3})
+    samples: dict[str, set[str]] = {}
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            samples.setdefault(sample.name, set()).update(sample.labels)
+    return samples
+
+
+def _unsolved_verdict() -> Verdict:
+    return Verdict(
+        message_id="m",
+        agent_id="a",
+        checkpoint="c",
+        checkpoint_digest="d",
+        puzzle_id=1,
+        solved=False,
+        token_accuracy=0.5,
+        edit_similarity=0.5,
+        correct_tokens=1,
+        target_tokens=2,
+        predicted_sequence=(0, 1),
+        known=True,
+        act_steps=8,
+        halted_by=HaltedBy.MAX_STEPS,
+        q_halt=-1,
+        q_continue=1,
+        q_flips=0,
+        difficulty=Difficulty.EASY,
+        category=Category.OTHER,
+        failure_pattern=FailurePattern.NEAR_MISS,
+        timings=Timings(queue=0, convert=0, inference=0, total=0),
+        device="cpu",
+        worker="w",
+        evaluated_at=datetime.now(UTC),
+    )
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_follow_the_published_schema(name: str) -> None:
+    package = importlib.resources.files("check_jsonschema")
+    schema = json.loads(
+        (package / "builtin_schemas" / "vendor" / "compose-spec.json").read_text(encoding="utf-8")
+    )
+    jsonschema.validate(_yaml(name), schema)
+
+
+def test_the_gpu_file_only_adds_to_services_that_exist() -> None:
+    overlay = _yaml("compose.gpu.yaml")["services"]
+    assert overlay.keys() <= COMPOSE["services"].keys()
+    (device,) = overlay["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_every_image_is_pinned_to_a_minor_version_at_least() -> None:
+    pulled = [
+        service["image"] for service in COMPOSE["services"].values() if "build" not in service
+    ]
+    assert len(pulled) == 3
+    for image in pulled:
+        assert re.search(r":v?\d+\.\d+", image), image
+
+
+def test_redis_is_reached_from_inside_only_and_the_rest_from_this_machine_only() -> None:
+    assert "ports" not in COMPOSE["services"]["redis"]
+    assert "ports" not in COMPOSE["services"]["worker"]
+    for service in COMPOSE["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_every_service_says_whether_it_is_healthy() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["healthcheck"]["test"], name
+
+
+def test_every_mounted_file_exists_and_every_volume_is_declared() -> None:
+    for service in COMPOSE["services"].values():
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            if source.startswith("."):
+                assert (DEPLOY / source).exists(), source
+            else:
+                assert source in COMPOSE["volumes"], source
+
+
+def test_workers_are_given_settings_that_exist() -> None:
+    for name in ("compose.yaml", "compose.gpu.yaml"):
+        for variable in _yaml(name)["services"]["worker"]["environment"]:
+            assert variable.removeprefix(PREFIX).lower() in Settings.model_fields, variable
+
+
+def test_a_worker_has_time_to_finish_before_it_is_killed() -> None:
+    grace = COMPOSE["services"]["worker"]["stop_grace_period"]
+    assert float(grace.removesuffix("s")) > Settings().shutdown_grace_seconds
+
+
+def test_everything_agrees_on_the_port() -> None:
+    (worker,) = (job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == JOB)
+    (discovery,) = worker["dns_sd_configs"]
+    assert discovery == {"names": ["worker"], "type": "A", "port": PORT, "refresh_interval": "15s"}
+    assert f"127.0.0.1:{PORT}/readyz" in COMPOSE["services"]["worker"]["healthcheck"]["test"][-1]
+    assert f"EXPOSE {PORT}\n" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_rules_and_dashboard_use_metrics_and_labels_that_a_worker_exposes(
+    exposed: dict[str, set[str]],
+) -> None:
+    checked = 0
+    for query in _queries():
+        for name, selector in re.findall(r"([\w:]*sqe_hrm_[\w:]+)(?:\{([^}]*)\})?", query):
+            checked += 1
+            if ":" in name:
+                assert name in RECORDED, query
+                labels = set(re.split(r"[:_]", name.split(":")[0]))
+            else:
+                assert name in exposed, query
+                labels = exposed[name]
+            used = set(re.findall(r"(\w+)=", selector))
+            assert used <= labels | ADDED_BY_PROMETHEUS, query
+    assert checked > 50
+
+
+def test_queries_group_by_labels_that_exist(exposed: dict[str, set[str]]) -> None:
+    known = set().union(*exposed.values(), ADDED_BY_PROMETHEUS)
+    for query in _queries():
+        for labels in re.findall(r"by \(([^)]*)\)", query):
+            assert set(re.split(r",\s*", labels)) <= known, query
+
+
+def test_queries_select_label_values_that_exist() -> None:
+    text = "\n".join(_queries())
+    assert set(re.findall(r'job="([^"]*)"', text)) == {JOB}
+    assert set(re.findall(r'queue="([^"]*)"', text)) == {LIVE_QUEUE}
+    assert set(re.findall(r'\bstate="([^"]*)"', text)) == {READY}
+    assert set(re.findall(r'kind=~"([^"]*)"', text)) == {
+        f"{ErrorKind.REDIS}|{ErrorKind.SCRAPE_REDIS}"
+    }
+
+
+def test_every_alert_says_how_bad_and_what_it_is_and_is_tested() -> None:
+    tests = _yaml("prometheus/tests/sqe_hrm_test.yml")["tests"]
+    tested = {alert["alertname"] for test in tests for alert in test.get("alert_rule_test", [])}
+    assert tested == ALERTS
+    for rule in RULES:
+        if "alert" in rule:
+            assert rule["labels"]["severity"] in {"info", "warning", "critical"}
+            assert rule["annotations"]["summary"]
+
+
+def test_panels_have_an_id_of_their_own() -> None:
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_every_panel_has_queries_a_unit_and_a_sentence(panel: dict[str, Any]) -> None:
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["description"].endswith(".")
+    assert panel["targets"]
+    assert all(target["expr"] for target in panel["targets"])
+
+
+def test_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert max(x for x, _ in cells) < 24, panel["title"]
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_the_dashboard_asks_the_provisioned_data_source() -> None:
+    (source,) = _yaml("grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    asked = [panel["datasource"] for panel in PANELS]
+    asked += [target["datasource"] for panel in PANELS for target in panel["targets"]]
+    asked += [variable["datasource"] for variable in _query_variables()]
+    asked += [annotation["datasource"] for annotation in DASHBOARD["annotations"]["list"]]
+    assert {one["uid"] for one in asked} == {source["uid"]}
+
+
+def test_grafana_finds_the_dashboard_where_compose_mounts_it() -> None:
+    (provider,) = _yaml("grafana/provisioning/dashboards/sqe-hrm.yml")["providers"]
+    folder = provider["options"]["path"]
+    grafana = COMPOSE["services"]["grafana"]
+    assert f"./grafana/dashboards:{folder}:ro" in grafana["volumes"]
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == (
+        f"{folder}/sqe-hrm.json"
+    )
