@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from tiny_checkpoints import RECORD, SHA256, TINY, refusal, state_of, store, write_config
 from torch import Tensor
 
 from hrm.checkpoint import CheckpointError, load_checkpoint, pair_hash, save_checkpoint
 from hrm.checkpoint_config import tensor_shapes
 from hrm.config import ConversionConfig
+from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, refusal, state_of, store, write_config
 
 # What is saved is what is loaded.
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import TINY, refusal, state_of, store, write_arch, write_config
 from torch import Tensor
 
 from hrm.checkpoint import load_checkpoint
 from hrm.checkpoint_config import tensor_shapes
 from hrm.config import ConversionConfig, HRMConfig, WordHash
+from tests.unit.tiny_checkpoints import TINY, refusal, state_of, store, write_arch, write_config
 
 # The configuration and where it is from.
 

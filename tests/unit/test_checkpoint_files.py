@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_checkpoints import TINY, refusal, state_of, store
 from torch import Tensor
 
 from hrm.checkpoint import CheckpointError, load_checkpoint
+from tests.unit.tiny_checkpoints import TINY, refusal, state_of, store
 
 Writer = Callable[[Any, Path], None]
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import TINY, state_of, store
 from torch import Tensor
 
 from hrm.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from tests.unit.tiny_checkpoints import TINY, state_of, store
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,81 @@
+"""Fixtures that the tests with a real Redis and real worker processes share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+
+from hrm.checkpoint import save_checkpoint
+from hrm.config import ConversionConfig, HRMConfig
+from hrm.network import HRM
+from tests.processes import REAL, Worker
+from worker import embedded_redis
+from worker.client import Client
+
+TINY = HRMConfig(
+    num_puzzle_identifiers=1000,
+    puzzle_emb_ndim=32,
+    hidden_size=32,
+    num_heads=4,
+    expansion=1.0,
+    H_layers=1,
+    L_layers=1,
+    halt_max_steps=2,
+)
+"""A network that evaluates in a millisecond and has no idea."""
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A Redis of the test's own."""
+    with embedded_redis.start(tmp_path) as server:
+        yield server.url
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of `redis_url`."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    """An agent's client of `redis_url`."""
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a checkpoint with random weights, named `tiny`."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(folder, HRM(TINY).state_dict(), TINY, ConversionConfig(), None)
+    return folder
+
+
+@dataclass(frozen=True)
+class Site:
+    """A Redis, a real worker on it, and an agent."""
+
+    redis_url: str
+    store: redis.Redis
+    worker: Worker
+    client: Client
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Site]:
+    """One for all tests that leave it as it was: counters and streams only grow."""
+    folder = tmp_path_factory.mktemp("site")
+    with (
+        embedded_redis.start(folder) as server,
+        redis.Redis.from_url(server.url) as store,
+        Client(server.url) as client,
+        Worker.start(
+            REAL, folder, server.url, "--checkpoint", "tiny", checkpoint_dir=tiny_checkpoint.parent
+        ) as worker,
+    ):
+        yield Site(server.url, store, worker.wait_until_ready(), client)

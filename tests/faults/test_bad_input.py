@@ -1,0 +1,218 @@
+"""Whatever lies in a queue becomes one dead letter with its reason, and the worker goes on."""
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from schemas import RejectionReason
+from tests.processes import entries, wait_for
+from tests.stubs import message
+from worker.app import EVALUATE, EVALUATE_BATCH, create_app
+from worker.redis_keys import DEAD_LETTERS, LIVE_QUEUE, UNACKED
+
+if TYPE_CHECKING:
+    from tests.conftest import Site
+
+SOUND: dict[str, Any] = {
+    "schema_version": 1,
+    "message_id": "bad-1",
+    "agent_id": "tester",
+    "prompt": "test",
+    "completion": "done",
+}
+
+
+def changed(**fields: Any) -> str:  # noqa: ANN401
+    fields = {**SOUND, **fields}
+    return json.dumps({name: value for name, value in fields.items() if value is not ...})
+
+
+def new_letters(site: "Site", before: int, count: int = 1) -> list[dict[str, bytes]]:
+    """The dead letters since there were `before`; the worker has to be ready and empty, too."""
+    wait_for(lambda: site.store.xlen(DEAD_LETTERS) >= before + count, "a dead letter")
+    wait_for(lambda: not site.store.exists(UNACKED, LIVE_QUEUE), "acknowledged")
+    site.client.result(site.client.submit(message()))
+    assert site.worker.is_ready()
+    assert site.store.xlen(DEAD_LETTERS) == before + count
+    return entries(site.store, DEAD_LETTERS)[-count:]
+
+
+MESSAGES = [
+    ("not json", RejectionReason.NOT_JSON),
+    ("", RejectionReason.NOT_JSON),
+    (changed(prompt="\ud800"), RejectionReason.INVALID_UNICODE),
+    ("\ud800", RejectionReason.INVALID_UNICODE),
+    ("[" * 5000, RejectionReason.TOO_DEEP),
+    (changed(tags="[" * 2, completion="x" * 300_000), RejectionReason.WRONG_TYPE),
+    (changed(completion="x" * 300_000), RejectionReason.TOO_LARGE),
+    (changed(completion="x" * 3_000_000), RejectionReason.TOO_LARGE),
+    ("[]", RejectionReason.NOT_A_MESSAGE),
+    ("7", RejectionReason.NOT_A_MESSAGE),
+    (7, RejectionReason.NOT_A_MESSAGE),
+    (None, RejectionReason.NOT_A_MESSAGE),
+    ([SOUND], RejectionReason.NOT_A_MESSAGE),
+    (changed(schema_version=2), RejectionReason.UNSUPPORTED_VERSION),
+    (changed(agent_id=...), RejectionReason.MISSING_FIELD),
+    (changed(extra=1), RejectionReason.UNKNOWN_FIELD),
+    (changed(prompt=""), RejectionReason.EMPTY_TEXT),
+    (changed(prompt=5), RejectionReason.WRONG_TYPE),
+    (changed(agent_id="no spaces"), RejectionReason.INVALID_VALUE),
+    (changed(created_at="yesterday"), RejectionReason.INVALID_VALUE),
+    (changed(puzzle_id=-1), RejectionReason.INVALID_VALUE),
+    (changed(puzzle_id=1000), RejectionReason.PUZZLE_OUT_OF_RANGE),
+    (changed(puzzle_id=10**400), RejectionReason.PUZZLE_OUT_OF_RANGE),
+    ({**SOUND, "prompt": {"__type__": "bytes", "__value__": "x"}}, RejectionReason.WRONG_TYPE),
+]
+
+
+@pytest.mark.parametrize(("body", "reason"), MESSAGES, ids=range(len(MESSAGES)))
+def test_a_bad_message_is_a_dead_letter_and_an_answer(
+    site: "Site",
+    body: Any,  # noqa: ANN401
+    reason: RejectionReason,
+) -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    counted = site.worker.metrics()[f"rejected_total{{reason={reason}}}"]
+    answer = create_app(site.redis_url).send_task(EVALUATE, args=[body]).get(timeout=30)
+    assert answer["reason"] == reason
+    (letter,) = new_letters(site, before)
+    assert letter["reason"].decode() == reason
+    assert letter["detail"].decode() == answer["detail"]
+    sent = (
+        body.encode(errors="surrogatepass") if isinstance(body, str) else json.dumps(body).encode()
+    )
+    assert letter["body"].replace(b" ", b"") == sent.replace(b" ", b"")
+    assert letter["queue"] == b"sqe.evaluate"
+    assert site.worker.metrics()[f"rejected_total{{reason={reason}}}"] == counted + 1
+
+
+ARGUMENTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((), {}),
+    (("a", "b"), {}),
+    (("a",), {"more": 1}),
+    ((), {"other": "a"}),
+]
+
+
+@pytest.mark.parametrize("task", [EVALUATE, EVALUATE_BATCH])
+@pytest.mark.parametrize(("args", "kwargs"), ARGUMENTS)
+def test_wrong_arguments_are_a_dead_letter(
+    site: "Site", task: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    answer = create_app(site.redis_url).send_task(task, args=args, kwargs=kwargs).get(timeout=30)
+    assert answer["reason"] == "not_a_message"
+    assert "takes one argument" in answer["detail"]
+    new_letters(site, before)
+
+
+def test_a_batch_over_256_is_one_dead_letter_with_all_of_it(site: "Site") -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    batch = [message().model_dump_json() for _ in range(257)]
+    answer = create_app(site.redis_url).send_task(EVALUATE_BATCH, args=[batch]).get(timeout=30)
+    assert "a batch may have 256" in answer["detail"]
+    (letter,) = new_letters(site, before)
+    assert json.loads(letter["body"])[0] == [batch]
+
+
+def test_bad_neighbours_in_a_batch_stop_none(site: "Site") -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    good = [message() for _ in range(3)]
+    batch: list[object] = [
+        "no json",
+        *(each.model_dump_json() for each in good),
+        None,
+        {},
+        "[" * 5000,
+    ]
+    answer = create_app(site.redis_url).send_task(EVALUATE_BATCH, args=[batch]).get(timeout=30)
+    assert [outcome.get("reason", "verdict") for outcome in answer] == [
+        "not_json",
+        *(["verdict"] * 3),
+        "not_a_message",
+        "missing_field",
+        "too_deep",
+    ]
+    new_letters(site, before, 4)
+
+
+ITEMS = [
+    b"garbage",
+    b"[]",
+    b"{}",
+    b"null",
+    b"\x80\x04\x95 a pickle",
+    b"\xff\xfe invalid UTF-8",
+    b"[" * 200_000,
+    b'{"properties":' * 100_000,
+    b"x" * 5_000_000,
+    b'{"body": "", "headers": {"task": []}, "properties": {}}',
+    b'{"body": 7, "headers": {"task": "sqe.evaluate", "id": "x"}, "properties": {}}',
+]
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=range(len(ITEMS)))
+def test_an_item_that_is_no_task_is_a_dead_letter(site: "Site", item: bytes) -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    site.store.lpush(LIVE_QUEUE, item)
+    (letter,) = new_letters(site, before)
+    assert letter["body"] == item
+
+
+def test_a_flood_of_garbage_is_worked_off(site: "Site") -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    site.store.lpush(LIVE_QUEUE, *(f"garbage {number}".encode() for number in range(300)))
+    assert {letter["reason"] for letter in new_letters(site, before, 300)} == {b"not_json"}
+
+
+def test_an_unknown_task_answers_whoever_waits_for_it(site: "Site") -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    app = create_app(site.redis_url)
+    for name in ("celery.chord", "celery.backend_cleanup", "shutdown", "sqe.Evaluate"):
+        answer = app.send_task(name, args=[["text"]]).get(timeout=30)
+        assert answer["reason"] == "unknown_task"
+    new_letters(site, before, 4)
+
+
+@pytest.mark.parametrize("serializer", ["pickle", "yaml"])
+def test_other_serializers_are_never_read(site: "Site", serializer: str) -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    answer = (
+        create_app(site.redis_url)
+        .send_task(EVALUATE, args=[changed()], serializer=serializer)
+        .get(timeout=30)
+    )
+    assert answer["reason"] == "not_json"
+    assert "send application/json" in answer["detail"]
+    new_letters(site, before)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"countdown": 10**6},
+    {"expires": 10**6},
+    {"headers": {"eta": "soon", "expires": {}, "timelimit": 5, "retries": "x", "group": []}},
+    {"link": create_app("memory://").signature("other.task")},
+    {"priority": 9},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["eta", "expires", "broken", "link", "priority"])
+def test_celerys_own_options_do_no_harm(site: "Site", options: dict[str, Any]) -> None:
+    sent = message(message_id=str(uuid.uuid4()))
+    before = site.store.xlen(DEAD_LETTERS)
+    create_app(site.redis_url).send_task(EVALUATE, args=[sent.model_dump_json()], **options)
+    assert site.client.result(sent.message_id).message_id == sent.message_id
+    assert site.store.xlen(DEAD_LETTERS) == before
+
+
+def test_no_text_of_a_message_is_in_the_log(site: "Site") -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    app = create_app(site.redis_url)
+    app.send_task(EVALUATE, args=['{"prompt": "hush-hush'])
+    app.send_task(EVALUATE, args=[changed(prompt="hush-hush", extra="hush-hush")])
+    site.client.result(site.client.submit(message("hush-hush")))
+    new_letters(site, before, 2)
+    assert "hush-hush" not in site.worker.log.read_text()
+    assert "hush-hush" not in site.worker.get("/metrics")[1]

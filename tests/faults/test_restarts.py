@@ -1,0 +1,214 @@
+"""Workers and Redis that stop, die and come back: nothing is lost, and nothing counted twice."""
+
+import functools
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.processes import STUB, Worker, wait_for
+from tests.stubs import message
+from worker import embedded_redis
+from worker.client import BACKFILL_QUEUE, Client
+from worker.redis_keys import LIVE_QUEUE, UNACKED, UNACKED_INDEX
+
+SHORT = 1.0
+"""The shortest visibility timeout, so that a dead worker's messages move on soon."""
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file that is not there yet; messages `hold` until it is."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def workers() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def is_cut_off(worker: Worker) -> bool:
+    return worker.get("/readyz") == (503, "not consuming: no reply from Redis\n")
+
+
+def in_hand(store: redis.Redis) -> int:
+    return store.hlen(UNACKED)
+
+
+def test_messages_survive_every_restart_of_redis(workers: ExitStack, tmp_path: Path) -> None:
+    port = 0
+    worker = None
+    sent: list[str] = []
+    for _ in range(3):
+        with embedded_redis.start(tmp_path, port=port) as server, Client(server.url) as client:
+            port = server.port
+            # A message that was on its way out of Redis comes back after the visibility timeout.
+            worker = worker or workers.enter_context(
+                Worker.start(STUB, tmp_path, server.url, visibility_timeout=3)
+            )
+            worker.wait_until_ready()
+            # The server stops while these are on their way through the worker.
+            sent += [client.submit(message()) for _ in range(100)]
+            sent += client.submit_many(message() for _ in range(3000))
+        assert worker is not None
+        wait_for(functools.partial(is_cut_off, worker), "not ready without Redis", 10)
+        assert worker.get("/healthz") == (200, "alive\n")
+    assert worker is not None
+    with embedded_redis.start(tmp_path, port=port) as server, Client(server.url) as client:
+        worker.wait_until_ready()
+        outcomes = {outcome.message_id for outcome in client.results(sent, timeout=30)}
+    assert outcomes == set(sent)
+    assert len(sent) == 9300
+    assert worker.total("evaluations_total") == 9300
+
+
+def test_a_worker_waits_for_a_redis_that_comes_later(workers: ExitStack, tmp_path: Path) -> None:
+    with embedded_redis.start(tmp_path) as server:
+        port, url = server.port, server.url
+    worker = workers.enter_context(Worker.start(STUB, tmp_path, url))
+    wait_for(lambda: "Redis is not reachable" in worker.log.read_text(), "a first attempt")
+    with embedded_redis.start(tmp_path, port=port), Client(url) as client:
+        assert client.result(client.submit(message())).solved
+
+
+def test_a_killed_workers_message_goes_to_another_and_counts_once(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, gate: Path
+) -> None:
+    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
+    first = workers.enter_context(start).wait_until_ready()
+    message_id = client.submit(message(f"hold {gate}"))
+    with redis.Redis.from_url(redis_url) as store:
+        wait_for(lambda: in_hand(store) == 1, "taken by the first worker")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    gate.touch()
+    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
+    second = workers.enter_context(start)
+    assert client.result(message_id).message_id == message_id
+    wait_for(lambda: second.total("evaluations_total") == 1, "counted")
+    assert second.total("duplicates_total") == 0
+
+
+def test_a_message_that_two_workers_evaluate_counts_once(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    gate = tmp_path / "gate"
+    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
+    first = workers.enter_context(start).wait_until_ready()
+    message_id = client.submit(message(f"hold {gate}"))
+    wait_for(lambda: in_hand(store) == 1, "taken by the first worker")
+    first.signal(signal.SIGSTOP)
+    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
+    second = workers.enter_context(start)
+    tag = store.hkeys(UNACKED)[0]
+    wait_for(lambda: store.hkeys(UNACKED) not in ([], [tag]), "taken by the second worker")
+    gate.touch()
+    assert client.result(message_id).solved
+    first.signal(signal.SIGCONT)
+    wait_for(lambda: first.total("duplicates_total") == 1, "answered by both")
+    assert first.total("evaluations_total") == 0
+    assert second.total("evaluations_total") == 1
+    wait_for(lambda: in_hand(store) == 0, "acknowledged by both")
+
+
+def test_a_message_longer_than_the_visibility_timeout_stays_with_its_worker(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    gate = tmp_path / "gate"
+    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
+    worker = workers.enter_context(start).wait_until_ready()
+    message_id = client.submit(message(f"hold {gate}"))
+    wait_for(lambda: in_hand(store) == 1, "taken")
+    (tag,) = store.hkeys(UNACKED)
+    taken = store.zscore(UNACKED_INDEX, tag) or 0.0
+    wait_for(lambda: (store.zscore(UNACKED_INDEX, tag) or 0.0) > taken + 3 * SHORT, "renewed")
+    gate.touch()
+    assert client.result(message_id).solved
+    wait_for(lambda: in_hand(store) == 0, "acknowledged")
+    assert worker.total("evaluations_total") == 1
+    assert worker.total("duplicates_total") == 0
+
+
+def test_sigterm_finishes_what_is_under_way_and_exits_0(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    gate = tmp_path / "gate"
+    worker = workers.enter_context(Worker.start(STUB, tmp_path, redis_url)).wait_until_ready()
+    message_id = client.submit(message(f"hold {gate}"))
+    wait_for(lambda: in_hand(store) == 1, "taken")
+    worker.signal(signal.SIGTERM)
+    wait_for(lambda: worker.get("/readyz") == (503, "shutting down\n"), "not ready")
+    worker.signal(signal.SIGTERM)  # a second one changes nothing
+    wait_for(lambda: worker.log.read_text().count("SIGTERM") == 1, "one line in the log")
+    late = client.submit(message())
+    gate.touch()
+    assert worker.wait() == 0
+    assert client.result(message_id, timeout=1).solved
+    assert (store.llen(LIVE_QUEUE), in_hand(store)) == (1, 0), "the late one is for others"
+    assert late in str(store.lindex(LIVE_QUEUE, 0))
+
+
+def test_what_is_not_finished_in_the_grace_period_goes_back(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    start = Worker.start(STUB, tmp_path, redis_url, shutdown_grace_seconds=0.3)
+    worker = workers.enter_context(start).wait_until_ready()
+    client.submit(message(f"hold {tmp_path / 'never'}"))
+    wait_for(lambda: in_hand(store) == 1, "taken")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert (store.llen(LIVE_QUEUE), in_hand(store)) == (1, 0)
+
+
+def test_sigterm_while_redis_is_gone_ends_the_worker(workers: ExitStack, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with embedded_redis.start(tmp_path) as server, Client(server.url) as client:
+        start = Worker.start(STUB, tmp_path, server.url, shutdown_grace_seconds=0.3)
+        worker = workers.enter_context(start).wait_until_ready()
+        client.submit(message(f"hold {gate}"))
+        with redis.Redis.from_url(server.url) as store:
+            wait_for(lambda: in_hand(store) == 1, "taken")
+    gate.touch()
+    wait_for(lambda: "does not take" in worker.log.read_text(), "an outcome without a Redis")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    with (
+        embedded_redis.start(tmp_path) as server,
+        redis.Redis.from_url(server.url) as store,
+    ):
+        assert store.llen(LIVE_QUEUE) + in_hand(store) == 1, "not lost"
+
+
+def test_a_worker_that_meets_only_errors_gives_its_messages_back_and_exits_1(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    worker = workers.enter_context(
+        Worker.start(STUB, tmp_path, redis_url, "--slots", "1")
+    ).wait_until_ready()
+    for _ in range(30):
+        client.submit(message("bug in here"))
+    assert worker.wait() == 1
+    assert in_hand(store) == 0
+    assert store.llen(LIVE_QUEUE) == 30 - store.xlen("sqe:dead-letters")
+    assert store.llen(LIVE_QUEUE) > 20
+    assert "bug in here" not in worker.log.read_text()
+
+
+def test_live_messages_overtake_a_backlog(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    gate = tmp_path / "gate"
+    start = Worker.start(STUB, tmp_path, redis_url, "--slots", "1")
+    workers.enter_context(start).wait_until_ready()
+    held = client.submit(message(f"hold {gate}"))
+    wait_for(lambda: in_hand(store) == 1, "the only slot is taken")
+    backlog = [client.submit(message(), queue=BACKFILL_QUEUE) for _ in range(50)]
+    live = [client.submit(message()) for _ in range(5)]
+    gate.touch()
+    verdicts = [client.result(message_id) for message_id in (held, *backlog, *live)]
+    in_order = sorted(verdicts, key=lambda verdict: verdict.evaluated_at)
+    assert [verdict.message_id for verdict in in_order] == [held, *live, *backlog]

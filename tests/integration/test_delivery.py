@@ -1,0 +1,145 @@
+"""worker.delivery and worker.backlog against a real Redis."""
+
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import redis
+from celery.result import AsyncResult
+
+from schemas import Rejection, RejectionReason
+from tests.processes import entries
+from tests.stubs import DIGEST, message, verdict
+from worker import embedded_redis
+from worker.app import create_app
+from worker.backlog import read_backlog
+from worker.delivery import Answer, Delivery, DeliveryAborted
+from worker.redis_keys import DEAD_LETTERS, FAILURES, UNACKED_INDEX, delivery_tag
+from worker.settings import Settings
+
+
+@pytest.fixture
+def errors() -> list[None]:
+    return []
+
+
+@pytest.fixture
+def delivery(store: redis.Redis, errors: list[None]) -> Delivery:
+    settings = Settings(failures_maxlen=100, dead_letters_maxlen=100)
+    return Delivery(store, settings, worker="w:1", on_error=lambda: errors.append(None))
+
+
+def failure(delivery: Delivery, message_id: str = "m1") -> Answer:
+    sent = message("fail", message_id=message_id)
+    return delivery.verdict(verdict(sent), sent, "task-1", DIGEST)
+
+
+def refusal(delivery: Delivery, identity: str = "task-1/0") -> Answer:
+    rejection = Rejection(message_id="m1", reason=RejectionReason.NOT_JSON, detail="why")
+    return delivery.dead_letter(
+        rejection, b"\xff body", queue="sqe.evaluate", identity=identity, result_ids=("m1",)
+    )
+
+
+def test_only_the_first_delivery_of_an_outcome_counts(
+    delivery: Delivery, store: redis.Redis
+) -> None:
+    answers = [failure(delivery), refusal(delivery)]
+    assert delivery.deliver(answers) == [True, True]
+    assert delivery.deliver(answers) == [False, False]
+    assert (store.xlen(FAILURES), store.xlen(DEAD_LETTERS)) == (1, 1)
+
+
+def test_the_same_message_twice_in_one_batch_counts_once(delivery: Delivery) -> None:
+    assert delivery.deliver([failure(delivery)] * 2) == [True, False]
+
+
+def test_an_attempt_whose_reply_was_lost_still_counts(
+    delivery: Delivery, store: redis.Redis
+) -> None:
+    answers = [failure(delivery)]
+    assert delivery._attempt(answers, "token", None) == [True]
+    assert delivery._attempt(answers, "token", None) == [True]
+    assert store.xlen(FAILURES) == 1
+
+
+def test_another_checkpoint_counts_for_itself(delivery: Delivery) -> None:
+    sent = message()
+    first = delivery.verdict(verdict(sent), sent, None, "a" * 64)
+    second = delivery.verdict(verdict(sent), sent, None, "b" * 64)
+    assert delivery.deliver([first, second]) == [True, True]
+
+
+def test_a_dead_letter_shows_its_fields_and_the_raw_bytes(
+    delivery: Delivery, store: redis.Redis
+) -> None:
+    delivery.deliver([refusal(delivery)])
+    (fields,) = entries(store, DEAD_LETTERS)
+    assert datetime.fromisoformat(fields.pop("rejected_at").decode()).tzinfo is UTC
+    assert fields == {
+        "reason": b"not_json",
+        "detail": b"why",
+        "message_id": b"m1",
+        "queue": b"sqe.evaluate",
+        "worker": b"w:1",
+        "body": b"\xff body",
+    }
+
+
+def test_a_result_is_one_of_celerys(delivery: Delivery, redis_url: str) -> None:
+    delivery.deliver([failure(delivery)], batch_id="batch-1")
+    app = create_app(redis_url)
+    for task_id in ("m1", "task-1"):
+        assert AsyncResult(task_id, app=app).get(timeout=1)["message_id"] == "m1"
+    assert len(AsyncResult("batch-1", app=app).get(timeout=1)) == 1
+    app.close()
+
+
+def test_streams_stay_near_their_length(delivery: Delivery, store: redis.Redis) -> None:
+    for number in range(40):
+        delivery.deliver([refusal(delivery, f"{number}/{place}") for place in range(20)])
+    # Redis cuts whole nodes of 100 entries.
+    assert 100 <= store.xlen(DEAD_LETTERS) <= 200
+
+
+def test_an_outage_is_waited_out(tmp_path: Path) -> None:
+    errors: list[None] = []
+    with embedded_redis.start(tmp_path) as server:
+        port, url = server.port, server.url
+    client = redis.Redis.from_url(url)
+    delivery = Delivery(client, Settings(), worker="w", on_error=lambda: errors.append(None))
+    firsts: list[bool] = []
+    thread = threading.Thread(target=lambda: firsts.extend(delivery.deliver([refusal(delivery)])))
+    thread.start()
+    with embedded_redis.start(tmp_path, port=port):
+        thread.join(30)
+        assert firsts == [True]
+    assert errors
+    client.close()
+
+
+def test_after_giving_up_an_outage_ends_the_delivery() -> None:
+    client = redis.Redis.from_url("redis://127.0.0.1:1/0")
+    delivery = Delivery(client, Settings(), worker="w", on_error=lambda: None)
+    delivery.give_up()
+    with pytest.raises(DeliveryAborted):
+        delivery.deliver([refusal(delivery)])
+
+
+def test_the_backlog_is_told_by_queue_and_state(store: redis.Redis) -> None:
+    store.lpush("sqe.evaluate", "a", "b")
+    store.lpush("sqe.evaluate\x06\x169", "urgent for a Celery producer")
+    store.lpush("sqe.backfill", "c")
+    store.zadd(UNACKED_INDEX, {delivery_tag("sqe.backfill", str(n)): n for n in range(5)})
+    assert read_backlog(store) == {
+        ("sqe.evaluate", "ready"): 3,
+        ("sqe.evaluate", "unacked"): 0,
+        ("sqe.backfill", "ready"): 1,
+        ("sqe.backfill", "unacked"): 5,
+    }
+
+
+def test_without_redis_there_is_no_backlog_to_tell() -> None:
+    with redis.Redis.from_url("redis://127.0.0.1:1/0") as nobody:
+        assert read_backlog(nobody) is None

@@ -1,0 +1,74 @@
+"""worker.health: what a supervisor and Prometheus are told."""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from worker import health
+from worker.health import HealthError, Readiness
+
+
+def get(url: str, accept: str = "*/*") -> tuple[int, str, str]:
+    request = urllib.request.Request(url, headers={"Accept": accept})  # noqa: S310 - http
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - http
+            return answer.status, answer.read().decode(), answer.headers["Content-Type"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), error.headers["Content-Type"]
+
+
+@pytest.fixture
+def readiness() -> Readiness:
+    return Readiness()
+
+
+@pytest.fixture
+def url(readiness: Readiness) -> Iterator[str]:
+    registry = CollectorRegistry()
+    Gauge("answer", "The answer.", registry=registry).set(42)
+    with health.serve("127.0.0.1", 0, registry, readiness) as url:
+        yield url
+
+
+def test_metrics_are_served_in_the_form_that_is_asked_for(url: str) -> None:
+    status, text, kind = get(f"{url}/metrics")
+    assert (status, kind.partition(";")[0]) == (200, "text/plain")
+    assert "\nanswer 42.0\n" in text
+    assert get(f"{url}/metrics", "application/openmetrics-text")[1].endswith("# EOF\n")
+
+
+def test_a_worker_is_ready_once_loaded_and_consuming(
+    url: str, readiness: Readiness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert get(f"{url}/readyz")[:2] == (503, "loading the checkpoint\n")
+    readiness.loaded()
+    assert get(f"{url}/readyz")[:2] == (503, "not consuming: no reply from Redis\n")
+    readiness.broker_replied()
+    assert get(f"{url}/readyz")[:2] == (200, "ready\n")
+    now += health.FRESH_SECONDS + 0.1
+    assert get(f"{url}/readyz")[:2] == (503, "not consuming: no reply from Redis\n")
+    readiness.broker_replied()
+    readiness.stopping()
+    assert get(f"{url}/readyz")[:2] == (503, "shutting down\n")
+    assert get(f"{url}/healthz")[:2] == (200, "alive\n")
+
+
+def test_other_paths_are_not_found(url: str) -> None:
+    assert get(f"{url}/")[0] == 404
+    assert get(f"{url}/healthz?verbose=1")[0] == 200
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(url: str, readiness: Readiness) -> None:
+    port = int(url.rpartition(":")[2])
+    with (
+        pytest.raises(HealthError, match=rf"127\.0\.0\.1:{port} .*give another --metrics-port"),
+        health.serve("127.0.0.1", port, CollectorRegistry(), readiness),
+    ):
+        pass

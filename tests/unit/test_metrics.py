@@ -1,0 +1,112 @@
+"""worker.metrics: the names and figures that Prometheus gets."""
+
+from collections import Counter
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.stubs import StubEvaluator, message, verdict
+from worker.metrics import WINDOW, ErrorKind, Metrics
+
+NAMES = {
+    "evaluations",
+    "failures",
+    "token_confusions",
+    "rejected",
+    "duplicates",
+    "errors",
+    "q_halt_correct",
+    "token_accuracy",
+    "edit_similarity",
+    "act_steps",
+    "queue_seconds",
+    "convert_seconds",
+    "inference_seconds",
+    "end_to_end_seconds",
+    "solve_rate",
+    "engine_slots",
+    "queue_messages",
+    "checkpoint_info",
+    "device_info",
+    "device_memory_bytes",
+}
+
+
+def watched() -> Metrics:
+    metrics = Metrics()
+    metrics.watch_engine(
+        StubEvaluator(slots=4),
+        checkpoint="stub",
+        digest="d",
+        device="cuda:1",
+        memory=lambda: {"allocated": 5},
+    )
+    metrics.watch_queues(lambda: Counter({("sqe.evaluate", "ready"): 3}))
+    return metrics
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
+        for sample in family.samples
+    }
+
+
+def test_every_metric_of_the_design_is_there() -> None:
+    metrics = watched()
+    metrics.evaluated(verdict(message("fail"), queued=1.0), {(1, 2): 1})
+    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    names = {family.name for family in families}
+    ours = {name.removeprefix("sqe_hrm_") for name in names if name.startswith("sqe_hrm_")}
+    assert {name for name in ours if not name.endswith("_created")} == NAMES
+    assert {"python_info", "process_resident_memory_bytes"} <= names
+
+
+def test_state_is_read_when_it_is_asked_for() -> None:
+    values = samples(watched())
+    assert values["sqe_hrm_engine_slots", "busy"] == 0
+    assert values["sqe_hrm_engine_slots", "free"] == 4
+    assert values["sqe_hrm_queue_messages", "ready", "sqe.evaluate"] == 3
+    assert values["sqe_hrm_checkpoint_info", "d", "stub"] == 1
+    assert values["sqe_hrm_device_memory_bytes", "allocated", "cuda:1"] == 5
+
+
+def test_the_solve_rate_is_that_of_the_last_messages() -> None:
+    metrics = watched()
+    assert ("sqe_hrm_solve_rate",) not in samples(metrics), "no rate of nothing"
+    failed, solved = verdict(message("fail")), verdict(message())
+    for _ in range(10):
+        metrics.evaluated(failed, {})
+    for _ in range(WINDOW - 5):
+        metrics.evaluated(solved, {})
+    assert samples(metrics)["sqe_hrm_solve_rate",] == 1 - 5 / WINDOW
+
+
+def test_a_scrape_without_redis_lacks_the_queues_and_says_so() -> None:
+    metrics = Metrics()
+    metrics.watch_queues(lambda: None)
+    assert samples(metrics)["sqe_hrm_errors_total", "scrape_redis"] == 0
+    values = samples(metrics)
+    assert not [key for key in values if key[0] == "sqe_hrm_queue_messages"]
+    assert values["sqe_hrm_errors_total", "scrape_redis"] == 1, "of the scrape before"
+
+
+def test_q_halt_is_right_when_its_sign_is_the_outcome() -> None:
+    metrics = Metrics()
+    metrics.evaluated(verdict(message("solve")), {})  # both have q_halt 1
+    metrics.evaluated(verdict(message("fail")), {})
+    assert samples(metrics)["sqe_hrm_q_halt_correct_total",] == 1
+
+
+def test_a_time_that_is_unknown_is_not_observed() -> None:
+    metrics = Metrics()
+    metrics.evaluated(verdict(message()), {})
+    assert samples(metrics)["sqe_hrm_queue_seconds_count",] == 0
+    assert samples(metrics)["sqe_hrm_end_to_end_seconds_count",] == 1
+
+
+def test_errors_and_reasons_show_before_the_first_one() -> None:
+    values = samples(Metrics())
+    assert all(values["sqe_hrm_errors_total", kind] == 0 for kind in ErrorKind)
+    assert values["sqe_hrm_rejected_total", "not_json"] == 0

@@ -1,0 +1,57 @@
+"""worker.tasks: the messages in a task's arguments."""
+
+import json
+
+import pytest
+
+from schemas import MessageRejected, RejectionReason
+from worker.app import MAX_BATCH
+from worker.tasks import message_of, messages_of
+
+
+def arguments(*args: object, **kwargs: object) -> bytes:
+    return json.dumps([args, kwargs, {"callbacks": None}]).encode()
+
+
+@pytest.mark.parametrize("sent", [arguments("text"), arguments(message="text")])
+def test_a_message_comes_by_place_or_by_name(sent: bytes) -> None:
+    assert message_of(sent) == "text"
+
+
+@pytest.mark.parametrize("sent", [arguments(["a", {}]), arguments(messages=["a", {}])])
+def test_a_batch_comes_by_place_or_by_name(sent: bytes) -> None:
+    assert messages_of(sent) == ["a", {}]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        arguments(),
+        arguments("a", "b"),
+        arguments("a", extra=1),
+        arguments(text="a"),
+        b"[]",
+        b"{}",
+        b"null",
+        b'["a", {}, {}]',
+        b'[["a"], [], {}]',
+        b'[["a"]]',
+        b'{"args": ["a"], "kwargs": {}}',
+    ],
+)
+def test_any_other_arguments_are_no_message(sent: bytes) -> None:
+    with pytest.raises(MessageRejected, match="takes one argument") as caught:
+        message_of(sent)
+    assert caught.value.reason is RejectionReason.NOT_A_MESSAGE
+
+
+@pytest.mark.parametrize("sent", [arguments("a"), arguments({"a": 1}), arguments(None)])
+def test_a_batch_is_a_list(sent: bytes) -> None:
+    with pytest.raises(MessageRejected, match="a list of messages"):
+        messages_of(sent)
+
+
+def test_a_batch_over_the_limit_is_refused_with_the_mend() -> None:
+    assert len(messages_of(arguments(["a"] * MAX_BATCH))) == MAX_BATCH
+    with pytest.raises(MessageRejected, match="257 messages, but a batch may have 256: send"):
+        messages_of(arguments(["a"] * (MAX_BATCH + 1)))

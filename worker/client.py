@@ -1,0 +1,253 @@
+"""What an agent uses: enqueue messages, fetch their verdicts.
+
+    from schemas import SQEMessage
+    from worker.client import result, submit
+
+    message_id = submit(SQEMessage.create(agent_id="planner", prompt="…", completion="…"))
+    verdict = result(message_id)
+
+Imports neither torch nor `hrm`: an agent installs the distribution without its extras.
+"""
+
+import functools
+import itertools
+import json
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from kombu.exceptions import OperationalError
+
+from schemas import MessageRejected, Rejection, SQEHRMError, SQEMessage, Verdict
+from worker import embedded_redis, redis_keys
+from worker.app import (
+    CONNECT_TIMEOUT,
+    ENQUEUED_AT,
+    EVALUATE,
+    EVALUATE_BATCH,
+    MAX_BATCH,
+    SOCKET_TIMEOUT,
+    create_app,
+)
+from worker.redis_keys import BACKFILL_QUEUE, LIVE_QUEUE
+from worker.settings import Settings
+
+__all__ = [
+    "BACKFILL_QUEUE",
+    "LIVE_QUEUE",
+    "BrokerUnreachable",
+    "Client",
+    "ResultTimeout",
+    "result",
+    "results",
+    "submit",
+    "submit_many",
+]
+
+MAX_BATCH_CHARACTERS = 4_000_000
+"""Of a batch of long messages, so that no task is more than a few megabytes."""
+
+WINDOW = 10_000
+"""Results waited for at a time: bounds the memory, whatever the number of ids."""
+
+ASKED_AT_ONCE = 500
+"""Results of one MGET: about half a megabyte."""
+
+FIRST_PAUSE = 0.005
+"""Seconds before the next question where something is not there yet: a fraction of an evaluation,
+and long enough that asking takes neither this process nor Redis from the work."""
+
+LONGEST_PAUSE = 0.1
+"""Seconds; ten questions a second are no load for Redis."""
+
+
+class BrokerUnreachable(SQEHRMError):
+    """Redis cannot be reached or does not take the message."""
+
+
+class ResultTimeout(SQEHRMError, TimeoutError):
+    """No outcome in the given time; the message may still be evaluated later."""
+
+
+class Client:
+    """A connection to the workers' Redis. Threads may share one.
+
+    Without `redis_url`: SQE_REDIS_URL, else the embedded server that runs for this folder. Raises
+    `SQEHRMError` when there is neither.
+    """
+
+    def __init__(self, redis_url: str | None = None) -> None:
+        if redis_url is None:
+            configured = Settings.from_env().redis_url
+            with embedded_redis.redis_url(configured, start_if_missing=False) as found:
+                redis_url = found
+        self._app = create_app(redis_url)
+        self._redis = redis.Redis.from_url(
+            redis_url, socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=CONNECT_TIMEOUT
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._app.close()
+        self._redis.close()
+
+    def submit(self, message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
+        """Enqueue a message; returns its id. Raises `BrokerUnreachable`."""
+        self._send(EVALUATE, _text(message), message.message_id, queue)
+        return message.message_id
+
+    def submit_many(self, messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
+        """Enqueue any number of messages in batches; returns their ids, in order.
+
+        `BACKFILL_QUEUE` is for files: its messages wait while live ones are there. Raises
+        `BrokerUnreachable`; the batches before are then enqueued.
+        """
+        ids: list[str] = []
+        for batch in _batches(messages):
+            self._send(
+                EVALUATE_BATCH, [_text(message) for message in batch], uuid.uuid4().hex, queue
+            )
+            ids.extend(message.message_id for message in batch)
+        return ids
+
+    def result(self, message_id: str, timeout: float = 60.0) -> Verdict:
+        """The verdict of a message, waited for at most `timeout` seconds.
+
+        Raises `MessageRejected` if it became a dead letter, `ResultTimeout`, `BrokerUnreachable`.
+        """
+        (outcome,) = self.results([message_id], timeout)
+        if isinstance(outcome, Rejection):
+            raise MessageRejected(outcome.reason, outcome.detail)
+        return outcome
+
+    def results(
+        self, message_ids: Iterable[str], timeout: float = 60.0
+    ) -> Iterator[Verdict | Rejection]:
+        """The outcome of each message, as they come: a verdict, or why it was refused.
+
+        Raises `ResultTimeout` after `timeout` seconds in which none came, and `BrokerUnreachable`.
+        """
+        source = iter(message_ids)
+        waiting = deque(itertools.islice(source, WINDOW))
+        pause = FIRST_PAUSE
+        last = time.monotonic()
+        while waiting:
+            asked = [waiting.popleft() for _ in range(min(ASKED_AT_ONCE, len(waiting)))]
+            found = self.poll(asked)
+            for message_id in asked:
+                if message_id in found:
+                    yield found[message_id]
+            missing = [message_id for message_id in asked if message_id not in found]
+            waiting.extend(missing)  # to the end of the line: the others are asked for meanwhile
+            waiting.extend(itertools.islice(source, WINDOW - len(waiting)))
+            if len(missing) < len(asked):
+                pause, last = FIRST_PAUSE, time.monotonic()
+            elif time.monotonic() - last > timeout:
+                raise ResultTimeout(
+                    f"no outcome of {len(waiting)} messages (such as {waiting[0]}) within "
+                    f"{timeout:g} s: is a worker running?"
+                )
+            if missing:
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def poll(self, message_ids: Sequence[str]) -> dict[str, Verdict | Rejection]:
+        """The outcomes, by message id, that are there now. Raises `BrokerUnreachable`."""
+        found = {}
+        for start in range(0, len(message_ids), ASKED_AT_ONCE):
+            asked = message_ids[start : start + ASKED_AT_ONCE]
+            try:
+                stored = self._redis.mget(list(map(redis_keys.result, asked)))
+            except redis.RedisError as error:
+                raise _unreachable(error) from None
+            for message_id, each in zip(asked, stored, strict=True):
+                if each is not None:
+                    found[message_id] = _outcome(each)
+        return found
+
+    def _send(self, task: str, argument: Any, task_id: str, queue: str) -> None:  # noqa: ANN401
+        if queue not in redis_keys.QUEUES:
+            raise SQEHRMError(f"queue {queue!r}: give {' or '.join(redis_keys.QUEUES)}")
+        try:
+            self._app.send_task(
+                task,
+                args=[argument],
+                task_id=task_id,
+                queue=queue,
+                headers={ENQUEUED_AT: time.time()},
+                # Outcomes are stored by message id; a batch needs no list of them besides.
+                ignore_result=True,
+                # Given, so that Celery does not put a part of the text into the headers, too.
+                argsrepr="(...)",
+            )
+        except (OperationalError, redis.RedisError) as error:
+            raise _unreachable(error) from None
+
+
+def submit(message: SQEMessage) -> str:
+    """`Client.submit` on this process's own client."""
+    return _default().submit(message)
+
+
+def submit_many(messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
+    """`Client.submit_many` on this process's own client."""
+    return _default().submit_many(messages, queue=queue)
+
+
+def result(message_id: str, timeout: float = 60.0) -> Verdict:
+    """`Client.result` on this process's own client."""
+    return _default().result(message_id, timeout)
+
+
+def results(message_ids: Iterable[str], timeout: float = 60.0) -> Iterator[Verdict | Rejection]:
+    """`Client.results` on this process's own client."""
+    return _default().results(message_ids, timeout)
+
+
+@functools.cache
+def _default() -> Client:
+    return Client()
+
+
+def _text(message: SQEMessage) -> str:
+    return message.model_dump_json(exclude_none=True)
+
+
+def _batches(messages: Iterable[SQEMessage]) -> Iterator[list[SQEMessage]]:
+    batch: list[SQEMessage] = []
+    characters = 0
+    for message in messages:
+        length = len(message.prompt) + len(message.completion)
+        if batch and (len(batch) == MAX_BATCH or characters + length > MAX_BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(message)
+        characters += length
+    if batch:
+        yield batch
+
+
+def _outcome(stored: bytes | str) -> Verdict | Rejection:
+    outcome = json.loads(stored)["result"]
+    return (Rejection if "reason" in outcome else Verdict).model_validate_json(json.dumps(outcome))
+
+
+def _unreachable(error: Exception) -> BrokerUnreachable:
+    return BrokerUnreachable(
+        f"Redis does not answer as it should ({error}): check that it runs, and SQE_REDIS_URL"
+    )

@@ -1,0 +1,112 @@
+"""`sqe-hrm worker`: evaluate messages until told to stop."""
+
+import logging
+import sys
+
+import click
+
+from worker import devices, embedded_redis
+from worker.logs import configure_logging
+from worker.redis_keys import QUEUES
+from worker.settings import Settings
+
+DEFAULT_SLOTS = {"cpu": 8, "cuda": 64}
+"""A CPU gains nothing from more rows than fill its vector units; a GPU does."""
+
+
+@click.command("worker")
+@click.option("--checkpoint", help="Name or path.  [default: SQE_CHECKPOINT or sqe-demo]")
+@click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]")
+@click.option("--slots", type=int, help="Messages at once.  [default: 8 on cpu, 64 on cuda]")
+@click.option(
+    "--halting",
+    type=click.Choice(["max_steps", "q"]),
+    default="max_steps",
+    show_default=True,
+    help="When a message leaves the engine: after all steps, or when the Q head says so.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of activations; bfloat16 is faster where the device has it, and rounds more.",
+)
+@click.option("--max-steps", type=click.IntRange(min=1), help="ACT steps.  [default: checkpoint's]")
+@click.option("--metrics-port", type=int, help="0 takes a free one.  [default: 9108]")
+@click.option(
+    "--queues",
+    default=",".join(QUEUES),
+    show_default=True,
+    help="Which to take from, the most urgent first.",
+)
+@click.option("--threads", type=int, help="Of torch on cpu.  [default: one per core]")
+def command(
+    checkpoint: str | None,
+    device: str | None,
+    slots: int | None,
+    halting: str,
+    dtype: str,
+    max_steps: int | None,
+    metrics_port: int | None,
+    queues: str,
+    threads: int | None,
+) -> None:
+    """Evaluate messages from the queues until SIGTERM or Ctrl-C.
+
+    Without SQE_REDIS_URL, a Redis server is started in this folder.
+    """
+    chosen = tuple(name.strip() for name in queues.split(","))
+    unknown = sorted(set(chosen) - set(QUEUES))
+    if unknown:
+        raise click.UsageError(f"no queue {unknown[0]!r}: there are {' and '.join(QUEUES)}")
+    settings = Settings.from_env(
+        checkpoint=checkpoint,
+        device=device,
+        slots=slots,
+        metrics_port=metrics_port,
+        threads=threads,
+    )
+    configure_logging()
+    try:
+        pinned = devices.pin(settings.device)
+    except devices.DeviceError as error:
+        raise click.UsageError(str(error)) from None
+
+    # After the device is pinned: these import torch.
+    import torch  # noqa: PLC0415
+
+    from hrm.evaluator import Evaluator, Inference  # noqa: PLC0415
+    from schemas import HaltedBy  # noqa: PLC0415
+    from worker.run import run  # noqa: PLC0415
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+
+    def open_evaluator(worker: str) -> Evaluator:
+        return Evaluator.open(
+            settings.checkpoint,
+            folder=settings.checkpoint_dir,
+            device=pinned.torch_name,
+            device_name=pinned.name,
+            inference=Inference(
+                slots=settings.slots or DEFAULT_SLOTS["cuda" if pinned.is_cuda else "cpu"],
+                halting=HaltedBy(halting),
+                max_steps=max_steps,
+                forward_dtype=getattr(torch, dtype),
+            ),
+            worker=worker,
+            max_message_bytes=settings.max_message_bytes,
+        )
+
+    with embedded_redis.redis_url(settings.redis_url, start_if_missing=True) as redis_url:
+        if settings.redis_url is None:
+            logging.getLogger(__name__).info("using the embedded Redis at %s", redis_url)
+        status = run(
+            redis_url=redis_url,
+            settings=settings,
+            device=pinned,
+            queues=chosen,
+            open_evaluator=open_evaluator,
+        )
+    sys.exit(status)

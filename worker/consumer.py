@@ -1,0 +1,109 @@
+"""Celery's consumer for this worker: reconnects soon, says that it is alive, renews its messages.
+
+Knows Celery's event loop and requests; what is in a task is not its business.
+"""
+
+# kombu's methods have no types.
+# mypy: disallow-untyped-calls=False
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, Task
+from celery.worker import consumer
+from celery.worker.request import Request
+from celery.worker.state import maybe_shutdown, task_reserved
+from kombu.connection import Connection
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+"""Between two signs of life of a worker whose slots are all taken, so that readiness tells a busy
+worker from one that is cut off."""
+
+FIRST_RETRY_SECONDS = 0.2
+RETRY_STEP_SECONDS = 0.4
+LONGEST_RETRY_SECONDS = 2.0
+"""Between attempts to reach Redis; Celery's own grow to 30 s, and messages would wait as long."""
+
+RENEWALS = 4
+"""Times that a message is renewed within the visibility timeout: three may fail."""
+
+
+class Consumer(consumer.Consumer):
+    """The `worker_consumer` setting of a worker."""
+
+    def ensure_connected(self, conn: Connection) -> Connection:
+        """Reach the broker, for as long as it takes."""
+        outage = False
+
+        def on_error(error: Exception, _interval: float) -> None:
+            nonlocal outage
+            if not outage:
+                logger.warning("Redis is not reachable (%s); trying until it is", error)
+            outage = True
+
+        conn.ensure_connection(
+            on_error,
+            interval_start=FIRST_RETRY_SECONDS,
+            interval_step=RETRY_STEP_SECONDS,
+            interval_max=LONGEST_RETRY_SECONDS,
+            callback=maybe_shutdown,
+        )
+        self.first_connection_attempt = False
+        if outage or self.restart_count > 0:
+            logger.info("Redis is reachable again")
+        return conn
+
+    def register_with_event_loop(self, hub: Any) -> None:  # noqa: ANN401
+        """Start the timers of one connection; Celery stops them when it is lost."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(BEAT_SECONDS, self._beat)
+        channel = self.task_consumer.channel
+        hub.call_repeatedly(channel.visibility_timeout / RENEWALS, channel.qos.renew)
+
+    def _beat(self) -> None:
+        channel = self.task_consumer.channel
+        # With a slot free, each request for a message is a sign of life.
+        if not channel.qos.can_consume():
+            channel.ping()
+
+
+def strategy(task: Task, app: Celery, consumer: Consumer, **_: Any) -> Callable[..., None]:  # noqa: ANN401
+    """How a delivery becomes a request for the pool (a task's `Strategy`).
+
+    The request holds the checked envelope and nothing else: Celery's own options in a message
+    (`eta`, `expires`, `chain`, …) have no effect here, and no form of them an error.
+    """
+
+    def handle(
+        message: Any,  # noqa: ANN401
+        _body: object,
+        ack: Callable[..., None],
+        reject: Callable[..., None],
+        _callbacks: object,
+    ) -> None:
+        envelope = message.headers["envelope"]
+        request = Request(
+            message,
+            on_ack=ack,
+            on_reject=reject,
+            hostname=consumer.hostname,
+            app=app,
+            task=task,
+            connection_errors=consumer.connection_errors,
+            # Given, so that no log line can show the arguments.
+            headers={
+                "id": envelope.task_id,
+                "task": envelope.task,
+                "argsrepr": "(...)",
+                "kwargsrepr": "{}",
+            },
+            body=((envelope,), {}, {}),
+            decoded=True,
+        )
+        task_reserved(request)
+        consumer.on_task_request(request)
+
+    return handle

@@ -1,0 +1,215 @@
+"""The delivery rules: an outcome is stored before its message is acknowledged, and counted once.
+
+Every write to Redis about an outcome is here, in one script: the marker that it was counted, the
+entry in a stream, the result for whoever waits. While Redis does not take it, this waits and tries
+again; the message stays unacknowledged all the while. Knows no metrics and no model.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import redis
+
+from schemas import Rejection, SQEMessage, Verdict
+from worker import redis_keys
+from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Outcome = Verdict | Rejection
+
+FIRST_PAUSE = 0.1
+"""Seconds until the first new attempt: a Redis that restarts is often back by then."""
+
+LONGEST_PAUSE = 2.0
+"""Seconds between attempts later: short beside any outage worth the name."""
+
+# KEYS: marker, stream, then the results' keys. ARGV: token of this attempt, seconds the marker
+# lives, seconds a result lives, the results, the stream's length, the stream entry's fields.
+STORE = """#!lua flags=allow-oom
+local set = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
+local results = #KEYS - 2
+if set and #ARGV > 3 + results then
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', unpack(ARGV, 4 + results))
+end
+for i = 1, results do
+  redis.call('SET', KEYS[2 + i], ARGV[3 + i], 'EX', ARGV[3])
+  redis.call('PUBLISH', KEYS[2 + i], ARGV[3 + i])
+end
+-- An attempt whose reply was lost finds its own token: still the first.
+if set or redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
+return 0
+"""
+
+
+class DeliveryAborted(Exception):
+    """The worker shuts down and Redis did not take the outcome: the message is not answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One outcome, and where it goes."""
+
+    outcome: Outcome
+    marker: str
+    """Redis key: `redis_keys.counted` or `redis_keys.refused`."""
+    result_ids: tuple[str, ...]
+    """Ids under which someone may wait for it."""
+    stream: str | None = None
+    """The stream that keeps it, if any, and the fields of its entry."""
+    entry: tuple[tuple[str, str | bytes], ...] = ()
+
+
+class Delivery:
+    """Stores outcomes. Threads may share one.
+
+    `on_error` is called for each attempt that Redis did not take.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        settings: Settings,
+        *,
+        worker: str,
+        on_error: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._script = client.register_script(STORE)
+        self._settings = settings
+        self._worker = worker
+        self._on_error = on_error
+        self._giving_up = threading.Event()
+
+    def give_up(self) -> None:
+        """From now on, what Redis does not take at once is aborted instead of tried again."""
+        self._giving_up.set()
+
+    def verdict(
+        self, verdict: Verdict, message: SQEMessage, task_id: str | None, digest: str
+    ) -> Answer:
+        """The answer to a message that was evaluated; `task_id` where it was a task of its own."""
+        entry: tuple[tuple[str, str | bytes], ...] = ()
+        if not verdict.solved:
+            entry = (
+                ("message_id", verdict.message_id),
+                ("agent_id", verdict.agent_id),
+                ("checkpoint", verdict.checkpoint),
+                ("failure_pattern", str(verdict.failure_pattern)),
+                ("category", verdict.category),
+                ("evaluated_at", verdict.evaluated_at.isoformat()),
+                ("verdict", verdict.model_dump_json()),
+                ("message", message.model_dump_json(exclude_none=True)),
+            )
+        return Answer(
+            outcome=verdict,
+            marker=redis_keys.counted(digest, verdict.message_id),
+            result_ids=_distinct(verdict.message_id, task_id),
+            stream=None if verdict.solved else redis_keys.FAILURES,
+            entry=entry,
+        )
+
+    def dead_letter(
+        self,
+        rejection: Rejection,
+        body: bytes,
+        *,
+        queue: str,
+        identity: str,
+        result_ids: tuple[str | None, ...],
+    ) -> Answer:
+        """The answer to a message that is refused; `identity` tells its delivery from others."""
+        fields: tuple[tuple[str, str | bytes], ...] = (
+            ("reason", rejection.reason),
+            ("detail", rejection.detail),
+            ("message_id", rejection.message_id or ""),
+            ("queue", queue),
+            ("worker", self._worker),
+            ("rejected_at", datetime.now(UTC).isoformat()),
+            ("body", body),
+        )
+        digest = hashlib.sha256(identity.encode() + b"\0" + body).hexdigest()
+        return Answer(
+            outcome=rejection,
+            marker=redis_keys.refused(digest[:32]),  # 128 bits: no two deliveries share one
+            result_ids=_distinct(*result_ids),
+            stream=redis_keys.DEAD_LETTERS,
+            entry=fields,
+        )
+
+    def deliver(self, answers: Sequence[Answer], *, batch_id: str | None = None) -> list[bool]:
+        """Store the answers, in one round trip; for each, whether it is the first of its message.
+
+        With `batch_id`, the list of all outcomes is stored under that id, too. Tries until Redis
+        takes it all; a repeated attempt changes nothing that an earlier one did. Raises
+        `DeliveryAborted` after `give_up`.
+        """
+        token = uuid.uuid4().hex
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return self._attempt(answers, token, batch_id)
+            except redis.RedisError as error:
+                self._on_error()
+                if pause == FIRST_PAUSE:
+                    logger.warning("Redis does not take an outcome (%s); trying again", error)
+                if self._giving_up.wait(pause):
+                    raise DeliveryAborted(f"Redis did not take the outcome: {error}") from error
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _attempt(self, answers: Sequence[Answer], token: str, batch_id: str | None) -> list[bool]:
+        settings = self._settings
+        now = datetime.now(UTC).isoformat()
+        outcomes = [answer.outcome.model_dump_json() for answer in answers]
+        with self._client.pipeline(transaction=False) as pipe:
+            for place, (answer, outcome) in enumerate(zip(answers, outcomes, strict=True)):
+                keys = [
+                    answer.marker,
+                    answer.stream or redis_keys.FAILURES,
+                    *map(redis_keys.result, answer.result_ids),
+                ]
+                results = [_result(outcome, task_id, now) for task_id in answer.result_ids]
+                entry = self._stream_arguments(answer)
+                self._script(
+                    keys,
+                    [
+                        f"{token}/{place}",
+                        settings.counted_expires,
+                        settings.result_expires,
+                        *results,
+                        *entry,
+                    ],
+                    client=pipe,
+                )
+            if batch_id is not None:
+                key = redis_keys.result(batch_id)
+                batch = _result(f"[{','.join(outcomes)}]", batch_id, now)
+                pipe.set(key, batch, ex=settings.result_expires)
+                pipe.publish(key, batch)
+            replies = pipe.execute()
+        return [bool(reply) for reply in replies[: len(answers)]]
+
+    def _stream_arguments(self, answer: Answer) -> list[str | bytes | int]:
+        if answer.stream is None:
+            return []
+        dead = answer.stream == redis_keys.DEAD_LETTERS
+        length = self._settings.dead_letters_maxlen if dead else self._settings.failures_maxlen
+        return [length, "*", *(part for field in answer.entry for part in field)]
+
+
+def _distinct(*ids: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each for each in ids if each))
+
+
+def _result(outcome: str, task_id: str, now: str) -> str:
+    """`outcome` (JSON) as Celery's Redis result backend stores a successful task's result."""
+    return (
+        f'{{"status":"SUCCESS","result":{outcome},"traceback":null,"children":[],'
+        f'"date_done":"{now}","task_id":{json.dumps(task_id)}}}'
+    )

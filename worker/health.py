@@ -1,0 +1,114 @@
+"""The worker's HTTP side: /metrics, /healthz, /readyz.
+
+Knows whether this process is alive and consuming, and how to say so; what the figures are is
+`worker.metrics`'s business.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from schemas import SQEHRMError
+
+FRESH_SECONDS = 5.0
+"""An idle worker hears from Redis twice a second and a busy one every second: after five without a
+sign it is cut off or stuck."""
+
+REQUEST_TIMEOUT = 10.0
+"""Seconds: a client that says nothing must not hold a thread for ever."""
+
+
+class HealthError(SQEHRMError):
+    """The health server cannot listen where it should."""
+
+
+class Readiness:
+    """Whether this worker takes messages. Threads share one."""
+
+    def __init__(self) -> None:
+        self._loaded = False
+        self._stopping = False
+        self._last_reply = float("-inf")
+
+    def loaded(self) -> None:
+        """The model is there."""
+        self._loaded = True
+
+    def stopping(self) -> None:
+        """No more messages are taken, for good."""
+        self._stopping = True
+
+    def broker_replied(self) -> None:
+        """Redis answered a request for messages just now."""
+        self._last_reply = time.monotonic()
+
+    def obstacle(self) -> str | None:
+        """Why this worker is not ready, or None when it is."""
+        if self._stopping:
+            return "shutting down"
+        if not self._loaded:
+            return "loading the checkpoint"
+        if time.monotonic() - self._last_reply > FRESH_SECONDS:
+            return "not consuming: no reply from Redis"
+        return None
+
+
+@contextlib.contextmanager
+def serve(host: str, port: int, registry: CollectorRegistry, readiness: Readiness) -> Iterator[str]:
+    """Serve until the end of the block; yields the base URL. `port` 0 takes a free one.
+
+    Raises `HealthError` when the port is taken or the address is not this machine's.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = REQUEST_TIMEOUT
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+                self._answer(HTTPStatus.OK, encode(registry), content_type)
+            elif path == "/healthz":
+                self._answer(HTTPStatus.OK, b"alive\n")
+            elif path == "/readyz":
+                obstacle = readiness.obstacle()
+                status = HTTPStatus.SERVICE_UNAVAILABLE if obstacle else HTTPStatus.OK
+                self._answer(status, f"{obstacle or 'ready'}\n".encode())
+            else:
+                self._answer(HTTPStatus.NOT_FOUND, b"/metrics, /healthz or /readyz\n")
+
+        def _answer(
+            self, status: HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8"
+        ) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's
+            """A scrape every few seconds is no news."""
+
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except (OSError, OverflowError) as error:
+        raise HealthError(
+            f"cannot serve metrics on {host}:{port} ({error}): give another --metrics-port, or 0"
+        ) from None
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
+    thread.start()
+    shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+    try:
+        yield f"http://{shown}:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

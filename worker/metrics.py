@@ -1,0 +1,229 @@
+"""Every Prometheus metric of a worker, by name.
+
+Knows verdicts and numbers. Label values come from fixed lists only: never a message's text, never
+an id. One object per process, with a registry of its own.
+"""
+
+import threading
+from collections import Counter as Counts
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from typing import Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from hrm.vocabulary import VOCABULARY
+from schemas import RejectionReason, Verdict
+
+PREFIX = "sqe_hrm"
+
+WINDOW = 1000
+"""Verdicts that the solve rate is taken of: one more or less changes it by a tenth of a percent."""
+
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+"""Finer towards 1, where an agent starts to drift."""
+
+_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""ACT steps; published checkpoints stop at 8 or 16."""
+
+_SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+"""Seconds of work on one text."""
+
+_LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+"""Seconds from a GPU's step to a backlog of half an hour."""
+
+
+DeviceMemory = Callable[[], dict[str, int]]
+"""Bytes by kind; empty where the device has no memory of its own."""
+
+
+class ErrorKind(StrEnum):
+    """The values of the label `kind`."""
+
+    EVALUATION = "evaluation"
+    """The model gave no finite answer."""
+    INTERNAL = "internal"
+    """An error that nobody foresaw: the log has its traceback."""
+    REDIS = "redis"
+    """Redis did not take an outcome; it was tried again."""
+    SCRAPE_REDIS = "scrape_redis"
+    """The queues could not be read for a scrape, which lacks them."""
+
+
+class Engine(Protocol):
+    """What is measured of an evaluator."""
+
+    @property
+    def slots(self) -> int: ...  # noqa: D102
+    @property
+    def busy_slots(self) -> int: ...  # noqa: D102
+
+
+class Metrics:
+    """Counts what happens. Threads share one."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._window: deque[bool] = deque(maxlen=WINDOW)
+        self._lock = threading.Lock()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
+            return Histogram(
+                f"{PREFIX}_{name}", text, buckets=tuple(buckets), registry=self.registry
+            )
+
+        self._evaluations = counter(
+            "evaluations_total",
+            "Messages evaluated, each counted once.",
+            *("checkpoint", "outcome", "known", "difficulty", "category"),
+        )
+        self._failures = counter("failures_total", "Unsolved messages.", "pattern", "category")
+        self._confusions = counter("token_confusions_total", "Wrong tokens.", "target", "predicted")
+        self._rejected = counter("rejected_total", "Dead letters.", "reason")
+        self._duplicates = counter("duplicates_total", "Messages answered again, not counted.")
+        self._errors = counter("errors_total", "Errors of this worker.", "kind")
+        self._q_halt_correct = counter(
+            "q_halt_correct_total", "Messages whose last q_halt has the sign of their outcome."
+        )
+        self._token_accuracy = histogram("token_accuracy", "Right tokens by position.", _SHARES)
+        self._edit_similarity = histogram(
+            "edit_similarity", "1 - Levenshtein distance / target length.", _SHARES
+        )
+        self._act_steps = histogram("act_steps", "ACT steps of a message.", _STEPS)
+        self._queue = histogram("queue_seconds", "Enqueued until taken.", _LONG)
+        self._convert = histogram("convert_seconds", "Validation and conversion.", _SHORT)
+        self._inference = histogram("inference_seconds", "In the engine.", _LONG)
+        self._end_to_end = histogram("end_to_end_seconds", "Enqueued until the verdict.", _LONG)
+        # At 0 from the start, so that the first one shows as a rise.
+        for reason in RejectionReason:
+            self._rejected.labels(reason)
+        for kind in ErrorKind:
+            self._errors.labels(kind)
+
+    def evaluated(self, verdict: Verdict, confusions: Mapping[tuple[int, int], int]) -> None:
+        """Count a verdict; `confusions` are its wrong tokens as (target, predicted)."""
+        self._evaluations.labels(
+            checkpoint=verdict.checkpoint,
+            outcome="solved" if verdict.solved else "unsolved",
+            known=str(verdict.known).lower(),
+            difficulty=verdict.difficulty,
+            category=verdict.category,
+        ).inc()
+        if verdict.failure_pattern is not None:
+            self._failures.labels(verdict.failure_pattern, verdict.category).inc()
+        for (target, predicted), count in confusions.items():
+            self._confusions.labels(VOCABULARY[target], VOCABULARY[predicted]).inc(count)
+        if (verdict.q_halt >= 0) == verdict.solved:
+            self._q_halt_correct.inc()
+        self._token_accuracy.observe(verdict.token_accuracy)
+        self._edit_similarity.observe(verdict.edit_similarity)
+        self._act_steps.observe(verdict.act_steps)
+        if verdict.timings.queue is not None:
+            self._queue.observe(verdict.timings.queue)
+        self._convert.observe(verdict.timings.convert)
+        self._inference.observe(verdict.timings.inference)
+        self._end_to_end.observe(verdict.timings.total)
+        with self._lock:
+            self._window.append(verdict.solved)
+
+    def rejected(self, reason: RejectionReason) -> None:
+        """Count a dead letter."""
+        self._rejected.labels(reason).inc()
+
+    def duplicate(self) -> None:
+        """Count a message that was answered again."""
+        self._duplicates.inc()
+
+    def error(self, kind: ErrorKind) -> None:
+        """Count an error."""
+        self._errors.labels(kind).inc()
+
+    def solve_rate(self) -> float | None:
+        """Share of solved among the last messages; None before the first."""
+        with self._lock:
+            return sum(self._window) / len(self._window) if self._window else None
+
+    def watch_engine(
+        self, engine: Engine, *, checkpoint: str, digest: str, device: str, memory: DeviceMemory
+    ) -> None:
+        """From now on, show the engine's state and what it runs."""
+
+        def collect() -> Iterable[Metric]:
+            busy = engine.busy_slots
+            yield _gauge(
+                "engine_slots",
+                "Places of the engine.",
+                {("busy",): busy, ("free",): engine.slots - busy},
+                "state",
+            )
+            yield _gauge("checkpoint_info", "1.", {(checkpoint, digest): 1}, "checkpoint", "digest")
+            yield _gauge("device_info", "1.", {(device,): 1}, "device")
+            rate = self.solve_rate()
+            if rate is not None:
+                yield _gauge("solve_rate", f"Solved of the last {WINDOW}.", {(): rate})
+            used = memory()
+            if used:
+                values: dict[tuple[str, ...], float] = {
+                    (device, kind): size for kind, size in used.items()
+                }
+                yield _gauge("device_memory_bytes", "Memory of the GPU.", values, "device", "kind")
+
+        self.registry.register(_OnScrape(collect))
+
+    def watch_queues(self, read: Callable[[], Counts[tuple[str, str]] | None]) -> None:
+        """From now on, show the messages by (queue, state); `read` gives None where it cannot."""
+
+        def collect() -> Iterable[Metric]:
+            counts = read()
+            if counts is None:
+                self.error(ErrorKind.SCRAPE_REDIS)
+                return
+            yield _gauge(
+                "queue_messages",
+                "Messages that wait, and messages delivered but not acknowledged.",
+                {labels: float(count) for labels, count in counts.items()},
+                *("queue", "state"),
+            )
+
+        self.registry.register(_OnScrape(collect))
+
+
+class _OnScrape(Collector):
+    """Metrics that are read when Prometheus asks."""
+
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not read anything."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """What they are now."""
+        return self._read()
+
+
+def _gauge(
+    name: str, text: str, values: Mapping[tuple[str, ...], float], *labels: str
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for label_values, value in values.items():
+        family.add_metric(label_values, value)
+    return family

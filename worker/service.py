@@ -1,0 +1,260 @@
+"""From the bodies of a task to their outcomes: evaluate, deliver, count, in that order.
+
+The one place where the model's side (`hrm.evaluator`), the delivery rules (`worker.delivery`) and
+the figures (`worker.metrics`) meet. Knows no Celery.
+"""
+
+import json
+import logging
+import re
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from schemas import MessageRejected, Rejection, RejectionReason, SQEHRMError, SQEMessage, Verdict
+from worker.delivery import Answer, Delivery, Outcome
+from worker.envelope import Envelope
+from worker.metrics import ErrorKind, Metrics
+
+logger = logging.getLogger(__name__)
+
+MAX_ERRORS_IN_A_ROW = 8
+"""Unexpected errors, without one success between, after which the fault is this worker's (a lost
+GPU) and not the messages': it stops before it turns a whole queue into dead letters."""
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Pending(Protocol):
+    """A message in the engine: `hrm.evaluator.PendingVerdict`."""
+
+    @property
+    def message(self) -> SQEMessage: ...  # noqa: D102
+    @property
+    def confusions(self) -> Counter[tuple[int, int]]: ...  # noqa: D102
+    def result(self, timeout: float | None = None) -> Verdict: ...  # noqa: D102
+
+
+class Evaluator(Protocol):
+    """What a worker needs of `hrm.evaluator.Evaluator`."""
+
+    @property
+    def checkpoint_name(self) -> str: ...  # noqa: D102
+    @property
+    def checkpoint_digest(self) -> str: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def slots(self) -> int: ...  # noqa: D102
+    @property
+    def busy_slots(self) -> int: ...  # noqa: D102
+    def submit(  # noqa: D102
+        self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
+    ) -> Pending: ...
+    def close(self) -> None: ...  # noqa: D102
+
+
+class WorkerBroken(SQEHRMError):
+    """No message can be evaluated here any more; they are for other workers."""
+
+
+class Service:
+    """Processes deliveries. Threads share one.
+
+    `on_broken` is called with the reason when this worker should stop.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        delivery: Delivery,
+        metrics: Metrics,
+        *,
+        on_broken: Callable[[str], None],
+    ) -> None:
+        self._evaluator = evaluator
+        self._delivery = delivery
+        self._metrics = metrics
+        self._on_broken = on_broken
+        self._errors_in_a_row = 0
+        self._lock = threading.Lock()
+
+    def process(self, envelope: Envelope, bodies: Sequence[Any], *, batch: bool) -> list[Outcome]:
+        """Evaluate every body, store the outcomes, count them; one outcome each, in order.
+
+        All are in the engine before the first is waited for, and a bad one stops none. Raises
+        `SQEHRMError` when the engine closes and `DeliveryAborted` when Redis is gone at shutdown:
+        then nothing was answered, and the message has to be delivered again.
+        """
+        queued = _queued_seconds(envelope.enqueued_at)
+        submitted = [self._attempt(partial(self._submit, body, queued)) for body in bodies]
+        confusions: list[Counter[tuple[int, int]]] = []
+        answers = []
+        for position, (body, pending) in enumerate(zip(bodies, submitted, strict=True)):
+            verdict = pending
+            if not isinstance(pending, MessageRejected):
+                verdict = self._attempt(pending.result)
+            if isinstance(verdict, MessageRejected):
+                confusions.append(Counter())
+                answers.append(self._refusal(envelope, verdict, body, position, batch=batch))
+                continue
+            self._errors_in_a_row = 0
+            confusions.append(pending.confusions)
+            answers.append(
+                self._delivery.verdict(
+                    _with_queue_time(verdict, pending.message, queued),
+                    pending.message,
+                    None if batch else envelope.task_id,
+                    self._evaluator.checkpoint_digest,
+                )
+            )
+        batch_id = envelope.task_id if batch and envelope.keep_result else None
+        firsts = self._delivery.deliver(answers, batch_id=batch_id)
+        for answer, first, wrong in zip(answers, firsts, confusions, strict=True):
+            self._count(answer.outcome, wrong, first=first)
+        return [answer.outcome for answer in answers]
+
+    def refuse(self, envelope: Envelope, rejected: MessageRejected) -> Outcome:
+        """A task whose arguments hold no messages becomes one dead letter."""
+        return self._deliver_refusal(
+            rejected, envelope.body, envelope.queue, envelope.task_id, envelope.task_id
+        )
+
+    def refuse_item(
+        self, item: bytes, queue: str, identity: str, rejected: MessageRejected, task_id: str | None
+    ) -> Outcome:
+        """An item of the queue that is no task becomes one dead letter."""
+        return self._deliver_refusal(rejected, item, queue, identity, task_id)
+
+    def _deliver_refusal(
+        self,
+        rejected: MessageRejected,
+        body: bytes,
+        queue: str,
+        identity: str,
+        task_id: str | None,
+    ) -> Outcome:
+        answer = self._delivery.dead_letter(
+            Rejection(message_id=task_id, reason=rejected.reason, detail=rejected.detail),
+            body,
+            queue=queue,
+            identity=identity,
+            result_ids=(task_id,),
+        )
+        (first,) = self._delivery.deliver([answer])
+        self._count(answer.outcome, Counter(), first=first)
+        return answer.outcome
+
+    def _submit(self, body: Any, queued: float | None) -> Pending:  # noqa: ANN401
+        if not isinstance(body, str | dict):
+            raise MessageRejected(
+                RejectionReason.NOT_A_MESSAGE,
+                f"a {type(body).__name__}: send a message as a JSON object or its text",
+            )
+        return self._evaluator.submit(body, queued_seconds=queued)
+
+    def _attempt(self, step: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """What `step` returns, or the `MessageRejected` it raises.
+
+        An error that nobody foresaw refuses this one message: the worker goes on, and no message
+        can end one worker after the other.
+        """
+        try:
+            value = step()
+        except MessageRejected as rejected:
+            if rejected.reason is RejectionReason.EVALUATION_FAILED:
+                self._metrics.error(ErrorKind.EVALUATION)
+            return rejected
+        except SQEHRMError as error:
+            self._on_broken(str(error))
+            raise
+        except Exception as error:  # noqa: BLE001 - the border between the worker and a message
+            self._metrics.error(ErrorKind.INTERNAL)
+            # Not its message, which may quote what it was about.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("unexpected %s\n%s", type(error).__name__, frames)  # noqa: TRY400
+            self._note_unexpected(error)
+            return MessageRejected(
+                RejectionReason.EVALUATION_FAILED,
+                f"unexpected {type(error).__name__}: see the worker's log",
+            )
+        return value
+
+    def _note_unexpected(self, error: Exception) -> None:
+        with self._lock:
+            self._errors_in_a_row += 1
+            broken = self._errors_in_a_row >= MAX_ERRORS_IN_A_ROW
+        if broken:
+            reason = f"{MAX_ERRORS_IN_A_ROW} unexpected errors in a row: see the log above"
+            self._on_broken(reason)
+            raise WorkerBroken(reason) from error
+
+    def _refusal(
+        self,
+        envelope: Envelope,
+        rejected: MessageRejected,
+        body: Any,  # noqa: ANN401
+        position: int,
+        *,
+        batch: bool,
+    ) -> Answer:
+        own_id = _own_id(body)
+        return self._delivery.dead_letter(
+            Rejection(
+                message_id=own_id or envelope.task_id,
+                reason=rejected.reason,
+                detail=rejected.detail,
+            ),
+            _original_bytes(body),
+            queue=envelope.queue,
+            identity=f"{envelope.task_id}/{position}",
+            # The task's id of a batch is for the list of all outcomes.
+            result_ids=(own_id, None if batch else envelope.task_id),
+        )
+
+    def _count(self, outcome: Outcome, wrong: Counter[tuple[int, int]], *, first: bool) -> None:
+        if not first:
+            self._metrics.duplicate()
+        elif isinstance(outcome, Verdict):
+            self._metrics.evaluated(outcome, wrong)
+        else:
+            self._metrics.rejected(outcome.reason)
+
+
+def _queued_seconds(enqueued_at: float | None) -> float | None:
+    """Not below 0: clocks of two machines differ."""
+    return None if enqueued_at is None else max(0.0, time.time() - enqueued_at)
+
+
+def _with_queue_time(verdict: Verdict, message: SQEMessage, queued: float | None) -> Verdict:
+    """The time in the queue from `created_at`, where the producer did not say when it enqueued."""
+    if queued is not None or message.created_at is None:
+        return verdict
+    total = (verdict.evaluated_at - message.created_at).total_seconds()
+    waited = max(0.0, total - verdict.timings.total)
+    timings = verdict.timings.model_copy(
+        update={"queue": waited, "total": waited + verdict.timings.total}
+    )
+    return verdict.model_copy(update={"timings": timings})
+
+
+def _own_id(body: Any) -> str | None:  # noqa: ANN401
+    """The `message_id` in a refused message, where one can be read."""
+    if isinstance(body, str):
+        try:
+            body = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+    own_id = body.get("message_id") if isinstance(body, dict) else None
+    return own_id if isinstance(own_id, str) and _IDENTIFIER.fullmatch(own_id) else None
+
+
+def _original_bytes(body: Any) -> bytes:  # noqa: ANN401
+    """The message as it was sent; of a decoded object, its JSON."""
+    if isinstance(body, str):
+        return body.encode(errors="surrogatepass")
+    return json.dumps(body, separators=(",", ":")).encode()

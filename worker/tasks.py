@@ -1,0 +1,86 @@
+"""The two Celery tasks: take the messages out of the arguments, hand them to the service.
+
+Knows how a task's arguments look; what becomes of a message is `worker.service`'s.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Reject
+
+from schemas import MessageRejected, RejectionReason, SQEHRMError
+from worker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH
+from worker.delivery import DeliveryAborted
+from worker.envelope import Envelope, read_json
+from worker.service import Service
+
+
+def register_tasks(app: Celery, service: Service) -> None:
+    """Give `app` the two tasks. Their one argument is the `Envelope` that `worker.consumer` found
+    them in, so that arguments of any form become an outcome and none a `TypeError`.
+    """
+    options = {
+        "acks_late": True,
+        "reject_on_worker_lost": True,
+        # The service stores the outcome itself, before the message is acknowledged.
+        "ignore_result": True,
+        "Strategy": "worker.consumer:strategy",
+    }
+
+    @app.task(name=EVALUATE, **options)
+    def evaluate(envelope: Envelope) -> None:
+        process(envelope, lambda body: [message_of(body)], batch=False)
+
+    @app.task(name=EVALUATE_BATCH, **options)
+    def evaluate_batch(envelope: Envelope) -> None:
+        process(envelope, messages_of, batch=True)
+
+    def process(envelope: Envelope, read: Callable[[bytes], list[Any]], *, batch: bool) -> None:
+        try:
+            try:
+                bodies = read(envelope.body)
+            except MessageRejected as rejected:
+                service.refuse(envelope, rejected)
+                return
+            service.process(envelope, bodies, batch=batch)
+        except (SQEHRMError, DeliveryAborted) as error:
+            # Not answered, so not acknowledged: back to the queue.
+            raise Reject(str(error), requeue=True) from None
+
+
+def message_of(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """The one argument of `sqe.evaluate`, by place or as `message`. Raises `MessageRejected`."""
+    return _argument(body, EVALUATE, "message", "the message")
+
+
+def messages_of(body: bytes) -> list[Any]:
+    """The one argument of `sqe.evaluate_batch`, by place or as `messages`: a list of messages.
+
+    Raises `MessageRejected`.
+    """
+    messages = _argument(body, EVALUATE_BATCH, "messages", "a list of messages")
+    if not isinstance(messages, list):
+        raise _refused(EVALUATE_BATCH, "a list of messages")
+    if len(messages) > MAX_BATCH:
+        raise MessageRejected(
+            RejectionReason.TOO_LARGE,
+            f"{len(messages)} messages, but a batch may have {MAX_BATCH}: send several batches",
+        )
+    return messages
+
+
+def _argument(body: bytes, task: str, name: str, what: str) -> Any:  # noqa: ANN401
+    arguments = read_json(body)
+    match arguments:
+        case [[value], {**named}, *_] if not named:
+            return value
+        case [[], {**named}, *_] if named.keys() == {name}:
+            return named[name]
+    raise _refused(task, what)
+
+
+def _refused(task: str, what: str) -> MessageRejected:
+    return MessageRejected(
+        RejectionReason.NOT_A_MESSAGE, f"{task} takes one argument: give it {what} and no more"
+    )

@@ -1,0 +1,213 @@
+"""kombu's Redis transport for workers, with three things made right.
+
+1. A message is taken from its queue and noted as unacknowledged in one step inside Redis. kombu
+   pops it first and notes it afterwards: a process killed, or a Redis restarted, in between loses
+   it.
+2. What is no task becomes a dead letter. kombu ends the consumer on an item that is not JSON.
+3. The messages of a worker that is alive are renewed, so that the visibility timeout may be short.
+
+Knows queues and deliveries; what is in a message is not its business (`worker.envelope` reads the
+little that is needed). Needs Redis 7 or Valkey.
+"""
+
+# kombu's methods have no types.
+# mypy: disallow-untyped-calls=False
+
+import uuid
+from collections.abc import Callable
+from queue import Empty
+from time import monotonic, time
+from typing import Any
+
+from kombu.transport import redis, virtual
+from kombu.utils.encoding import bytes_to_str
+
+from schemas import MessageRejected
+from worker.envelope import read_envelope
+from worker.redis_keys import (
+    UNACKED,
+    UNACKED_INDEX,
+    UNACKED_MUTEX,
+    delivery_tag,
+    queue_lists,
+    queue_of,
+)
+
+OnReply = Callable[[], None]
+"""Called after each reply of Redis to a request for messages."""
+
+OnRefused = Callable[[bytes, str, str, MessageRejected], None]
+"""Takes item, queue, delivery tag and reason; stores the dead letter or raises."""
+
+WAIT_SECONDS = 0.5
+"""How long an idle worker waits for a live message before it looks at all queues again; so long may
+a message of the backfill queue lie in front of an idle worker."""
+
+# A full Redis refuses scripts that write, unless they say otherwise; but taking messages out is
+# what makes room again.
+TAKE = """#!lua flags=allow-oom
+-- KEYS: unacked, its index, then the lists in order. ARGV: now, then one delivery tag per list.
+for i = 3, #KEYS do
+  local item = redis.call('RPOP', KEYS[i])
+  if item then
+    redis.call('HSET', KEYS[1], ARGV[i - 1], item)
+    redis.call('ZADD', KEYS[2], ARGV[1], ARGV[i - 1])
+    return {item, ARGV[i - 1]}
+  end
+end
+return false
+"""
+
+PUT_BACK = """#!lua flags=allow-oom
+-- KEYS: unacked, its index, the queue. ARGV: the delivery tag.
+local item = redis.call('HGET', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+-- At the end that is taken first: it has waited longest.
+if item then redis.call('RPUSH', KEYS[3], item) end
+"""
+
+
+class QoS(redis.QoS):
+    """Which messages are delivered and not yet acknowledged."""
+
+    def append(self, message: Any, tag: str) -> None:  # noqa: ANN401
+        """Note a delivery in this process; in Redis, `TAKE` has noted it."""
+        virtual.QoS.append(self, message, tag)
+
+    def ack(self, tag: str) -> None:
+        """Forget a message that is done with."""
+        try:
+            self._remove_from_indices(tag).execute()
+        finally:
+            # Also where Redis did not answer: the message will be delivered again, and what
+            # happened to it must not block the place of another.
+            virtual.QoS.ack(self, tag)
+
+    def reject(self, tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
+        """Forget a message or, with `requeue`, put it back."""
+        if not requeue:
+            self.ack(tag)
+            return
+        try:
+            self.restore_by_tag(tag)
+        finally:
+            virtual.QoS.ack(self, tag)
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ANN401, ARG002, FBT001, FBT002 - kombu's
+        """Put a message back into its queue, unless it was acknowledged meanwhile."""
+        with self.channel.conn_or_acquire(client) as connected:
+            queue = queue_of(bytes_to_str(tag))  # bytes, when kombu read it from the index
+            connected.eval(PUT_BACK, 3, UNACKED, UNACKED_INDEX, queue, tag)
+
+    def renew(self) -> None:
+        """Start the visibility timeout of this process's messages anew."""
+        tags = [tag for tag in self._delivered if tag not in self._dirty]
+        if not tags:
+            return
+        with self.channel.conn_or_acquire() as connected:
+            # Only those still there: an acknowledged message must not come back.
+            connected.zadd(UNACKED_INDEX, dict.fromkeys(tags, time()), xx=True)
+
+
+class Channel(redis.Channel):
+    """Takes messages with `TAKE`; waits, while there is none, for one in the first queue."""
+
+    QoS = QoS
+    unacked_key = UNACKED
+    unacked_index_key = UNACKED_INDEX
+    unacked_mutex_key = UNACKED_MUTEX
+
+    from_transport_options: Any = (
+        *redis.Channel.from_transport_options,
+        "on_reply",
+        "on_refused",
+    )
+    on_reply: OnReply
+    on_refused: OnRefused
+
+    # kombu's: the connection that a reply is awaited on, and since when.
+    _in_poll: Any = False
+    _brpop_sent_at: Any = None
+
+    _nothing_there = False
+    """Whether the last `TAKE` found all queues empty."""
+
+    _waiting = False
+    """Whether the request under way only waits and takes nothing."""
+
+    def ping(self) -> None:
+        """Ask Redis for a sign of life, on a connection of its own."""
+        with self.conn_or_acquire() as connected:
+            connected.ping()
+        self.on_reply()
+
+    def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's
+        """Send the next request for a message; the event loop calls `_brpop_read` when it replies.
+
+        The names are kombu's, whose own version sends BRPOP.
+        """
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self._waiting = self._nothing_there
+        self._nothing_there = False
+        if self._waiting:
+            # From the list's end to the same end: it changes nothing, and replies when a message
+            # is there.
+            first = queues[0]
+            command: tuple[Any, ...] = ("BLMOVE", first, first, "RIGHT", "RIGHT", WAIT_SECONDS)
+        else:
+            unique = uuid.uuid4().hex
+            lists = [(key, queue) for queue in queues for key in queue_lists(queue)]
+            keys = (UNACKED, UNACKED_INDEX, *(key for key, _ in lists))
+            tags = (delivery_tag(queue, unique) for _, queue in lists)
+            command = ("EVAL", TAKE, len(keys), *keys, time(), *tags)
+        self.client.connection.send_command(*command)
+
+    def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401
+        """Read the reply, and deliver or refuse the message in it. Raises `Empty` if none is."""
+        try:
+            reply = self.client.parse_response(self.client.connection, "EVAL", **options)
+        except self.connection_errors:
+            self.client.connection.disconnect()  # the next round connects again
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        self.on_reply()
+        if self._waiting or not reply:
+            self._nothing_there = not self._waiting
+            raise Empty
+        item, tag = reply[0], reply[1].decode()
+        self._hand_over(item, tag)
+        return True
+
+    def _hand_over(self, item: bytes, tag: str) -> None:
+        queue = queue_of(tag)
+        try:
+            envelope = read_envelope(item, queue)
+        except MessageRejected as rejected:
+            self.on_refused(item, queue, tag, rejected)
+            self.qos._remove_from_indices(tag).execute()  # noqa: SLF001 - kombu's, for subclasses
+            return
+        # Only what was checked goes on to kombu and Celery.
+        self.connection._deliver(  # noqa: SLF001 - kombu's, for channels
+            {
+                "body": None,
+                "headers": {"task": envelope.task, "envelope": envelope},
+                "properties": {
+                    "delivery_tag": tag,
+                    "delivery_info": {"exchange": "", "routing_key": queue},
+                },
+            },
+            queue,
+        )
+
+
+class Transport(redis.Transport):
+    """`redis://` for workers."""
+
+    Channel = Channel
