@@ -1,0 +1,66 @@
+"""The demo as a newcomer runs it, only shorter."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.processes import wait_for
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker", "demo", *options],
+        cwd=folder,
+        env={**os.environ, "SQE_CHECKPOINT_DIR": str(ROOT / "checkpoints")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_every_message_has_one_outcome_and_the_counts_agree(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--seconds", "8", "--malformed", "0.2")
+    output, errors = demo.communicate(timeout=120)
+    assert demo.returncode == 0, errors
+    assert "all counts agree" in output
+    agent = re.search(r"the agent +(\d+) +(\d+) +(\d+)", output)
+    worker = re.search(r"/metrics +(\d+) +(\d+)", output)
+    assert agent is not None
+    assert worker is not None
+    sent, verdicts, letters = map(int, agent.groups())
+    assert sent == verdicts + letters
+    assert (str(verdicts), str(letters)) == worker.groups()
+    solved = re.search(r"known +(\d+)/(\d+) +100.0%", output)
+    assert solved is not None
+    assert not list((tmp_path / ".sqe").glob("demo-*/")), "the demo's Redis left its data behind"
+
+
+def test_without_an_end_it_runs_until_ctrl_c(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--forever")
+    assert demo.stdout is not None
+    assert "/metrics" in demo.stdout.readline()
+    assert "answered" in demo.stdout.readline()
+    demo.send_signal(signal.SIGINT)
+    output, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 0, errors
+    assert "all counts agree" in output
+
+
+def test_a_worker_that_dies_ends_the_demo_with_one_line(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--forever")
+    assert demo.stdout is not None
+    demo.stdout.readline()
+    workers = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
+    for child in workers.read_text().split():
+        if b"worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 1
+    assert errors.startswith("sqe-hrm: error: the worker ended")
+    assert errors.count("\n") == 1
+    wait_for(lambda: not list((tmp_path / ".sqe").glob("demo-*/")), "the demo's data removed")

@@ -1,0 +1,130 @@
+"""`sqe-hrm demo`: the whole path on one machine, in half a minute."""
+
+import contextlib
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from worker import embedded_redis
+from worker.demo.session import exchange, running_worker
+from worker.demo.tally import Tally
+from worker.demo.traffic import Mixture, read_accepted, traffic
+from worker.demo.view import live_view, summary
+from worker.settings import Settings
+
+MESSAGES = "messages.jsonl"
+"""The accepted messages that lie beside a shipped checkpoint."""
+
+SHARE = click.FloatRange(0, 1)
+
+
+@click.command("demo")
+@click.option("--checkpoint", default="sqe-demo", show_default=True, help="Name or path.")
+@click.option(
+    "--data-path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Accepted messages as JSONL.  [default: the checkpoint's messages.jsonl]",
+)
+@click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(1))
+@click.option("--forever", is_flag=True, help="Keep it up until Ctrl-C.")
+@click.option(
+    "--changed",
+    default=0.3,
+    show_default=True,
+    type=SHARE,
+    help="Share of messages with words inserted, dropped or replaced.",
+)
+@click.option(
+    "--words",
+    default=0.05,
+    show_default=True,
+    type=SHARE,
+    help="Share of the words that are changed in such a message, at least one.",
+)
+@click.option(
+    "--malformed",
+    default=0.1,
+    show_default=True,
+    type=SHARE,
+    help="Share of messages that cannot be evaluated.",
+)
+@click.option(
+    "--in-flight",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Messages the agent leaves unanswered at a time.",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda:N.")
+@click.option(
+    "--halting", default="max_steps", show_default=True, type=click.Choice(["max_steps", "q"])
+)
+@click.option("--metrics-port", default=0, show_default=True, help="0 takes a free one.")
+@click.option("--seed", default=0, show_default=True)
+def command(
+    checkpoint: str,
+    data_path: Path | None,
+    seconds: float,
+    forever: bool,  # noqa: FBT001 - a flag of the command line
+    changed: float,
+    words: float,
+    malformed: float,
+    in_flight: int,
+    device: str,
+    halting: str,
+    metrics_port: int,
+    seed: int,
+) -> None:
+    """Start Redis and a worker, and send it known, changed and malformed messages.
+
+    Every figure comes from inference with the checkpoint. Exits 0 when every message had exactly
+    one outcome and the worker's own counters agree.
+    """
+    if changed + malformed > 1:
+        raise click.UsageError("--changed and --malformed exceed 1 together")
+    settings = Settings.from_env()
+    messages = data_path or settings.checkpoint_dir / checkpoint / MESSAGES
+    if not messages.is_file():
+        raise click.UsageError(f"no {messages}: give accepted messages with --data-path")
+    accepted = read_accepted(messages)
+    console = Console()
+    options = ["--checkpoint", checkpoint, "--device", device, "--halting", halting]
+    with contextlib.ExitStack() as stack:
+        with console.status("starting Redis and a worker"):
+            started = time.monotonic()
+            # A Redis of its own and empty: no message of anyone else is touched or counted.
+            embedded_redis.DEFAULT_DATA_DIR.mkdir(exist_ok=True)
+            folder = tempfile.TemporaryDirectory(
+                prefix="demo-", dir=embedded_redis.DEFAULT_DATA_DIR
+            )
+            redis_url = stack.enter_context(
+                embedded_redis.start(Path(stack.enter_context(folder)))
+            ).url
+            worker = stack.enter_context(running_worker(redis_url, metrics_port, options))
+        console.print(
+            f"Redis at {redis_url}, a worker with {checkpoint} on {device}, "
+            f"ready after {time.monotonic() - started:.0f} s, {worker.url}/metrics",
+            highlight=False,
+            soft_wrap=True,
+        )
+        duration = math.inf if forever else seconds
+        sending = traffic(accepted, Mixture(changed, malformed, words), seed)
+        tally = Tally()
+        with live_view(console, f"{len(accepted)} accepted messages", duration) as show:
+            account = exchange(
+                redis_url,
+                worker,
+                sending,
+                tally,
+                seconds=duration,
+                in_flight=in_flight,
+                on_change=show,
+            )
+    console.print(summary(tally, account), highlight=False)
+    if not account.adds_up:
+        sys.exit(1)

@@ -1,0 +1,181 @@
+"""Runs the demo: starts a worker, lets the agent send, collects what comes back.
+
+Knows processes, the queue and the worker's health side; what is sent is `worker.demo.traffic`,
+what is counted `worker.demo.tally`, what is shown `worker.demo.view`.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+
+from schemas import SQEHRMError
+from worker import redis_keys
+from worker.app import ENQUEUED_AT, EVALUATE, create_app
+from worker.client import Client
+from worker.demo.tally import Account, Tally
+from worker.demo.traffic import Sent
+from worker.metrics import PREFIX
+
+LOG = Path(".sqe") / "demo-worker.log"
+
+START_SECONDS = 120.0
+"""For importing torch and loading the checkpoint, also on a slow and busy machine."""
+
+DRAIN_SECONDS = 60.0
+"""Without any outcome, after which what is left is given up as lost."""
+
+POLL_SECONDS = 0.02
+"""Between two looks for outcomes: a fraction of an evaluation."""
+
+
+class DemoError(SQEHRMError):
+    """The demo's worker does not do what it should."""
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """The demo's worker."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def check(self) -> None:
+        """Raise `DemoError` if it has ended."""
+        if self.process.poll() is None:
+            return
+        lines = LOG.read_text(errors="replace").strip().splitlines()
+        raise DemoError(f"the worker ended: {lines[-1] if lines else 'no log'} (see {LOG})")
+
+    def counter(self, name: str) -> int:
+        """A counter of its /metrics, summed over the labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:  # noqa: S310
+            text = answer.read().decode()
+        return int(
+            sum(
+                sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+                if sample.name == f"{PREFIX}_{name}"
+            )
+        )
+
+    def is_ready(self) -> bool:
+        """Whether /readyz says so."""
+        with contextlib.suppress(urllib.error.URLError):
+            urllib.request.urlopen(f"{self.url}/readyz", timeout=10).close()  # noqa: S310
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def running_worker(redis_url: str, port: int, options: list[str]) -> Iterator[WorkerProcess]:
+    """`sqe-hrm worker` in a process of its own, ready; stopped cleanly at the end."""
+    port = port or _free_port()
+    LOG.parent.mkdir(exist_ok=True)
+    with LOG.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "worker", "--metrics-port", str(port), *options],
+            env={**os.environ, "SQE_REDIS_URL": redis_url, "SQE_METRICS_HOST": "127.0.0.1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C is for the demo, which then stops the worker.
+            start_new_session=True,
+        )
+    worker = WorkerProcess(process, f"http://127.0.0.1:{port}")
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not worker.is_ready():
+            worker.check()
+            if time.monotonic() > deadline:
+                raise DemoError(f"the worker is not ready after {START_SECONDS:g} s: see {LOG}")
+            time.sleep(POLL_SECONDS)
+        yield worker
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def exchange(
+    redis_url: str,
+    worker: WorkerProcess,
+    messages: Iterator[Sent],
+    tally: Tally,
+    *,
+    seconds: float,
+    in_flight: int,
+    on_change: Callable[[Tally], None],
+) -> Account:
+    """Send for `seconds`, with at most `in_flight` messages unanswered; then wait for the rest.
+
+    Everything is noted in `tally`, which `on_change` sees after each look for outcomes. Ctrl-C
+    ends the sending early.
+    """
+    with (
+        Client(redis_url) as client,
+        contextlib.closing(create_app(redis_url)) as app,
+        redis.Redis.from_url(redis_url) as store,
+    ):
+        letters_before = _stream_entries(store)
+        tally.started = time.monotonic()
+        waiting: dict[str, Sent] = {}
+        end, last = tally.started + seconds, time.monotonic()
+        try:
+            while time.monotonic() < end or (waiting and time.monotonic() < last + DRAIN_SECONDS):
+                while time.monotonic() < end and len(waiting) < in_flight:
+                    sent = next(messages)
+                    waiting[sent.message_id] = sent
+                    tally.note_sent(sent)
+                    # Not by the client, which would refuse the malformed ones.
+                    app.send_task(
+                        EVALUATE,
+                        args=[sent.body],
+                        task_id=sent.message_id,
+                        queue=redis_keys.LIVE_QUEUE,
+                        headers={ENQUEUED_AT: time.time()},
+                        ignore_result=True,
+                        argsrepr="(...)",
+                    )
+                for message_id, outcome in client.poll(list(waiting)).items():
+                    tally.note_outcome(waiting.pop(message_id), outcome)
+                    last = time.monotonic()
+                on_change(tally)
+                worker.check()
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            for outcome in client.results(list(waiting), DRAIN_SECONDS):
+                tally.note_outcome(waiting.pop(outcome.message_id or ""), outcome)
+        return Account(
+            sent=tally.sent.total(),
+            verdicts=tally.verdicts.total(),
+            dead_letters=tally.rejections.total(),
+            evaluations_total=worker.counter("evaluations_total"),
+            rejected_total=worker.counter("rejected_total"),
+            stream_length=_stream_entries(store) - letters_before,
+            mistaken=tally.mistaken,
+        )
+
+
+def _stream_entries(store: redis.Redis) -> int:
+    """Entries ever added to the dead-letter stream, whatever was trimmed since."""
+    if not store.exists(redis_keys.DEAD_LETTERS):
+        return 0
+    return int(store.xinfo_stream(redis_keys.DEAD_LETTERS)["entries-added"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

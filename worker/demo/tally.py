@@ -1,0 +1,122 @@
+"""What came back: counts and times of a demo run, and whether they add up.
+
+Knows outcomes; nothing of how they are shown.
+"""
+
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from schemas import FailurePattern, Rejection, RejectionReason, Verdict
+from worker.demo.traffic import CHANGES, Kind, Sent
+
+RECENT_SECONDS = 5.0
+"""Over which the present throughput is taken."""
+
+
+LATENCIES = 10_000
+"""Times that percentiles are taken of, the latest: bounds what a run without end keeps."""
+
+
+@dataclass
+class Tally:
+    """Counts of one run; `start` begins its clock."""
+
+    sent: Counter[Kind] = field(default_factory=Counter)
+    verdicts: Counter[Kind] = field(default_factory=Counter)
+    solved: Counter[Kind] = field(default_factory=Counter)
+    patterns: Counter[FailurePattern] = field(default_factory=Counter)
+    rejections: Counter[RejectionReason] = field(default_factory=Counter)
+    mistaken: int = 0
+    """Malformed messages that were evaluated, and sound ones that were refused."""
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
+    """Seconds from enqueued until the verdict."""
+    inference: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
+    """Seconds in the engine."""
+    started: float = field(default_factory=time.monotonic)
+    last_answer: float = field(default_factory=time.monotonic)
+    _recent: deque[float] = field(default_factory=deque)
+
+    def note_sent(self, sent: Sent) -> None:
+        """A message is on its way."""
+        self.sent[sent.kind] += 1
+
+    def note_outcome(self, sent: Sent, outcome: Verdict | Rejection) -> None:
+        """Its outcome is there."""
+        self.last_answer = time.monotonic()
+        self._recent.append(self.last_answer)
+        if isinstance(outcome, Rejection):
+            self.rejections[outcome.reason] += 1
+            self.mistaken += sent.kind is not Kind.MALFORMED
+            return
+        self.mistaken += sent.kind is Kind.MALFORMED
+        self.verdicts[sent.kind] += 1
+        self.solved[sent.kind] += outcome.solved
+        if outcome.failure_pattern is not None:
+            self.patterns[outcome.failure_pattern] += 1
+        self.latencies.append(outcome.timings.total)
+        self.inference.append(outcome.timings.inference)
+
+    @property
+    def answered(self) -> int:
+        """Messages with an outcome."""
+        return self.verdicts.total() + self.rejections.total()
+
+    @property
+    def rate(self) -> float:
+        """Outcomes a second, from the start until the last one."""
+        return self.answered / max(self.last_answer - self.started, 1e-9)
+
+    @property
+    def recent_rate(self) -> float:
+        """Outcomes a second, of late."""
+        now = time.monotonic()
+        while self._recent and self._recent[0] <= now - RECENT_SECONDS:
+            self._recent.popleft()
+        return len(self._recent) / max(min(RECENT_SECONDS, now - self.started), 1e-9)
+
+    def solve_rate(self, *kinds: Kind) -> tuple[int, int]:
+        """Solved, and evaluated, among messages of `kinds`."""
+        return sum(self.solved[kind] for kind in kinds), sum(self.verdicts[kind] for kind in kinds)
+
+    @property
+    def changed(self) -> tuple[int, int]:
+        """Solved, and evaluated, among changed messages."""
+        return self.solve_rate(*CHANGES)
+
+
+def percentile(values: Sequence[float], percent: int) -> float | None:
+    """Linear interpolation; None with no values."""
+    if not values:
+        return None
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+@dataclass(frozen=True)
+class Account:
+    """The three places that count, side by side."""
+
+    sent: int
+    verdicts: int
+    dead_letters: int
+    evaluations_total: int
+    """Of the worker's /metrics."""
+    rejected_total: int
+    """Of the worker's /metrics."""
+    stream_length: int
+    """Entries that this run added to the dead-letter stream."""
+    mistaken: int
+
+    @property
+    def adds_up(self) -> bool:
+        """Every message has one outcome, and everybody counted the same."""
+        return (
+            self.sent == self.verdicts + self.dead_letters
+            and self.verdicts == self.evaluations_total
+            and self.dead_letters == self.rejected_total == self.stream_length
+            and self.mistaken == 0
+        )
