@@ -53,7 +53,9 @@ def score(predicted: Sequence[int], target: Sequence[int], *, baseline_token: in
     predicted = predicted[: len(target)]
     pairs = list(zip(target, predicted, strict=True))
     correct = sum(expected == given for expected, given in pairs)
-    similarity = max(0.0, 1 - Levenshtein.distance(predicted, target) / len(target))
+    # Not 1 - distance / length, which is a rounding error above `correct / length` where the two
+    # distances are equal. At most the length, as both sequences have it.
+    similarity = (len(target) - Levenshtein.distance(predicted, target)) / len(target)
     return Score(
         correct_tokens=correct,
         target_tokens=len(target),

@@ -46,6 +46,13 @@ def _rfc3339(value: object) -> object:
     raise ValueError("not an RFC 3339 time with offset, such as 2026-01-31T12:00:00Z")
 
 
+def _no_boolean(value: object) -> object:
+    """Refuse `true`, which Python holds to be equal to 1."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")  # noqa: TRY004 - pydantic reports a ValueError
+    return value
+
+
 Identifier = Annotated[
     str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9._:-]{1,128}$", max_length=128)
 ]
@@ -59,7 +66,9 @@ class SQEMessage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = Field(description="Version of this contract.")
+    schema_version: Annotated[Literal[1], BeforeValidator(_no_boolean)] = Field(
+        description="Version of this contract."
+    )
     message_id: Identifier = Field(description="Unique; results are found by it.")
     agent_id: Identifier = Field(description="The agent that wrote the completion.")
     prompt: Text = Field(description="What the agent was asked.")

@@ -1,0 +1,78 @@
+"""Refusals as errors, and the letter a refused message becomes."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from schemas import DeadLetter, MessageRejected, Rejection, RejectionReason, SQEHRMError
+
+LETTER = {
+    "message_id": "m-1",
+    "reason": "empty_text",
+    "detail": "field 'prompt': empty",
+    "queue": "sqe.evaluate",
+    "worker": "host:1",
+    "rejected_at": "2026-01-31T12:00:00Z",
+}
+
+
+def letter(original: bytes, **fields: Any) -> DeadLetter:  # noqa: ANN401
+    content = {**LETTER, "body": base64.b64encode(original).decode(), **fields}
+    return DeadLetter.model_validate_json(json.dumps(content))
+
+
+def test_a_refusal_is_an_error_of_this_project_in_one_line() -> None:
+    refused = MessageRejected(RejectionReason.TOO_LARGE, "9 bytes: shorten them")
+    assert isinstance(refused, SQEHRMError)
+    assert str(refused) == "too_large: 9 bytes: shorten them"
+    assert refused.reason is RejectionReason.TOO_LARGE
+    assert refused.detail == "9 bytes: shorten them"
+
+
+def test_reasons_are_fit_for_metric_labels() -> None:
+    assert len(RejectionReason) == 14
+    assert all(reason.value == reason.name.lower() for reason in RejectionReason)
+
+
+@given(st.binary(max_size=200))
+def test_a_dead_letter_gives_back_the_bytes_it_was_made_of(body: bytes) -> None:
+    first = letter(body)
+    assert first.body == body
+    stored = json.loads(first.model_dump_json())
+    assert base64.b64decode(stored["body"]) == body
+    assert DeadLetter.model_validate(stored) == first
+
+
+def test_what_is_not_known_of_a_message_is_null() -> None:
+    unknown = letter(b"", message_id=None, queue=None)
+    assert unknown.message_id is None
+    assert unknown.queue is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reason": "no_such_reason"},
+        {"rejected_at": "2026-01-31T12:00:00"},
+        {"body": "A"},
+        {"extra": 1},
+        {"detail": None},
+    ],
+)
+def test_a_letter_keeps_to_its_form(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        letter(b"body", **fields)
+
+
+@pytest.mark.parametrize("name", ["message_id", "reason", "detail"])
+def test_an_answer_has_all_of_its_fields(name: str) -> None:
+    answer = {"message_id": None, "reason": "not_json", "detail": "line"}
+    assert Rejection.model_validate(answer).reason is RejectionReason.NOT_JSON
+    del answer[name]
+    with pytest.raises(ValidationError):
+        Rejection.model_validate(answer)
