@@ -10,6 +10,7 @@ input embedding is computed once, when it takes its slot. Only occupied slots ar
 rows are kept together, so the batch of a step is as large as the number of examples in work.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -138,38 +139,40 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while self._refill():
+        while self._take():
             try:
-                q_logits = self._step()
+                self._admit()
+                self._answer(self._step())
             except Exception as error:  # noqa: BLE001 - it belongs to the examples in work
                 self._fail_active(error)
-                continue
-            self._answer(q_logits)
 
-    def _refill(self) -> bool:
-        """Give free slots to waiting examples, and wait if there is no work. False at the end."""
+    def _take(self) -> bool:
+        """Give free slots to waiting examples; wait while there is no work. False at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._active or self._waiting or self._closed)
             if self._closed:
                 while self._waiting:
                     _fail(self._waiting.popleft(), EngineClosedError("the engine is closed"))
-            taken: list[_Work] = []
-            while self._waiting and len(self._active) + len(taken) < self.slots:
+            while self._waiting and len(self._active) < self.slots:
                 work = self._waiting.popleft()
                 if work.future.set_running_or_notify_cancel():
-                    taken.append(work)
-            self._active += taken
-        if taken:
-            batch = encode([work.example for work in taken], self.network.config)
-            batch = batch.to(self.network.H_init.device)
-            x = self.network.embed(batch.inputs, self.network.puzzle_embedding(batch.puzzle_ids))
-            fresh = _Rows(x, self.network.initial_state(len(taken)))
-            self._rows = fresh if self._rows is None else self._rows.join(fresh)
-        return bool(self._active) or not self._closed
+                    self._active.append(work)
+            return bool(self._active) or not self._closed
+
+    def _admit(self) -> None:
+        """Make the rows of the examples that have just taken a slot: the last ones."""
+        fresh = self._active[0 if self._rows is None else len(self._rows.x) :]
+        if not fresh:
+            return
+        batch = encode([work.example for work in fresh], self.network.config)
+        batch = batch.to(self.network.H_init.device)
+        x = self.network.embed(batch.inputs, self.network.puzzle_embedding(batch.puzzle_ids))
+        rows = _Rows(x, self.network.initial_state(len(fresh)))
+        self._rows = rows if self._rows is None else self._rows.join(rows)
 
     def _step(self) -> list[list[float]]:
         """One ACT step over all rows; each row's q_halt and q_continue."""
-        if self._rows is None:
+        if self._rows is None:  # all that were taken had been cancelled
             return []
         self._rows.state = self.network.step(self._rows.state, self._rows.x)
         q_logits: list[list[float]] = self.network.q_logits(self._rows.state.z_H).tolist()
@@ -193,9 +196,10 @@ class Engine:
         finite = logits.isfinite().all((1, 2)).tolist()
         tokens = logits.argmax(-1).tolist()
         done = [self._active[row] for row in halting]
-        self._keep([row for row in range(len(self._active)) if row not in set(halting)])
+        halted = set(halting)
+        self._keep([row for row in range(len(self._active)) if row not in halted])
         for work, row, predicted, is_finite in zip(done, halting, tokens, finite, strict=True):
-            if is_finite:
+            if is_finite and all(map(math.isfinite, q_logits[row])):
                 work.future.set_result(self._prediction(work, predicted, *q_logits[row]))
             else:
                 _fail(work, InferenceError("the network's answer is not finite for this example"))

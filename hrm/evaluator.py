@@ -5,7 +5,7 @@ Joins the parts of this folder for whoever has messages; knows no queue and no m
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from hrm.engine import Engine, InferenceError, Prediction
 from hrm.scoring import Score, commonest_token, score
 from schemas import (
     DEFAULT_MAX_MESSAGE_BYTES,
+    Category,
     HaltedBy,
     HRMExample,
     MessageRejected,
@@ -33,25 +34,48 @@ from schemas import (
 )
 
 
-class PendingVerdict:
-    """A message in the engine."""
+@dataclass(frozen=True)
+class Origin:
+    """Where an example came from, as far as its verdict says so."""
+
+    message_id: str
+    agent_id: str
+    category: Category
+
+    @classmethod
+    def of(cls, message: SQEMessage) -> Self:
+        """That of a message; its category from the prompt's words where it names none."""
+        category = message.category or categorize(message.prompt)
+        return cls(message.message_id, message.agent_id, category)
+
+
+class PendingExample:
+    """An example in the engine."""
 
     def __init__(
         self,
         evaluator: "Evaluator",
-        message: SQEMessage,
         example: HRMExample,
+        origin: Origin,
         prediction: Future[Prediction],
         clock: "_Clock",
     ) -> None:
-        self.message = message
+        self.example = example
         self.confusions: Counter[tuple[int, int]] = Counter()
         """After `result`: how often which target token was predicted as which other."""
         self._evaluator = evaluator
-        self._example = example
+        self._origin = origin
         self._prediction = prediction
         self._clock = clock
         prediction.add_done_callback(lambda _: clock.stop())
+
+    def done(self) -> bool:
+        """Whether `result` has not to wait."""
+        return self._prediction.done()
+
+    def add_done_callback(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called once when `done`; in the engine's thread, so it must be quick."""
+        self._prediction.add_done_callback(lambda _: callback())
 
     def result(self, timeout: float | None = None) -> Verdict:
         """Wait for the verdict, for at most `timeout` seconds.
@@ -63,11 +87,27 @@ class PendingVerdict:
             prediction = self._prediction.result(timeout)
         except InferenceError as error:
             raise MessageRejected(RejectionReason.EVALUATION_FAILED, str(error)) from None
-        figures = self._evaluator.score(prediction, self._example)
+        self._clock.stop()  # a future wakes who waits for it before it calls back
+        figures = self._evaluator.score(prediction, self.example)
         self.confusions = figures.confusions
         return self._evaluator.verdict(
-            self.message, self._example, prediction, figures, self._clock.timings()
+            self._origin, self.example, prediction, figures, self._clock.timings()
         )
+
+
+class PendingVerdict(PendingExample):
+    """A message in the engine."""
+
+    def __init__(
+        self,
+        evaluator: "Evaluator",
+        message: SQEMessage,
+        example: HRMExample,
+        prediction: Future[Prediction],
+        clock: "_Clock",
+    ) -> None:
+        super().__init__(evaluator, example, Origin.of(message), prediction, clock)
+        self.message = message
 
 
 @dataclass
@@ -80,7 +120,8 @@ class _Clock:
     answered: float = 0.0
 
     def stop(self) -> None:
-        self.answered = time.perf_counter()
+        """Only the first call counts."""
+        self.answered = self.answered or time.perf_counter()
 
     def timings(self) -> Timings:
         return Timings(
@@ -130,11 +171,14 @@ class Evaluator:
         *,
         folder: Path,
         device: str,
+        device_name: str | None = None,
         inference: Inference,
         worker: str,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> Self:
         """Load `checkpoint`, a path or a name in `folder`, onto the torch device `device`.
+
+        `device_name` is what verdicts call it, where a process was pinned to one of several.
 
         Raises `CheckpointError` where it cannot be found, read or used.
         """
@@ -147,7 +191,11 @@ class Evaluator:
             max_steps=inference.max_steps,
         )
         return cls(
-            loaded, engine, device=device, worker=worker, max_message_bytes=max_message_bytes
+            loaded,
+            engine,
+            device=device_name or device,
+            worker=worker,
+            max_message_bytes=max_message_bytes,
         )
 
     @property
@@ -166,6 +214,21 @@ class Evaluator:
         return self._engine.slots
 
     @property
+    def dtype(self) -> str:
+        """Of activations."""
+        return str(self._engine.network.forward_dtype).removeprefix("torch.")
+
+    @property
+    def halting(self) -> HaltedBy:
+        """The rule by which an example's computation ends."""
+        return self._engine.halting
+
+    @property
+    def max_steps(self) -> int:
+        """ACT steps an example gets at most."""
+        return self._engine.max_steps
+
+    @property
     def busy_slots(self) -> int:
         """Slots with a message in them."""
         return self._engine.busy_slots
@@ -181,14 +244,18 @@ class Evaluator:
         taken = time.perf_counter()
         message = parse_message(body, max_bytes=self._max_message_bytes)
         example = self._converter.convert_message(message)
-        converted = time.perf_counter()
-        self._check_puzzle(example)
-        try:
-            prediction = self._engine.submit(example)
-        except ExampleError as error:
-            raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
-        clock = _Clock(queued_seconds, taken, converted)
-        return PendingVerdict(self, message, example, prediction, clock)
+        clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
+        return PendingVerdict(self, message, example, self._infer(example), clock)
+
+    def submit_example(
+        self, example: HRMExample, origin: Origin, *, taken: float
+    ) -> PendingExample:
+        """Hand a converted example to the engine; never waits for the network.
+
+        `taken`: `time.perf_counter` before its conversion began. Raises as `submit` does.
+        """
+        clock = _Clock(None, taken, converted=time.perf_counter())
+        return PendingExample(self, example, origin, self._infer(example), clock)
 
     def close(self) -> None:
         """Finish what is in slots and fail what waits."""
@@ -200,16 +267,16 @@ class Evaluator:
 
     def verdict(
         self,
-        message: SQEMessage,
+        origin: Origin,
         example: HRMExample,
         prediction: Prediction,
         figures: Score,
         timings: Timings,
     ) -> Verdict:
-        """All that was found about one message."""
+        """All that was found about one example."""
         return Verdict(
-            message_id=message.message_id,
-            agent_id=message.agent_id,
+            message_id=origin.message_id,
+            agent_id=origin.agent_id,
             checkpoint=self.checkpoint.name,
             checkpoint_digest=self.checkpoint.digest,
             puzzle_id=example.puzzle_id,
@@ -226,13 +293,20 @@ class Evaluator:
             q_continue=prediction.q_continue,
             q_flips=prediction.q_flips,
             difficulty=example.metadata.difficulty,
-            category=message.category or categorize(message.prompt),
+            category=origin.category,
             failure_pattern=figures.failure_pattern,
             timings=timings,
             device=self.device,
             worker=self._worker,
             evaluated_at=datetime.now(UTC),
         )
+
+    def _infer(self, example: HRMExample) -> Future[Prediction]:
+        self._check_puzzle(example)
+        try:
+            return self._engine.submit(example)
+        except ExampleError as error:
+            raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
 
     def _check_puzzle(self, example: HRMExample) -> None:
         rows = self.checkpoint.config.num_puzzle_identifiers

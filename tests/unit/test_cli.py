@@ -1,0 +1,146 @@
+"""The command's own work: finding subcommands, exit status, errors in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from schemas import SQEHRMError
+from schemas.publish import json_schema
+from worker import cli
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit status of `sqe-hrm ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["sqe-hrm", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    code = exited.value.code
+    assert code is None or isinstance(code, int)
+    return code or 0
+
+
+def add_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """A subcommand `broken` that raises `error`."""
+
+    @click.command("broken")
+    def command() -> None:
+        raise error
+
+    module = ModuleType("worker.commands.broken")
+    module.__dict__["command"] = command
+    monkeypatch.setitem(sys.modules, "worker.commands.broken", module)
+    monkeypatch.setitem(cli.COMMANDS, "broken", "fails")
+
+
+def test_help_lists_every_command_with_its_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "--help") == 0
+    listed = capsys.readouterr().out.partition("Commands:\n")[2]
+    words = " ".join(listed.split())
+    for name, line in cli.COMMANDS.items():
+        assert f"{name} {line}" in words
+
+
+def test_help_is_listed_without_importing_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in cli.COMMANDS:
+        monkeypatch.setitem(sys.modules, f"worker.commands.{name}", None)
+    assert call(monkeypatch, "-h") == 0
+
+
+def test_every_module_of_commands_is_listed_and_every_listed_one_is_there() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    there = {file.stem.replace("_", "-") for file in folder.glob("*.py")} - {"--init--"}
+    assert set(cli.COMMANDS) == there
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_found_and_documented(name: str) -> None:
+    command = cli.LazyGroup().get_command(click.Context(cli.cli), name)
+    assert command is not None
+    assert command.name == name
+    assert command.help
+
+
+def test_the_version_is_the_distributions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("sqe-hrm, version ")
+
+
+@pytest.mark.parametrize("arguments", [["launch"], ["schema", "--loud"], ["--loud"], ["schema"]])
+def test_a_wrong_call_is_told_on_stderr_with_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("Usage: sqe-hrm ")
+    assert "Error: " in printed.err.splitlines()[-1]
+    assert "Traceback" not in printed.err
+
+
+def test_an_unknown_command_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "launch") == 2
+    assert "'launch'" in capsys.readouterr().err
+
+
+def test_an_error_of_this_project_is_one_line_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command(monkeypatch, SQEHRMError("data.jsonl: line 3: empty: give a prompt"))
+    assert call(monkeypatch, "broken") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "sqe-hrm: error: data.jsonl: line 3: empty: give a prompt\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_an_interruption_has_the_shells_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    add_command(monkeypatch, error)
+    assert call(monkeypatch, "broken") == 130
+    # click ends the terminal's line with ^C first.
+    assert capsys.readouterr().err.strip() == "sqe-hrm: interrupted"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_command(monkeypatch, ZeroDivisionError("a bug"))
+    monkeypatch.setattr(sys, "argv", ["sqe-hrm", "broken"])
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli.main()
+
+
+def test_a_missing_extra_is_named_with_its_mend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "worker.commands.train", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert call(monkeypatch, "train", "--help") == 1
+    printed = capsys.readouterr()
+    assert printed.err == ("Error: 'train' needs torch: pip install 'sqe-hrm-worker[worker]'\n")
+
+
+def test_a_missing_module_of_the_project_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "worker.commands.train", raising=False)
+    monkeypatch.setitem(sys.modules, "hrm.fit", None)
+    monkeypatch.setattr(sys, "argv", ["sqe-hrm", "train", "--help"])
+    with pytest.raises(ModuleNotFoundError, match=r"hrm\.fit"):
+        cli.main()
+
+
+def test_the_installed_command_runs() -> None:
+    program = Path(sys.executable).with_name("sqe-hrm")
+    done = subprocess.run(
+        [program, "schema", "verdict"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == json_schema("verdict")
+    assert done.stderr == ""
