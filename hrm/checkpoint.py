@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hrm.checkpoint_config import (
     CONFIG,
+    check_finite,
     check_tensors,
     config_json,
     first_problem,
@@ -52,6 +53,7 @@ __all__ = [
     "find_checkpoint",
     "load_checkpoint",
     "pair_hash",
+    "read_checkpoint",
     "save_checkpoint",
 ]
 
@@ -88,7 +90,7 @@ class TrainingRecord(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model as it was read. Everything in it has been checked; nothing was changed."""
+    """A model as it was read: nothing was changed, and all tensors are those of the config."""
 
     name: str
     path: Path
@@ -124,6 +126,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises `CheckpointError` for what cannot be found, read or trusted: nothing in the file is
     executed, and every tensor is there, finite, and of the shape that the configuration means.
     """
+    checkpoint = read_checkpoint(path)
+    check_finite(checkpoint.state, checkpoint.path)
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """`load_checkpoint`, but with NaN and infinite numbers where there are: only to look at."""
     weights = weights_file(path)
     state = read_state(weights)
     configuration = read_configuration(weights, state)
@@ -157,6 +166,7 @@ def save_checkpoint(
         raise CheckpointError(f"{folder}: holds {others[0].name}: choose another folder")
     weights = folder / WEIGHTS
     check_tensors(network_state, config, weights, CONFIG)
+    check_finite(network_state, weights)
     tensors = {
         KEY_PREFIX + key: tensor.detach().cpu().contiguous()
         for key, tensor in network_state.items()

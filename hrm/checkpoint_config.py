@@ -95,7 +95,7 @@ def read_configuration(weights: Path, state: Mapping[str, Tensor]) -> Configurat
 def check_tensors(
     state: Mapping[str, Tensor], config: HRMConfig, weights: Path, source: str
 ) -> None:
-    """Raise `CheckpointError` unless `state` has the tensors that `config` means, all finite.
+    """Raise `CheckpointError` unless `state` has the tensors that `config` means, and no other.
 
     `weights` and `source`, which is where the configuration is from, are for the message.
     """
@@ -115,8 +115,13 @@ def check_tensors(
                 f"{weights}: {key} has shape {tuple(state[key].shape)}, but {source} calls for "
                 f"{shape}: {mend}"
             )
+
+
+def check_finite(state: Mapping[str, Tensor], weights: Path) -> None:
+    """Raise `CheckpointError` unless all numbers of `state` are finite; `weights` is named."""
+    for key, tensor in state.items():
         # NaN spreads to both extremes: one pass over the numbers and no copy of them.
-        if not all(extreme.isfinite() for extreme in state[key].aminmax()):
+        if not all(extreme.isfinite() for extreme in tensor.aminmax()):
             raise CheckpointError(
                 f"{weights}: {key} has NaN or infinite numbers: take an earlier checkpoint"
             )

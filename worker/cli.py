@@ -14,8 +14,10 @@ from schemas import SQEHRMError
 
 COMMANDS = {
     "analyze": "counts, lengths, difficulty, categories and tokens of a file",
+    "checkpoint": "inspect one, or compare several",
     "convert": "turn SQE messages into HRM examples",
     "demo": "Redis, a worker and an agent for half a minute, then what was measured",
+    "evaluate": "what a checkpoint makes of a file, in figures",
     "schema": "print or publish the JSON Schemas",
     "submit": "enqueue the messages of a file and collect their verdicts",
     "train": "train a checkpoint on accepted messages",

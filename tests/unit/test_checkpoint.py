@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from hrm.checkpoint import CheckpointError, load_checkpoint, pair_hash, save_checkpoint
+from hrm.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    pair_hash,
+    read_checkpoint,
+    save_checkpoint,
+)
 from hrm.checkpoint_config import tensor_shapes
 from hrm.config import ConversionConfig
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, refusal, state_of, store, write_config
@@ -132,6 +138,30 @@ def test_saving_refuses_what_would_not_load(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"lacks q_head\.bias, which config\.json calls for"):
         save_checkpoint(tmp_path / "new", state, TINY, SHA256, RECORD)
     assert not (tmp_path / "new").exists()
+
+
+def test_saving_refuses_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    state = {**state_of(TINY), "L_init": torch.full((16,), torch.inf)}
+    with pytest.raises(CheckpointError, match=r"L_init has NaN or infinite numbers"):
+        save_checkpoint(tmp_path / "new", state, TINY, SHA256, RECORD)
+    assert not (tmp_path / "new").exists()
+
+
+def test_reading_to_look_at_differs_from_loading_only_in_numbers_that_are_not_finite(
+    tmp_path: Path,
+) -> None:
+    state = state_of(TINY)
+    folder = store(tmp_path / "m", state)
+    write_config(folder, model=TINY.model_dump(mode="json"))
+    assert read_checkpoint(folder).digest == load_checkpoint(folder).digest
+    state["H_init"][2] = torch.nan
+    store(folder, state)
+    assert "H_init has NaN or infinite numbers" in refusal(folder)
+    assert read_checkpoint(folder).state["H_init"].isnan().sum() == 1
+    del state["L_init"]
+    store(folder, state)
+    with pytest.raises(CheckpointError, match="lacks L_init"):
+        read_checkpoint(folder)
 
 
 def test_saving_refuses_a_folder_with_other_weights(tmp_path: Path) -> None:

@@ -231,3 +231,12 @@ def test_a_configuration_file_that_contradicts_the_tensors_is_refused(
     folder = store(tmp_path / "m", state_of(TINY))
     write_config(folder, model={"num_heads": 2, **fields})
     assert re.search(message, refusal(folder))
+
+
+def test_a_reference_configuration_that_contradicts_the_tensors_is_refused(tmp_path: Path) -> None:
+    folder = store(tmp_path / "m", state_of(TINY))
+    write_arch(folder, hidden_size=32)
+    assert re.search(
+        r"has shape \(16,\), but all_config\.yaml calls for \(32,\): give weights and config",
+        refusal(folder),
+    )

@@ -71,6 +71,16 @@ def test_a_nested_state_dict_is_found(
     assert_loads(tmp_path / "run.pt", state)
 
 
+@TORCH_FORMS
+@pytest.mark.parametrize("prefix", ["_orig_mod.model.inner.", "model.inner.", "inner."])
+def test_a_nested_state_dict_may_have_a_prefix(
+    tmp_path: Path, state: dict[str, Tensor], write: Writer, prefix: str
+) -> None:
+    nested = {prefix + key: tensor for key, tensor in state.items()}
+    write({"step": 7566, "model": nested}, tmp_path / "run.pt")
+    assert_loads(tmp_path / "run.pt", state)
+
+
 @FORMS
 def test_dtypes_may_be_mixed_and_are_kept(
     tmp_path: Path, state: dict[str, Tensor], write: Writer
@@ -241,6 +251,21 @@ def test_what_is_no_tensor_of_numbers_is_refused_by_name(
     content: dict[Any, Any] = {**state, key: value}
     write_zip(content, tmp_path / "odd.pt")
     assert said in refusal(tmp_path / "odd.pt")
+
+
+@FORMS
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_number_that_is_not_finite_is_refused_in_every_form(
+    tmp_path: Path, state: dict[str, Tensor], write: Writer, number: float, dtype: torch.dtype
+) -> None:
+    key = "H_level.layers.0.self_attn.qkv_proj.weight"
+    broken = state[key].to(dtype)
+    broken[5, 3] = number
+    write({f"model.inner.{k}": v for k, v in {**state, key: broken}.items()}, tmp_path / "step_1")
+    assert refusal(tmp_path / "step_1") == (
+        f"{tmp_path / 'step_1'}: {key} has NaN or infinite numbers: take an earlier checkpoint"
+    )
 
 
 def test_keys_in_two_forms_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:

@@ -1,0 +1,230 @@
+"""What a checkpoint consists of: its parts, their sizes, and the numbers in each tensor.
+
+Knows tensors and where they belong in the network; runs no inference, and says nothing of how
+good a model is. Nothing of terminals or tables.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from hrm.checkpoint import Checkpoint
+
+FLOAT32_BYTES = torch.float32.itemsize
+"""Of a number in memory: networks are built as float32, however they are stored."""
+
+CHUNK = 1 << 20
+"""Numbers widened to float64 at once: 8 MiB, so that a large table is never copied whole."""
+
+
+class Component(StrEnum):
+    """The parts of the network that parameters are counted by."""
+
+    PUZZLE_EMBEDDINGS = "puzzle embeddings"
+    TOKEN_EMBEDDINGS = "token embeddings"  # noqa: S105 - no password
+    POSITION_EMBEDDINGS = "position embeddings"
+    H_LEVEL = "H level"
+    L_LEVEL = "L level"
+    HEADS = "heads"
+    INITIAL_STATES = "initial states"
+
+
+_COMPONENTS = {
+    "puzzle_emb": Component.PUZZLE_EMBEDDINGS,
+    "embed_tokens": Component.TOKEN_EMBEDDINGS,
+    "embed_pos": Component.POSITION_EMBEDDINGS,
+    "H_level": Component.H_LEVEL,
+    "L_level": Component.L_LEVEL,
+    "lm_head": Component.HEADS,
+    "q_head": Component.HEADS,
+    "H_init": Component.INITIAL_STATES,
+    "L_init": Component.INITIAL_STATES,
+}
+"""By the first part of a tensor's key: all that `tensor_shapes` knows."""
+
+
+class _Figures(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorStatistics(_Figures):
+    """One tensor. Means, deviation and range are over its finite numbers; null without any."""
+
+    component: Component
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    mean: float | None
+    mean_absolute: float | None
+    standard_deviation: float | None = Field(description="Of the numbers as a population.")
+    minimum: float | None
+    maximum: float | None
+    sparsity: float = Field(description="Share of numbers that are exactly zero.")
+    nan: int
+    infinite: int
+
+
+class ComponentSize(_Figures):
+    """One part of the network."""
+
+    component: Component
+    parameters: int
+    share: float = Field(description="Of all parameters.")
+    stored_bytes: int
+
+
+class TrainingSummary(_Figures):
+    """What the training record holds."""
+
+    pairs: int = Field(description="Different pairs of puzzle and input that verdicts call known.")
+    target_token_counts: tuple[int, ...] = Field(description="Of tokens 0 to 11.")
+
+
+class ConfigurationValue(_Figures):
+    """A field of the configuration, and where its value comes from."""
+
+    value: Any
+    source: str = Field(description="A file's name, `tensor shapes` or `default`.")
+
+
+class Inspection(_Figures):
+    """Everything about a checkpoint that can be said without running it."""
+
+    name: str
+    path: str
+    digest: str = Field(description="SHA-256 of weights and configuration, in whatever form.")
+    parameters: int
+    memory_bytes: int = Field(description="Of the weights as they run: as float32.")
+    stored_bytes: int = Field(description="Of the weights in the dtypes they are stored in.")
+    file_bytes: int = Field(description="Of the weights file, with whatever else is in it.")
+    puzzles: int = Field(description="Rows of the puzzle table; 0 without one.")
+    nan: int
+    infinite: int
+    dtypes: dict[str, int] = Field(description="Parameters stored in each dtype.")
+    components: tuple[ComponentSize, ...]
+    model: dict[str, ConfigurationValue]
+    conversion: dict[str, ConfigurationValue]
+    training: TrainingSummary | None
+    tensors: dict[str, TensorStatistics]
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """Count and measure all of `checkpoint`, which `read_checkpoint` or `load_checkpoint` gave."""
+    tensors = {
+        key: tensor_statistics(key, tensor)
+        for key, tensor in sorted(checkpoint.state.items(), key=lambda item: _place(item[0]))
+    }
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        dtypes[tensor.dtype] += tensor.parameters
+    parameters = sum(tensor.parameters for tensor in tensors.values())
+    config, training = checkpoint.config, checkpoint.training
+    return Inspection(
+        name=checkpoint.name,
+        path=str(checkpoint.path),
+        digest=checkpoint.digest,
+        parameters=parameters,
+        memory_bytes=parameters * FLOAT32_BYTES,
+        stored_bytes=sum(tensor.nbytes for tensor in checkpoint.state.values()),
+        file_bytes=checkpoint.path.stat().st_size,
+        puzzles=config.num_puzzle_identifiers if config.puzzle_emb_ndim else 0,
+        nan=sum(tensor.nan for tensor in tensors.values()),
+        infinite=sum(tensor.infinite for tensor in tensors.values()),
+        dtypes=dict(dtypes.most_common()),
+        components=_component_sizes(checkpoint.state, parameters),
+        model=_with_sources(config, checkpoint.config_sources),
+        conversion=_with_sources(checkpoint.conversion, checkpoint.config_sources),
+        training=None
+        if training is None
+        else TrainingSummary(
+            pairs=len(training.pair_hashes), target_token_counts=training.target_token_counts
+        ),
+        tensors=tensors,
+    )
+
+
+def component_of(key: str) -> Component:
+    """The part of the network that the tensor of this key belongs to."""
+    return _COMPONENTS[key.partition(".")[0]]
+
+
+def tensor_statistics(key: str, tensor: Tensor) -> TensorStatistics:
+    """Measure `tensor`, of any floating point dtype and shape, in float64."""
+    flat = tensor.detach().reshape(-1)
+    chunks = torch.split(flat, CHUNK)
+    nan, infinite, zeros = 0, 0, 0
+    total, absolute = 0.0, 0.0
+    low, high = math.inf, -math.inf
+    for chunk in chunks:
+        finite = _finite(chunk)
+        if len(finite) < len(chunk):
+            nan += int(chunk.isnan().sum())
+            infinite += int(chunk.isinf().sum())
+        if not len(finite):
+            continue
+        zeros += len(finite) - int(finite.count_nonzero())
+        total += float(finite.sum())
+        absolute += float(finite.abs().sum())
+        low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    count = flat.numel() - nan - infinite
+    mean = total / count if count else math.nan
+    # A second pass: the square of the mean taken from the mean square would cancel.
+    squares = math.fsum(float((_finite(chunk) - mean).square().sum()) for chunk in chunks)
+    return TensorStatistics(
+        component=component_of(key),
+        shape=tuple(tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        parameters=flat.numel(),
+        mean=mean if count else None,
+        mean_absolute=absolute / count if count else None,
+        standard_deviation=math.sqrt(squares / count) if count else None,
+        minimum=low if count else None,
+        maximum=high if count else None,
+        sparsity=zeros / flat.numel(),
+        nan=nan,
+        infinite=infinite,
+    )
+
+
+def _finite(chunk: Tensor) -> Tensor:
+    """The finite numbers of `chunk` (one dimension) as float64."""
+    wide = chunk.double()
+    finite = wide.isfinite()
+    # Nearly always: picking the numbers out takes longer than all the rest.
+    return wide if finite.all() else wide[finite]
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Tensors are listed by component, in the order of `Component`."""
+    return list(Component).index(component_of(key)), key
+
+
+def _component_sizes(state: Mapping[str, Tensor], total: int) -> tuple[ComponentSize, ...]:
+    parameters: Counter[Component] = Counter()
+    stored: Counter[Component] = Counter()
+    for key, tensor in state.items():
+        parameters[component_of(key)] += tensor.numel()
+        stored[component_of(key)] += tensor.nbytes
+    return tuple(
+        ComponentSize(
+            component=component,
+            parameters=parameters[component],
+            share=parameters[component] / total,
+            stored_bytes=stored[component],
+        )
+        for component in Component
+        if component in parameters
+    )
+
+
+def _with_sources(config: BaseModel, sources: Mapping[str, str]) -> dict[str, ConfigurationValue]:
+    return {
+        name: ConfigurationValue(value=value, source=sources[name])
+        for name, value in config.model_dump(mode="json").items()
+    }

@@ -1,0 +1,145 @@
+"""`sqe-hrm checkpoint`: what is in a checkpoint, and which of several to take."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+
+from hrm.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
+from hrm.comparison import compare_checkpoints
+from hrm.files import RefusedLine, parse_line_or_example, read_lines
+from hrm.inspection import inspect_checkpoint
+from hrm.recommendation import ComparisonError, Content, Measured, labels_of, measure_messages
+from schemas import HaltedBy, SQEHRMError
+from worker import devices
+from worker.checkpoint_tables import print_comparison, print_inspection
+from worker.commands.convert import open_with_progress, refused_line_printer
+from worker.settings import Settings
+
+RULES = {
+    "both": (HaltedBy.MAX_STEPS, HaltedBy.Q),
+    "max_steps": (HaltedBy.MAX_STEPS,),
+    "q": (HaltedBy.Q,),
+}
+"""What `--halting` may be."""
+
+
+@click.group("checkpoint")
+def command() -> None:
+    """Inspect a checkpoint, or compare several.
+
+    A checkpoint is a path, or a name looked up in SQE_CHECKPOINT_DIR (default: checkpoints).
+    """
+
+
+@command.command("inspect")
+@click.argument("checkpoint")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def inspect_(checkpoint: str, as_json: bool) -> None:  # noqa: FBT001 - click passes flags by name
+    """Show a checkpoint's parts, sizes, configuration and numbers.
+
+    Weights with NaN or infinite numbers are shown too, though nothing else loads them. Runs no
+    inference: how good a checkpoint is, `sqe-hrm evaluate` says.
+    """
+    folder = Settings.from_env().checkpoint_dir
+    inspection = inspect_checkpoint(read_checkpoint(find_checkpoint(checkpoint, folder)))
+    if as_json:
+        click.echo(inspection.model_dump_json(indent=2))
+    else:
+        print_inspection(inspection)
+
+
+@command.command("compare")
+@click.argument("checkpoints", nargs=-1, required=True)
+@click.option(
+    "--data-path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSONL of messages, bare pairs, or converted examples to measure solve rates on.",
+)
+@click.option(
+    "--halting",
+    type=click.Choice(list(RULES)),
+    default="both",
+    show_default=True,
+    help="Under which rule, with --data-path.",
+)
+@click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def compare(
+    checkpoints: tuple[str, ...],
+    data_path: Path | None,
+    halting: str,
+    device: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Compare CHECKPOINTS of a run, the earliest first.
+
+    Weights: the change from each to the next, and whether they converged. With --data-path, every
+    checkpoint runs over that file's messages, and the one to take is the one whose 95 % interval
+    of the solve rate lies above all others; without it there is no recommendation.
+    """
+    if len(checkpoints) == 1:
+        raise click.UsageError("name at least two checkpoints, or use: sqe-hrm checkpoint inspect")
+    settings = Settings.from_env(device=device)
+    # What can be refused at once is refused before anything takes its time.
+    torch_device = "cpu" if data_path is None else _pin(settings.device)
+    loaded = [
+        load_checkpoint(find_checkpoint(name, settings.checkpoint_dir)) for name in checkpoints
+    ]
+    labels_of(loaded)
+    measured: list[Measured] = []
+    refused: list[RefusedLine] = []
+    if data_path is not None:
+        with _lines(data_path, settings.max_message_bytes, refused) as lines:
+            measured = measure_messages(loaded, lines, RULES[halting], torch_device)
+        if not measured:
+            raise SQEHRMError(f"{data_path} holds no message: give a file that does")
+    comparison = compare_checkpoints(
+        loaded,
+        measured,
+        data=None if data_path is None else str(data_path),
+        refused_lines=len(refused),
+    )
+    if as_json:
+        click.echo(comparison.model_dump_json(indent=2))
+    else:
+        print_comparison(comparison)
+
+
+def _pin(name: str) -> str:
+    """The device as torch calls it."""
+    try:
+        device = devices.pin(name)
+        devices.check(device)
+    except devices.DeviceError as error:
+        raise click.UsageError(str(error)) from None
+    return device.torch_name
+
+
+@contextlib.contextmanager
+def _lines(
+    path: Path, max_message_bytes: int, refused: list[RefusedLine]
+) -> Iterator[Iterator[tuple[int, Content]]]:
+    """What the lines of `path` hold; refused ones are printed on stderr and added to `refused`."""
+    print_refused = refused_line_printer(path)
+    parse = partial(parse_line_or_example, max_message_bytes=max_message_bytes)
+    try:
+        with open_with_progress(path, "Measuring") as source:
+
+            def sound() -> Iterator[tuple[int, Content]]:
+                for index, content in read_lines(
+                    source, parse, max_message_bytes=max_message_bytes
+                ):
+                    if isinstance(content, RefusedLine):
+                        print_refused(content)
+                        refused.append(content)
+                    else:
+                        yield index, content
+
+            yield sound()
+    except OSError as error:
+        raise SQEHRMError(f"cannot read {path}: {error.strerror}") from None
+    except ComparisonError as error:
+        raise SQEHRMError(f"{path}: {error}") from None
