@@ -6,14 +6,14 @@ the file.
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.categories import categorize
 from hrm.conversion import difficulty_of
-from hrm.files import AcceptedPair, RefusedLine, parse_line, read_lines
+from hrm.files import AcceptedPair, RefusedLine, parse_line_or_example, read_lines
 from hrm.vocabulary import Tokenizer, is_cut
 from schemas import (
     DEFAULT_MAX_MESSAGE_BYTES,
@@ -22,12 +22,9 @@ from schemas import (
     Category,
     Difficulty,
     HRMExample,
-    MessageRejected,
     RejectionReason,
     SQEMessage,
 )
-
-_EXAMPLE_KEY = b'"input_sequence"'
 
 
 class TextStatistics(BaseModel):
@@ -134,10 +131,7 @@ def analyze_file(
     `tokenizer` gives messages their tokens. Each refused line goes to `on_refused` when it is met,
     and the rest goes on.
     """
-
-    def parse(line: bytes) -> SQEMessage | AcceptedPair | HRMExample:
-        return _parse_line(line, max_message_bytes)
-
+    parse = partial(parse_line_or_example, max_message_bytes=max_message_bytes)
     counter = _DatasetCounter(tokenizer)
     for _, content in read_lines(source, parse, max_message_bytes=max_message_bytes):
         if isinstance(content, RefusedLine):
@@ -148,20 +142,3 @@ def analyze_file(
         else:
             counter.add_message(content)
     return counter.statistics()
-
-
-def _parse_line(line: bytes, max_message_bytes: int) -> SQEMessage | AcceptedPair | HRMExample:
-    if _EXAMPLE_KEY not in line:
-        return parse_line(line, max_message_bytes=max_message_bytes)
-    try:
-        return HRMExample.model_validate_json(line)
-    except ValidationError as invalid:
-        problem = invalid.errors()[0]
-    if problem["type"] == "json_invalid" or "input_sequence" not in from_json(line):
-        # No JSON at all, or a message whose texts mention the key.
-        return parse_line(line, max_message_bytes=max_message_bytes)
-    field = ".".join(str(part) for part in problem["loc"])
-    raise MessageRejected(
-        RejectionReason.NOT_A_MESSAGE,
-        f"neither a message nor an HRM example: field {field!a}: {problem['msg']}",
-    )

@@ -21,6 +21,7 @@ from hrm.conversion import Converter
 from schemas import (
     DEFAULT_MAX_MESSAGE_BYTES,
     Category,
+    HRMExample,
     MessageRejected,
     RejectionReason,
     SQEMessage,
@@ -37,6 +38,8 @@ _ENVELOPE_BYTES = 64 * 1024
 `parse_message` lets through (6 bytes, for `\\u0000`), so that no sound line is refused unread."""
 
 _SCHEMA_VERSION_KEY = b'"schema_version"'
+
+_EXAMPLE_KEY = b'"input_sequence"'
 
 _ENVELOPE = {"schema_version": 1, "message_id": "line", "agent_id": "file"}
 """What makes a bare pair a message, so that one contract judges both."""
@@ -128,6 +131,29 @@ def parse_line(
         return _parse_by_fields(line, max_message_bytes)
     # No text is shorter in JSON than in UTF-8.
     return pair if len(line) <= max_message_bytes else _parse_by_fields(line, max_message_bytes)
+
+
+def parse_line_or_example(
+    line: bytes, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+) -> SQEMessage | AcceptedPair | HRMExample:
+    """What `parse_line` gives, or the already converted example of one line.
+
+    Raises `MessageRejected` for a line that is none of them.
+    """
+    if _EXAMPLE_KEY not in line:
+        return parse_line(line, max_message_bytes=max_message_bytes)
+    try:
+        return HRMExample.model_validate_json(line)
+    except ValidationError as invalid:
+        problem = invalid.errors()[0]
+    if problem["type"] == "json_invalid" or "input_sequence" not in from_json(line):
+        # No JSON at all, or a message whose texts mention the key.
+        return parse_line(line, max_message_bytes=max_message_bytes)
+    field = ".".join(str(part) for part in problem["loc"])
+    raise MessageRejected(
+        RejectionReason.NOT_A_MESSAGE,
+        f"neither a message nor an HRM example: field {field!a}: {problem['msg']}",
+    )
 
 
 def _parse_by_fields(line: bytes, max_message_bytes: int) -> SQEMessage | AcceptedPair:

@@ -1,0 +1,49 @@
+"""Evaluations of small files, for the tests of those."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hrm.evaluation import evaluate_file
+from hrm.evaluator import Evaluator, Inference
+from hrm.files import RefusedLine
+from schemas import Verdict
+
+
+def opened(path: Path, **options: Any) -> Evaluator:  # noqa: ANN401
+    inference = Inference(**{"slots": 2, "max_steps": 3, **options})
+    return Evaluator.open(
+        str(path), folder=path.parent, device="cpu", inference=inference, worker="host:1"
+    )
+
+
+def jsonl(*lines: Any) -> io.BytesIO:  # noqa: ANN401
+    return io.BytesIO(
+        b"".join(
+            (line if isinstance(line, str) else json.dumps(line)).encode() + b"\n" for line in lines
+        )
+    )
+
+
+class Run:
+    """An evaluation, and what it told on its way."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        source: io.BytesIO,
+        on_verdict: Callable[[Verdict], None] = lambda _: None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        self.verdicts: list[Verdict] = []
+        self.refused: list[RefusedLine] = []
+
+        def note(verdict: Verdict) -> None:
+            self.verdicts.append(verdict)
+            on_verdict(verdict)
+
+        self.report = evaluate_file(
+            source, "data", evaluator, on_refused=self.refused.append, on_verdict=note, **options
+        )
