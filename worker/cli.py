@@ -40,14 +40,7 @@ class LazyGroup(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        try:
-            module = importlib.import_module(f"worker.commands.{cmd_name.replace('-', '_')}")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] in {"hrm", "schemas", "worker"}:
-                raise
-            raise click.ClickException(
-                f"'{cmd_name}' needs {error.name}: pip install 'sqe-hrm-worker[worker]'"
-            ) from None
+        module = importlib.import_module(f"worker.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 
@@ -76,6 +69,14 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("sqe-hrm: interrupted", err=True)
         sys.exit(INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in {"hrm", "schemas", "worker"}:
+            raise
+        click.echo(
+            f"sqe-hrm: error: this needs {error.name}: pip install 'sqe-hrm-worker[worker]'",
+            err=True,
+        )
+        sys.exit(1)
     except SQEHRMError as error:
         click.echo(f"sqe-hrm: error: {error}", err=True)
         sys.exit(1)

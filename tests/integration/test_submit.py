@@ -15,6 +15,7 @@ from worker.redis_keys import BACKFILL_QUEUE, LIVE_QUEUE
 
 if TYPE_CHECKING:
     import redis
+
     from tests.conftest import Site
 
 

@@ -126,7 +126,9 @@ def test_a_missing_extra_is_named_with_its_mend(
     monkeypatch.setitem(sys.modules, "torch", None)
     assert call(monkeypatch, "train", "--help") == 1
     printed = capsys.readouterr()
-    assert printed.err == ("Error: 'train' needs torch: pip install 'sqe-hrm-worker[worker]'\n")
+    assert printed.err == (
+        "sqe-hrm: error: this needs torch: pip install 'sqe-hrm-worker[worker]'\n"
+    )
 
 
 def test_a_missing_module_of_the_project_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
