@@ -10,12 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import redis
 from prometheus_client.parser import text_string_to_metric_families
@@ -119,8 +121,8 @@ def exchange(
 ) -> Account:
     """Send for `seconds`, with at most `in_flight` messages unanswered; then wait for the rest.
 
-    Everything is noted in `tally`, which `on_change` sees after each look for outcomes. Ctrl-C
-    ends the sending early.
+    Everything is noted in `tally`, which `on_change` sees after each look for outcomes. Ctrl-C and
+    SIGTERM end the sending early.
     """
     with (
         Client(redis_url) as client,
@@ -130,10 +132,11 @@ def exchange(
         letters_before = _stream_entries(store)
         tally.started = time.monotonic()
         waiting: dict[str, Sent] = {}
-        end, last = tally.started + seconds, time.monotonic()
-        try:
-            while time.monotonic() < end or (waiting and time.monotonic() < last + DRAIN_SECONDS):
-                while time.monotonic() < end and len(waiting) < in_flight:
+        last = time.monotonic()
+        with _asked_to_stop() as asked:
+            while True:
+                sending = time.monotonic() < tally.started + seconds and not asked.is_set()
+                while sending and len(waiting) < in_flight:
                     sent = next(messages)
                     waiting[sent.message_id] = sent
                     tally.note_sent(sent)
@@ -151,11 +154,10 @@ def exchange(
                     tally.note_outcome(waiting.pop(message_id), outcome)
                     last = time.monotonic()
                 on_change(tally)
+                if not sending and (not waiting or time.monotonic() > last + DRAIN_SECONDS):
+                    break
                 worker.check()
                 time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            for outcome in client.results(list(waiting), DRAIN_SECONDS):
-                tally.note_outcome(waiting.pop(outcome.message_id or ""), outcome)
         return Account(
             sent=tally.sent.total(),
             verdicts=tally.verdicts.total(),
@@ -165,6 +167,28 @@ def exchange(
             stream_length=_stream_entries(store) - letters_before,
             mistaken=tally.mistaken,
         )
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that is set by the first Ctrl-C or SIGTERM; a second one does what it always does.
+
+    Set here also where the shell had Ctrl-C ignored, as it does for commands in the background.
+    """
+    asked = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stream_entries(store: redis.Redis) -> int:
