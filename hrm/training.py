@@ -13,9 +13,9 @@ moving average, and half of the rows explore, because a network that halts at on
 forgets the later steps that the rule `max_steps` runs.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,39 +25,51 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hrm.batch import Batch
 from hrm.losses import Correctness, act_losses
 from hrm.network import HRM, State
+from schemas import SQEHRMError
+
+
+class DivergedError(SQEHRMError):
+    """Training went beyond the numbers: loss or gradient are NaN or infinite."""
 
 
 class TrainingConfig(BaseModel):
-    """The recipe. The defaults are those the shipped checkpoint was trained with."""
+    """The recipe. `hrm/README.md` says what was measured with the defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: int = Field(default=2000, ge=1, description="Optimiser steps.")
+    steps: int = Field(default=1000, ge=1, description="Optimiser steps.")
     batch_size: int = Field(default=96, ge=1, description="At most the number of examples.")
-    lr: float = Field(default=1e-3, gt=0, description="AdamW, at its peak.")
-    lr_warmup_steps: int = Field(default=50, ge=0)
-    lr_min_ratio: float = Field(default=0.0, ge=0, le=1, description="Of lr, at the last step.")
-    weight_decay: float = Field(default=1.0, ge=0)
+    lr: float = Field(default=1e-3, gt=0, description="Of AdamW, at its peak.")
+    lr_warmup_steps: int = Field(default=50, ge=0, description="Until the rates are at the peak.")
+    lr_min_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="Of the rates at the last step to the peak's."
+    )
+    weight_decay: float = Field(default=1.0, ge=0, description="Of AdamW.")
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to it.")
     ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Of the averaged weights.")
-    puzzle_emb_lr: float = Field(default=1e-2, ge=0, description="Sign descent, at its peak.")
-    puzzle_emb_weight_decay: float = Field(default=0.1, ge=0)
-    seed: int = 0
+    puzzle_emb_lr: float = Field(
+        default=1e-2, ge=0, description="Of the puzzle table's sign descent, at its peak."
+    )
+    puzzle_emb_weight_decay: float = Field(default=0.1, ge=0, description="Of the puzzle table.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of all that is random.")
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Figures of one optimiser step; those of examples are means over the rows that halted."""
+    """Figures of one optimiser step.
+
+    Those of examples are means over the rows that halted, and None where none did.
+    """
 
     step: int
     loss: float
     halted: int
-    accuracy: float
-    solved: float
-    q_accuracy: float
-    act_steps: float
+    accuracy: float | None
+    solved: float | None
+    q_accuracy: float | None
+    act_steps: float | None
 
 
 @dataclass
@@ -83,9 +95,11 @@ class Trainer:
         self.batch_size = min(config.batch_size, len(examples))
         self.device = examples.inputs.device
         self._random = torch.Generator().manual_seed(config.seed)
-        self._order = self._shuffled_rows()
+        self._order: list[int] = []
         averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
+        # What is evaluated and kept is evaluated as it will be once it is loaded.
+        self.averaged_network.forward_dtype = torch.float32
         self._optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=config.lr,
@@ -103,13 +117,20 @@ class Trainer:
 
     @property
     def averaged_network(self) -> HRM:
-        """The moving average of the weights: what is evaluated and kept. In evaluation mode."""
+        """The moving average of the weights: what is evaluated and kept.
+
+        In evaluation mode, and float32 throughout, whatever the forward dtype of training.
+        """
         network = self._averaged.module
         assert isinstance(network, HRM)  # noqa: S101 - a copy of what it was made of
         return network.eval()
 
     def step(self) -> StepReport:
-        """One ACT step forward on every row, and one step of both optimisers."""
+        """One ACT step forward on every row, and one step of both optimisers.
+
+        Raises `DivergedError`, and leaves the weights as they were, where loss or gradient are
+        not finite.
+        """
         carry = self._refill(self._carry)
         network = self.network
         puzzle_rows = network.puzzle_embedding(carry.batch.puzzle_ids)
@@ -128,10 +149,68 @@ class Trainer:
         )
         total = losses.total / self.batch_size
         torch.autograd.backward(total)
+        loss = float(total.detach())
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        if not isfinite(loss + float(norm)):
+            raise DivergedError(
+                f"diverged at step {self.step_count + 1} (loss {loss:.3g}, gradient norm "
+                f"{float(norm):.3g}): lower lr ({self.config.lr:g}) or puzzle_emb_lr "
+                f"({self.config.puzzle_emb_lr:g})"
+            )
         self._update(carry.batch.puzzle_ids, None if puzzle_rows is None else puzzle_rows.grad)
         self._carry = carry
         self.step_count += 1
-        return self._report(float(total.detach()), logits, q_logits, carry)
+        return self._report(loss, logits, q_logits, carry)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the next steps depend on, but for `averaged_network` and the constructor's."""
+        carry = self._carry
+        state = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                state[f"adamw.{key}.{name}"] = value
+        return state | {
+            "carry.inputs": carry.batch.inputs,
+            "carry.labels": carry.batch.labels,
+            "carry.puzzle_ids": carry.batch.puzzle_ids,
+            "carry.z_H": carry.state.z_H,
+            "carry.z_L": carry.state.z_L,
+            "carry.steps": carry.steps,
+            "carry.halted": carry.halted,
+            "step_count": torch.tensor(self.step_count),
+            "order": torch.tensor(self._order, dtype=torch.int64),
+            "random": self._random.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor], averaged: Mapping[str, Tensor]) -> None:
+        """Go on where another trainer of this network, these examples and this recipe was.
+
+        state: its `state_dict()`; averaged: that of its `averaged_network`. On the CPU, and with
+        as many threads, the steps that follow are the other's to the last bit.
+        """
+        self.network.load_state_dict(_below("network.", state))
+        self.averaged_network.load_state_dict(averaged)
+        moments = {key: _below(f"adamw.{key}.", state) for key in ("step", "exp_avg", "exp_avg_sq")}
+        self._optimizer.load_state_dict(
+            {
+                "state": {
+                    index: {key: values[name] for key, values in moments.items()}
+                    for index, (name, _) in enumerate(self.network.named_parameters())
+                },
+                "param_groups": self._optimizer.state_dict()["param_groups"],
+            }
+        )
+        carry = {key: value.to(self.device) for key, value in _below("carry.", state).items()}
+        self._carry = _Carry(
+            Batch(carry["inputs"], carry["labels"], carry["puzzle_ids"]),
+            State(carry["z_H"], carry["z_L"]),
+            carry["steps"],
+            carry["halted"],
+        )
+        self.step_count = int(state["step_count"])
+        self._averaged.n_averaged.fill_(self.step_count)
+        self._order = state["order"].tolist()
+        self._random.set_state(state["random"])
 
     def _refill(self, carry: _Carry) -> _Carry:
         """Give every halted row a new example and the initial state."""
@@ -166,7 +245,6 @@ class Trainer:
         scale = self._schedule()
         for group in self._optimizer.param_groups:
             group["lr"] = config.lr * scale
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         if puzzle_grad is not None:
@@ -194,7 +272,7 @@ class Trainer:
             (correctness.accuracy, correctness.solved.float(), q_right.float(), carry.steps.float())
         )
         halted = int(carry.halted.sum())
-        means = figures[:, carry.halted].mean(-1).tolist() if halted else [math.nan] * 4
+        means = figures[:, carry.halted].mean(-1).tolist() if halted else [None] * 4
         return StepReport(self.step_count, loss, halted, *means)
 
     def _uniform(self) -> Tensor:
@@ -202,12 +280,17 @@ class Trainer:
         return torch.rand(self.batch_size, generator=self._random).to(self.device)
 
     def _next_examples(self, count: int) -> Batch:
-        rows = torch.tensor([next(self._order) for _ in range(count)], dtype=torch.int64)
-        return self.examples[rows.to(self.device)]
+        """Every example once, in random order, before one comes again."""
+        while len(self._order) < count:
+            self._order += torch.randperm(len(self.examples), generator=self._random).tolist()
+        rows, self._order = self._order[:count], self._order[count:]
+        return self.examples[torch.tensor(rows, dtype=torch.int64, device=self.device)]
 
-    def _shuffled_rows(self) -> Iterator[int]:
-        while True:
-            yield from torch.randperm(len(self.examples), generator=self._random).tolist()
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
 
 
 @torch.no_grad()

@@ -1,0 +1,82 @@
+"""What `sqe-hrm train` shows on stderr: a bar of the steps, and a line for each measurement.
+
+Knows the console; what training is and measures is `hrm`'s.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hrm.fit import BothRules, Figures, Measurement
+from hrm.training import StepReport
+
+
+class TrainingDisplay:
+    """Lines are always printed, and never wrapped; the bar is there where stderr is a terminal."""
+
+    def __init__(self, bar: Progress, steps: int, done: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=steps, completed=done)
+        self._loss = 0.0
+        self._halted = ""
+
+    def say(self, line: str) -> None:
+        """Print `line`."""
+        # A log's wrapped lines can be neither searched nor read by a program.
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def on_step(self, report: StepReport) -> None:
+        """Move the bar. Where no example halted, the figures of the last that did stay."""
+        self._loss = report.loss
+        if report.accuracy is not None:
+            self._halted = (
+                f"  tokens {report.accuracy:4.0%}  solved {report.solved:4.0%}"
+                f"  Q right {report.q_accuracy:4.0%}  ACT steps {report.act_steps:4.1f}"
+            )
+        self._bar.update(
+            self._task,
+            completed=report.step,
+            description=f"loss {report.loss:.3f}{self._halted}",
+        )
+
+    def on_measurement(self, measurement: Measurement) -> None:
+        """Print its figures."""
+        self.say(f"step {measurement.step:5d}  loss {self._loss:.3f}  {summary(measurement)}")
+
+
+@contextmanager
+def training_display(steps: int, done: int) -> Iterator[TrainingDisplay]:
+    """A display for a run of `steps`, of which some are `done`."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield TrainingDisplay(bar, steps, done)
+
+
+def summary(measurement: Measurement) -> str:
+    """The figures of a measurement, in one line."""
+    line = _both(measurement.training)
+    if measurement.held_out is None:
+        return line
+    return f"{line}  |  held out  {_both(measurement.held_out)}"
+
+
+def _both(rules: BothRules) -> str:
+    return f"max_steps: {_figures(rules.max_steps)}  q: {_figures(rules.q)}"
+
+
+def _figures(figures: Figures) -> str:
+    rate = figures.solve_rate
+    interval = "" if rate.low is None else f" ({rate.low:.0%} to {rate.high:.0%})"
+    return (
+        f"{figures.solved}/{figures.examples} solved{interval}, "
+        f"tokens {figures.token_accuracy:.1%}, Q right {figures.q_accuracy:.1%}, "
+        f"{figures.mean_act_steps:.1f} steps"
+    )
