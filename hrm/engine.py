@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +46,25 @@ class Prediction:
     q_continue: float
     q_flips: int
     """How often the sign of q_halt - q_continue changed."""
+    logits: Tensor | None = field(default=None, compare=False, repr=False)
+    """Of the token head: float32 (S, V) on the CPU, from an engine that keeps them."""
+
+
+class Predictor(Protocol):
+    """What answers examples: an engine, or several as one."""
+
+    @property
+    def slots(self) -> int: ...  # noqa: D102
+    @property
+    def busy_slots(self) -> int: ...  # noqa: D102
+    @property
+    def halting(self) -> HaltedBy: ...  # noqa: D102
+    @property
+    def max_steps(self) -> int: ...  # noqa: D102
+    @property
+    def forward_dtype(self) -> torch.dtype: ...  # noqa: D102
+    def submit(self, example: HRMExample) -> Future[Prediction]: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 @dataclass
@@ -86,6 +106,7 @@ class Engine:
     `slots`: examples in work at once. `halting`: `max_steps` runs every example for `max_steps`
     ACT steps (default: the configuration's `halt_max_steps`), as the reference's evaluation does;
     `q` ends an example at the first step at which `q_halt > q_continue`, at the latest there.
+    `keep_logits`: predictions carry them, for whoever combines the answers of several networks.
     """
 
     def __init__(
@@ -95,11 +116,13 @@ class Engine:
         slots: int,
         halting: HaltedBy = HaltedBy.MAX_STEPS,
         max_steps: int | None = None,
+        keep_logits: bool = False,
     ) -> None:
         self.network = network
         self.slots = slots
         self.halting = halting
         self.max_steps = max_steps or network.config.halt_max_steps
+        self._keep_logits = keep_logits
         self._waiting: deque[_Work] = deque()
         self._active: list[_Work] = []
         self._rows: _Rows | None = None
@@ -112,6 +135,11 @@ class Engine:
     def busy_slots(self) -> int:
         """Slots with an example in them."""
         return len(self._active)
+
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """Of activations."""
+        return self.network.forward_dtype
 
     def submit(self, example: HRMExample) -> Future[Prediction]:
         """Queue `example`; the future gives its prediction. Never waits for the network.
@@ -195,18 +223,22 @@ class Engine:
         logits = self.network.token_logits(self._rows.select(halting).state.z_H)
         finite = logits.isfinite().all((1, 2)).tolist()
         tokens = logits.argmax(-1).tolist()
+        kept = logits.float().cpu() if self._keep_logits else [None] * len(halting)
         done = [self._active[row] for row in halting]
         halted = set(halting)
         self._keep([row for row in range(len(self._active)) if row not in halted])
-        for work, row, predicted, is_finite in zip(done, halting, tokens, finite, strict=True):
+        for work, row, predicted, is_finite, scores in zip(
+            done, halting, tokens, finite, kept, strict=True
+        ):
             if is_finite and all(map(math.isfinite, q_logits[row])):
-                work.future.set_result(self._prediction(work, predicted, *q_logits[row]))
+                work.future.set_result(self._prediction(work, predicted, scores, q_logits[row]))
             else:
                 _fail(work, InferenceError("the network's answer is not finite for this example"))
 
     def _prediction(
-        self, work: _Work, tokens: list[int], q_halt: float, q_continue: float
+        self, work: _Work, tokens: list[int], logits: Tensor | None, q_logits: list[float]
     ) -> Prediction:
+        q_halt, q_continue = q_logits
         by_q = self.halting is HaltedBy.Q and q_halt > q_continue
         return Prediction(
             tokens=tuple(tokens),
@@ -215,6 +247,7 @@ class Engine:
             q_halt=q_halt,
             q_continue=q_continue,
             q_flips=work.q_flips,
+            logits=logits,
         )
 
     def _keep(self, rows: list[int]) -> None:

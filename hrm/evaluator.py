@@ -5,20 +5,21 @@ Joins the parts of this folder for whoever has messages; knows no queue and no m
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 
 from hrm.batch import ExampleError
 from hrm.categories import categorize
-from hrm.checkpoint import Checkpoint, CheckpointError, find_checkpoint, load_checkpoint
+from hrm.checkpoint import CheckpointError, TrainingRecord, find_checkpoint, load_checkpoint
+from hrm.config import ConversionConfig, HRMConfig
 from hrm.conversion import Converter
-from hrm.engine import Engine, InferenceError, Prediction
+from hrm.engine import Engine, InferenceError, Prediction, Predictor
 from hrm.scoring import Score, commonest_token, score
 from schemas import (
     DEFAULT_MAX_MESSAGE_BYTES,
@@ -132,6 +133,22 @@ class _Clock:
         )
 
 
+class Model(Protocol):
+    """Whose answers are evaluated: a checkpoint, or several as one."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    @property
+    def config(self) -> HRMConfig: ...  # noqa: D102
+    @property
+    def conversion(self) -> ConversionConfig: ...  # noqa: D102
+    @property
+    def training(self) -> TrainingRecord | None: ...  # noqa: D102
+    def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool: ...  # noqa: D102
+
+
 @dataclass(frozen=True)
 class Inference:
     """How the engine of an evaluator works: see `Engine`."""
@@ -147,8 +164,8 @@ class Evaluator:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        engine: Engine,
+        checkpoint: Model,
+        engine: Predictor,
         *,
         device: str,
         worker: str,
@@ -216,7 +233,7 @@ class Evaluator:
     @property
     def dtype(self) -> str:
         """Of activations."""
-        return str(self._engine.network.forward_dtype).removeprefix("torch.")
+        return str(self._engine.forward_dtype).removeprefix("torch.")
 
     @property
     def halting(self) -> HaltedBy:
@@ -323,7 +340,7 @@ def _shortened(number: int) -> str:
     return str(number) if number < 10**18 else "beyond 10^18"
 
 
-def _check_puzzle_space(checkpoint: Checkpoint) -> None:
+def _check_puzzle_space(checkpoint: Model) -> None:
     space, rows = checkpoint.conversion.puzzle_space, checkpoint.config.num_puzzle_identifiers
     if space > rows:
         raise CheckpointError(

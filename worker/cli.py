@@ -17,6 +17,7 @@ COMMANDS = {
     "checkpoint": "inspect one, or compare several",
     "convert": "turn SQE messages into HRM examples",
     "demo": "Redis, a worker and an agent for half a minute, then what was measured",
+    "ensemble": "several checkpoints as one, beside each alone",
     "evaluate": "what a checkpoint makes of a file, in figures",
     "schema": "print or publish the JSON Schemas",
     "submit": "enqueue the messages of a file and collect their verdicts",

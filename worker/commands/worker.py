@@ -2,10 +2,12 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import click
 
 from worker import devices, embedded_redis
+from worker.ensemble_options import DEFAULT_STRATEGY, ListCommand, ensemble_options
 from worker.logs import configure_logging
 from worker.redis_keys import QUEUES
 from worker.settings import Settings
@@ -14,8 +16,11 @@ DEFAULT_SLOTS = {"cpu": 8, "cuda": 64}
 """A CPU gains nothing from more rows than fill its vector units; a GPU does."""
 
 
-@click.command("worker")
+@click.command("worker", cls=ListCommand)
 @click.option("--checkpoint", help="Name or path.  [default: SQE_CHECKPOINT or sqe-demo]")
+@ensemble_options(
+    required=False, combiner_help="Of stacking: the file that sqe-hrm ensemble saved."
+)
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]")
 @click.option("--slots", type=int, help="Messages at once.  [default: 8 on cpu, 64 on cuda]")
 @click.option(
@@ -43,6 +48,10 @@ DEFAULT_SLOTS = {"cpu": 8, "cuda": 64}
 @click.option("--threads", type=int, help="Of torch on cpu.  [default: one per core]")
 def command(
     checkpoint: str | None,
+    checkpoints: tuple[str, ...],
+    weights: tuple[float, ...],
+    strategy: str,
+    combiner: Path | None,
     device: str | None,
     slots: int | None,
     halting: str,
@@ -54,8 +63,11 @@ def command(
 ) -> None:
     """Evaluate messages from the queues until SIGTERM or Ctrl-C.
 
+    With --checkpoints, several answer as one, under a name and a digest of their own.
+
     Without SQE_REDIS_URL, a Redis server is started in this folder.
     """
+    _check_ensemble(checkpoint, checkpoints, weights, strategy, combiner)
     chosen = tuple(name.strip() for name in queues.split(","))
     unknown = sorted(set(chosen) - set(QUEUES))
     if unknown:
@@ -76,6 +88,9 @@ def command(
     # After the device is pinned: these import torch.
     import torch  # noqa: PLC0415
 
+    from hrm.ensemble import Ensemble, load_members  # noqa: PLC0415
+    from hrm.ensemble_combiners import Strategy  # noqa: PLC0415
+    from hrm.ensemble_stacking import read_stacking  # noqa: PLC0415
     from hrm.evaluator import Evaluator, Inference  # noqa: PLC0415
     from schemas import HaltedBy  # noqa: PLC0415
     from worker.run import run  # noqa: PLC0415
@@ -83,18 +98,34 @@ def command(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
 
+    inference = Inference(
+        slots=settings.slots or DEFAULT_SLOTS["cuda" if pinned.is_cuda else "cpu"],
+        halting=HaltedBy(halting),
+        max_steps=max_steps,
+        forward_dtype=getattr(torch, dtype),
+    )
+
     def open_evaluator(worker: str) -> Evaluator:
+        if checkpoints:
+            ensemble = Ensemble(
+                load_members(checkpoints, settings.checkpoint_dir),
+                Strategy(strategy),
+                weights,
+                None if combiner is None else read_stacking(combiner),
+            )
+            return ensemble.open(
+                device=pinned.torch_name,
+                device_name=pinned.name,
+                inference=inference,
+                worker=worker,
+                max_message_bytes=settings.max_message_bytes,
+            )
         return Evaluator.open(
             settings.checkpoint,
             folder=settings.checkpoint_dir,
             device=pinned.torch_name,
             device_name=pinned.name,
-            inference=Inference(
-                slots=settings.slots or DEFAULT_SLOTS["cuda" if pinned.is_cuda else "cpu"],
-                halting=HaltedBy(halting),
-                max_steps=max_steps,
-                forward_dtype=getattr(torch, dtype),
-            ),
+            inference=inference,
             worker=worker,
             max_message_bytes=settings.max_message_bytes,
         )
@@ -110,3 +141,21 @@ def command(
             open_evaluator=open_evaluator,
         )
     sys.exit(status)
+
+
+def _check_ensemble(
+    checkpoint: str | None,
+    checkpoints: tuple[str, ...],
+    weights: tuple[float, ...],
+    strategy: str,
+    combiner: Path | None,
+) -> None:
+    """What can be refused before torch is imported."""
+    if checkpoints and checkpoint is not None:
+        raise click.UsageError("give --checkpoint for one, or --checkpoints for several as one")
+    if not checkpoints and (weights or combiner is not None or strategy != DEFAULT_STRATEGY):
+        raise click.UsageError("--weights, --strategy and --combiner are for --checkpoints")
+    if (combiner is not None) != (strategy == "stacking"):
+        raise click.UsageError(
+            "--strategy stacking and a --combiner that sqe-hrm ensemble saved go together"
+        )
