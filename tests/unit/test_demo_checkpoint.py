@@ -17,6 +17,7 @@ from hrm.fit import Figures, measure
 from schemas import Category, Difficulty, HaltedBy, HRMExample
 
 FOLDER = Path(__file__).parents[2] / "checkpoints" / "sqe-demo"
+EARLIER = FOLDER.with_name("sqe-demo-600")
 MESSAGES = FOLDER / "messages.jsonl"
 
 
@@ -53,6 +54,23 @@ def found(checkpoint: Checkpoint, examples: list[HRMExample]) -> dict[HaltedBy, 
 
 def test_the_folder_is_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 8 * 1024 * 1024
+
+
+def test_the_earlier_step_is_of_the_same_run(measured: dict[str, Any]) -> None:
+    earlier = json.loads((EARLIER / "measured.json").read_text())
+    assert earlier["step"] < measured["step"]
+    assert earlier["recipe"] == measured["recipe"]
+    assert earlier["data_sha256"] == measured["data_sha256"]
+    first, second = load_checkpoint(EARLIER), load_checkpoint(FOLDER)
+    assert first.training == second.training
+    assert first.digest != second.digest
+
+
+def test_the_earlier_step_solves_as_many_as_recorded(examples: list[HRMExample]) -> None:
+    earlier = load_checkpoint(EARLIER)
+    figures = measure(earlier.build(), encode(examples, earlier.config), HaltedBy.MAX_STEPS)
+    recorded = json.loads((EARLIER / "measured.json").read_text())["training_examples"]
+    assert figures.solved == recorded["max_steps"]["solved"]
 
 
 def test_the_messages_are_the_measured_ones(measured: dict[str, Any]) -> None:
