@@ -33,6 +33,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from schemas import SQEHRMError
+from worker.child import end_child, start_child
 
 LOOPBACK = "127.0.0.1"
 
@@ -67,13 +68,6 @@ SERVER_OPTIONS = (
     *("--maxmemory-policy", "noeviction"),
     *("--daemonize", "no", "--logfile", ""),
 )
-
-WATCHED = 'exec 3<&0; { read -r _ <&3; kill -TERM $$; } >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
-"""Shell: become the server, and leave a watcher behind that stops it when standard input ends.
-
-Standard input is a pipe whose other end only the owner holds, so it ends when the owner closes it
-or dies, even by SIGKILL. The watcher shares the server's process group, and a process id is not
-given out again while its group has members: the signal can never hit a stranger."""
 
 
 class EmbeddedRedisError(SQEHRMError):
@@ -224,23 +218,14 @@ def _run(log: IO[bytes], folder: Path, *, port: int) -> Iterator[Server]:
 
 def _spawn(log: IO[bytes], folder: Path, port: int) -> subprocess.Popen[bytes]:
     """The server's process, under the watcher that ends it with this one."""
-    return subprocess.Popen(
-        ["/bin/sh", "-c", WATCHED, "sh", _program(), *SERVER_OPTIONS, "--port", str(port)],
-        cwd=folder,
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        # Ctrl-C in the terminal is for the owner, which still needs the server to finish.
-        start_new_session=True,
-    )
+    command = [_program(), *SERVER_OPTIONS, "--port", str(port)]
+    return start_child(command, log=log, cwd=folder)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server's standard input, which stops it cleanly, and wait for it."""
-    assert process.stdin is not None  # noqa: S101 - `_spawn` asked for a pipe
-    process.stdin.close()
+    """End the server cleanly, and one that does not answer by force."""
     try:
-        process.wait(STOP_SECONDS)
+        end_child(process, STOP_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

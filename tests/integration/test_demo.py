@@ -51,16 +51,41 @@ def test_without_an_end_it_runs_until_ctrl_c(tmp_path: Path) -> None:
     assert "all counts agree" in output
 
 
-def test_a_worker_that_dies_ends_the_demo_with_one_line(tmp_path: Path) -> None:
-    demo = start(tmp_path, "--forever")
+def worker_of(demo: subprocess.Popen[str]) -> int:
+    """Process id of the demo's worker, once the demo has said where its metrics are."""
     assert demo.stdout is not None
     demo.stdout.readline()
-    workers = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
-    for child in workers.read_text().split():
-        if b"worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-            os.kill(int(child), signal.SIGKILL)
+    children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+    (worker,) = (
+        int(child)
+        for child in children
+        if b"--metrics-port" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    return worker
+
+
+def test_a_worker_that_dies_ends_the_demo_with_one_line(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--forever")
+    os.kill(worker_of(demo), signal.SIGKILL)
     _, errors = demo.communicate(timeout=60)
     assert demo.returncode == 1
     assert errors.startswith("sqe-hrm: error: the worker ended")
     assert errors.count("\n") == 1
     wait_for(lambda: not list((tmp_path / ".sqe").glob("demo-*/")), "the demo's data removed")
+
+
+def test_a_demo_that_is_killed_takes_its_worker_with_it(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--forever")
+    worker = worker_of(demo)
+    demo.kill()
+    demo.communicate()
+    wait_for(lambda: not is_running(worker), "the worker gone", 60)
+
+
+def is_running(process: int) -> bool:
+    """Whether it is there and no zombie that nobody has waited for."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+    return "State:\tZ" not in status

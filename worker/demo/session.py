@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from schemas import SQEHRMError
 from worker import redis_keys
 from worker.app import ENQUEUED_AT, EVALUATE, create_app
+from worker.child import end_child, start_child
 from worker.client import Client
 from worker.demo.tally import Account, Tally
 from worker.demo.traffic import Sent
@@ -86,15 +87,10 @@ def running_worker(redis_url: str, port: int, options: list[str]) -> Iterator[Wo
     """`sqe-hrm worker` in a process of its own, ready; stopped cleanly at the end."""
     port = port or _free_port()
     LOG.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "worker", "worker", "--metrics-port", str(port), *options]
+    environ = {**os.environ, "SQE_REDIS_URL": redis_url, "SQE_METRICS_HOST": "127.0.0.1"}
     with LOG.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "worker", "--metrics-port", str(port), *options],
-            env={**os.environ, "SQE_REDIS_URL": redis_url, "SQE_METRICS_HOST": "127.0.0.1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # Ctrl-C is for the demo, which then stops the worker.
-            start_new_session=True,
-        )
+        process = start_child(command, log=log, environ=environ)
     worker = WorkerProcess(process, f"http://127.0.0.1:{port}")
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -105,8 +101,7 @@ def running_worker(redis_url: str, port: int, options: list[str]) -> Iterator[Wo
             time.sleep(POLL_SECONDS)
         yield worker
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        end_child(process)
 
 
 def exchange(
