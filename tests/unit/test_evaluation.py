@@ -13,6 +13,7 @@ from hrm import evaluation
 from hrm.baselines import commonest
 from hrm.checkpoint import TrainingRecord, pair_hash, save_checkpoint
 from hrm.conversion import Converter
+from hrm.engine import Engine
 from hrm.evaluation import fit_baselines
 from hrm.evaluation_counters import ReliabilityCounter
 from hrm.evaluation_report import EvaluationReport
@@ -106,6 +107,7 @@ def test_what_cannot_be_evaluated_is_refused_by_number_and_reason(evaluator: Eva
 
 
 def test_an_example_without_a_finite_answer_is_refused_alone(evaluator: Evaluator) -> None:
+    assert isinstance(evaluator._engine, Engine)
     evaluator._engine.network.puzzle_emb.weights[1] = torch.nan
     run = Run(evaluator, jsonl(*LINES))
     assert [(line.number, line.reason) for line in run.refused] == [

@@ -16,7 +16,7 @@ from hrm.batch import encode
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, save_checkpoint
 from hrm.config import ConversionConfig, HRMConfig, PuzzlePolicy
 from hrm.conversion import Converter
-from hrm.engine import EngineClosedError
+from hrm.engine import Engine, EngineClosedError
 from hrm.evaluator import Evaluator, Inference
 from hrm.reference_loop import evaluate_batch
 from hrm.scoring import score
@@ -329,6 +329,7 @@ def test_a_message_without_puzzle_where_puzzles_are_lines(tmp_path: Path) -> Non
 
 
 def test_no_finite_answer_fails_that_message_alone(evaluator: Evaluator) -> None:
+    assert isinstance(evaluator._engine, Engine)
     evaluator._engine.network.puzzle_emb.weights[3] = torch.nan
     broken = evaluator.submit(MESSAGE)
     sound = evaluator.submit({**MESSAGE, "puzzle_id": 2})
