@@ -33,6 +33,7 @@ from worker import devices
 from worker.commands.convert import open_with_progress, refused_line_printer
 from worker.ensemble_options import ListCommand, ensemble_options
 from worker.ensemble_tables import print_ensemble
+from worker.inference_options import batch_size_option, device_option, dtype_option, halting_option
 from worker.settings import Settings
 
 DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 512}
@@ -58,31 +59,15 @@ _NEW_FILE = click.Path(path_type=Path, dir_okay=False)
     help="JSONL of messages, bare pairs, or converted examples.",
 )
 @click.option("--calibration", type=_FILE, help="JSONL to fit stacking on: other pairs than those.")
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]")
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1, 4096),
-    help="Examples at once.  [default: 32 on cpu, 512 on cuda]",
-)
-@click.option(
-    "--halting",
-    type=click.Choice(["max_steps", "q"]),
-    default="max_steps",
-    show_default=True,
-    help="When a member answers: after all its steps, or when its own Q head says so.",
-)
+@device_option
+@batch_size_option
+@halting_option
 @click.option(
     "--max-steps",
     type=click.IntRange(1, MAX_STEPS),
     help="ACT steps of every member.  [default: each checkpoint's own]",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of activations; bfloat16 is faster where the device has it, and rounds more.",
-)
+@dtype_option
 @click.option("--output", type=_NEW_FILE, help="The whole report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 def command(

@@ -22,6 +22,7 @@ from schemas import HaltedBy, SQEHRMError, Verdict
 from worker import devices
 from worker.commands.convert import open_with_progress, refused_line_printer
 from worker.evaluation_tables import print_report
+from worker.inference_options import batch_size_option, device_option, dtype_option, halting_option
 from worker.settings import Settings
 
 DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 512}
@@ -43,31 +44,15 @@ _NEW_FILE = click.Path(path_type=Path, dir_okay=False)
     help="JSONL of messages, bare pairs, or converted examples.",
 )
 @click.option("--train-data", type=_FILE, help="JSONL of training pairs, to count baselines from.")
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]")
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1, 4096),
-    help="Examples at once.  [default: 32 on cpu, 512 on cuda]",
-)
-@click.option(
-    "--halting",
-    type=click.Choice(["max_steps", "q"]),
-    default="max_steps",
-    show_default=True,
-    help="When an example is answered: after all steps, or when the Q head says so.",
-)
+@device_option
+@batch_size_option
+@halting_option
 @click.option(
     "--max-steps",
     type=click.IntRange(1, MAX_STEPS),
     help="ACT steps, also above the trained ones.  [default: checkpoint's]",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of activations; bfloat16 is faster where the device has it, and rounds more.",
-)
+@dtype_option
 @click.option("--output", type=_NEW_FILE, help="The whole report as JSON.")
 @click.option("--verdicts", type=_NEW_FILE, help="One verdict a line, in the data's order.")
 @click.option("--strict", is_flag=True, help="Exit 1 if any line was refused.")

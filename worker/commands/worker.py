@@ -8,6 +8,7 @@ import click
 
 from worker import devices, embedded_redis
 from worker.ensemble_options import DEFAULT_STRATEGY, ListCommand, ensemble_options
+from worker.inference_options import device_option, dtype_option, halting_option
 from worker.logs import configure_logging
 from worker.redis_keys import QUEUES
 from worker.settings import Settings
@@ -21,22 +22,10 @@ DEFAULT_SLOTS = {"cpu": 8, "cuda": 64}
 @ensemble_options(
     required=False, combiner_help="Of stacking: the file that sqe-hrm ensemble saved."
 )
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]")
+@device_option
 @click.option("--slots", type=int, help="Messages at once.  [default: 8 on cpu, 64 on cuda]")
-@click.option(
-    "--halting",
-    type=click.Choice(["max_steps", "q"]),
-    default="max_steps",
-    show_default=True,
-    help="When a message leaves the engine: after all steps, or when the Q head says so.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of activations; bfloat16 is faster where the device has it, and rounds more.",
-)
+@halting_option
+@dtype_option
 @click.option("--max-steps", type=click.IntRange(min=1), help="ACT steps.  [default: checkpoint's]")
 @click.option("--metrics-port", type=int, help="0 takes a free one.  [default: 9108]")
 @click.option(
