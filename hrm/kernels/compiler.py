@@ -1,0 +1,219 @@
+"""Builds the C++ kernels for the processor that they run on, once, and loads them.
+
+Needs a C++ compiler: the one named by the environment variable `CXX`, else `g++`, else `clang++`.
+What was built is kept in the user's cache (`$XDG_CACHE_HOME/sqe-hrm`, by default
+`~/.cache/sqe-hrm`) under a name that changes with the source, the compiler and the processor.
+`SQE_CPU_KERNELS=off` in the environment turns the kernels off.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from contextlib import suppress
+from ctypes import c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+
+SWITCH = "SQE_CPU_KERNELS"
+"""The environment variable: `off` leaves the kernels unused."""
+
+FLAGS = (
+    "-O3",
+    "-march=native" if platform.machine() in {"x86_64", "AMD64", "i686"} else "-mcpu=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",  # more of -ffast-math would lose NaNs
+    "-shared",
+    "-fPIC",
+    "-std=c++17",
+)
+
+TIMEOUT = 120
+"""Seconds a build may take; three are usual."""
+
+ARGUMENTS = {
+    "attention": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_int],
+    "add_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_float, c_int],
+    "swiglu": [c_void_p, c_void_p, c_int64, c_int, c_int],
+}
+"""Of the functions in `SOURCE`, each of which is there as `…_float32` and `…_bfloat16`."""
+
+
+class KernelsUnavailableError(Exception):
+    """There are no C++ kernels here; the text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler that was found."""
+
+    command: tuple[str, ...]
+    version: str
+    """The first line of what it says of itself."""
+
+    @property
+    def label(self) -> str:
+        """Its program and version number, such as `g++ 12.2.0`."""
+        number = re.search(r"\d+(\.\d+)+", self.version)
+        return " ".join([Path(self.command[0]).name, *([number[0]] if number else [])])
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions of `SOURCE`, ready to be called."""
+
+    library: ctypes.CDLL
+    compiler: Compiler
+
+
+@cache
+def kernels() -> Kernels | KernelsUnavailableError:
+    """The kernels of this process, or why there are none; built at the first call if need be."""
+    try:
+        return load()
+    except KernelsUnavailableError as error:
+        return error
+
+
+def load() -> Kernels:
+    """The kernels, from the cache or newly built. Raises `KernelsUnavailableError`."""
+    if os.environ.get(SWITCH) == "off":
+        raise KernelsUnavailableError(f"{SWITCH} is off")
+    compiler = _find_compiler()
+    runtime = _openmp()
+    name = f"{_digest(compiler, runtime)}.so"
+    cached = _cache_folder()
+    if cached is not None:
+        with suppress(OSError):  # not built yet, or damaged
+            return Kernels(_open(cached / name), compiler)
+        with suppress(OSError):  # no room, or a disk from which nothing may be executed
+            _build(compiler, runtime, cached / name)
+            return Kernels(_open(cached / name), compiler)
+    # What is loaded stays so without its file.
+    try:
+        with tempfile.TemporaryDirectory(prefix="sqe-hrm-") as folder:
+            _build(compiler, runtime, Path(folder) / name)
+            return Kernels(_open(Path(folder) / name), compiler)
+    except OSError as error:
+        raise KernelsUnavailableError(_line(f"they cannot be loaded: {error}")) from None
+
+
+def _find_compiler() -> Compiler:
+    named = os.environ.get("CXX")
+    try:
+        candidates = [tuple(shlex.split(named))] if named else [("g++",), ("clang++",)]
+    except ValueError:
+        raise KernelsUnavailableError("CXX is not a command") from None
+    found = [command for command in candidates if command and shutil.which(command[0])]
+    if not found:
+        raise KernelsUnavailableError(
+            "CXX names no program that is there"
+            if named
+            else "no C++ compiler was found: install g++"
+        )
+    about = _run([*found[0], "--version"]).splitlines()
+    return Compiler(found[0], about[0] if about else "")
+
+
+def _openmp() -> str:
+    """What to link with for OpenMP: the very library that torch has loaded, where it has its own.
+
+    Two of them would each keep threads, which take the cores from each other.
+    """
+    folder = Path(torch.__file__).parent
+    own = [*(folder / "lib").glob("libgomp*.so*"), *(folder.parent / "torch.libs").glob("libgomp*")]
+    return str(min(own)) if own else "-fopenmp"
+
+
+def _digest(compiler: Compiler, runtime: str) -> str:
+    """Of everything that what is built depends on."""
+    parts = (*FLAGS, *compiler.command, compiler.version, runtime, _processor())
+    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest.update("\0".join(parts).encode())
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    """Its architecture and, on Linux, its instructions: a cache may be shared by machines."""
+    told = {platform.machine()}
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        wanted = ("flags", "model name", "Features", "CPU implementer", "CPU part")
+        told.update(line for line in lines if line.startswith(wanted))
+    return "\n".join(sorted(told))
+
+
+def _cache_folder() -> Path | None:
+    """The folder to keep builds in, or None where there is none that only this user can change.
+
+    What lies in it is executed.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = (Path(base) if base else Path.home() / ".cache") / "sqe-hrm"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return None
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return folder if own and not found.st_mode & 0o022 else None
+
+
+def _build(compiler: Compiler, runtime: str, library: Path) -> None:
+    """Write `library`, under a name of its own until it is whole: others may build it just now."""
+    handle, partial = tempfile.mkstemp(prefix=".", suffix=".so", dir=library.parent)
+    os.close(handle)
+    try:
+        _run([*compiler.command, *FLAGS, str(SOURCE), runtime, "-o", partial])
+        with Path(partial).open("rb") as written:
+            os.fsync(written.fileno())
+        Path(partial).replace(library)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},  # errors are looked for by their English name
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelsUnavailableError(_line(f"the C++ compiler failed: {error}")) from None
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+        said = next((line for line in lines if "error" in line), lines[0])
+        raise KernelsUnavailableError(_line(f"the C++ compiler failed: {said}"))
+    return done.stdout
+
+
+def _open(library: Path) -> ctypes.CDLL:
+    """Load it. Raises `OSError`."""
+    opened = ctypes.CDLL(str(library))
+    for name, arguments in ARGUMENTS.items():
+        for dtype in ("float32", "bfloat16"):
+            function = getattr(opened, f"{name}_{dtype}")
+            function.argtypes, function.restype = arguments, None
+    return opened
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200]

@@ -1,0 +1,195 @@
+"""The network's blocks for CPUs: packed weights, and C++ between the matrix products."""
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from hrm.kernels.compiler import Kernels, KernelsUnavailableError, kernels
+from hrm.network import HRM, Block, Linear
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""That the C++ is there for, and how its functions' names end."""
+
+HEAD_DIMS = (16, 32, 64, 128)
+"""Sizes of heads that the C++ attention is there for."""
+
+MULTIPLE = 16
+"""The C++ takes hidden and intermediate sizes that are multiples of this."""
+
+PACKED_ROWS = 1024
+"""The number of rows that weights are packed for; any other number is right too."""
+
+
+KEPT_BYTES = 256 << 20
+"""Of memory that torch has freed: more than the largest results of a step over 64 examples."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+
+
+def accelerate(network: HRM) -> str:
+    """Replace the blocks of `network`, whose weights have its forward dtype; returns by what."""
+    _keep_freed_memory()
+    dtype = network.forward_dtype
+    levels = (network.H_level, network.L_level)
+    packs = can_pack(dtype)
+    if packs:
+        for level in levels:
+            for name, module in list(level.named_modules()):
+                if isinstance(module, Linear):
+                    level.set_submodule(name, PackedLinear(module))
+    unfit = why_not_fused(network)
+    found = KernelsUnavailableError(unfit) if unfit else kernels()
+    if isinstance(found, Kernels):
+        for level in levels:
+            for name, module in list(level.named_modules()):
+                if isinstance(module, Block):
+                    level.set_submodule(name, FusedBlock(module, dtype, found))
+        used = f"C++ ({found.compiler.label})"
+    else:
+        used = f"plain torch, because {found}"
+    return f"{used}; {'packed' if packs else 'plain'} weights"
+
+
+def _keep_freed_memory() -> None:
+    """Have this process keep what the allocator gets back, where that is glibc's.
+
+    It would return each matrix product's result to the system and ask for the next one's, page by
+    page: up to a third of the time of a step in a thread.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+
+
+def why_not_fused(network: HRM) -> str | None:
+    """Why `FusedBlock` does not fit `network`, or None where it does."""
+    config = network.config
+    if network.forward_dtype not in DTYPES:
+        return f"there is no C++ for {network.forward_dtype}"
+    if config.pos_encodings != "rope":
+        return f"there is no C++ for {config.pos_encodings} positions"
+    if config.head_dim not in HEAD_DIMS:
+        return f"there is no C++ for heads of {config.head_dim}"
+    for size in (config.hidden_size, config.intermediate_size):
+        if size % MULTIPLE:
+            return f"there is no C++ for a size of {size}"
+    return None
+
+
+@cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether torch packs weights of `dtype` here: its functions for that, which are no public
+    interface, are tried.
+    """
+    try:
+        ops = torch.ops.mkldnn
+        if dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():  # noqa: SLF001
+            return False
+        linear = Linear(MULTIPLE, MULTIPLE)
+        linear.weight = nn.Parameter(torch.eye(MULTIPLE, dtype=dtype), requires_grad=False)
+        return torch.equal(PackedLinear(linear)(linear.weight), linear.weight)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+class PackedLinear(nn.Module):
+    """A `Linear` for inference whose weight lies as the matrix product reads it.
+
+    Input and output have the weight's dtype. The weight is no parameter and in no state dict.
+    """
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(  # noqa: SLF001
+            weight, PACKED_ROWS
+        )
+        self._bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in_features) to (…, out_features)."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
+            x, self._weight, self._bias, "none", [], None
+        )
+        return output
+
+
+class FusedBlock(nn.Module):
+    """A `Block` for inference: the matrix products are `block`'s, and the rest is C++.
+
+    It fits where `why_not_fused` says nothing.
+    """
+
+    def __init__(self, block: Block, dtype: torch.dtype, kernels: Kernels) -> None:
+        super().__init__()
+        attention, mlp = block.self_attn, block.mlp
+        self.eps, self.dtype = block.eps, dtype
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.qkv_proj, self.o_proj = attention.qkv_proj, attention.o_proj
+        self.gate_up_proj, self.down_proj = mlp.gate_up_proj, mlp.down_proj
+        self._attention = getattr(kernels.library, f"attention_{DTYPES[dtype]}")
+        self._add_norm = getattr(kernels.library, f"add_norm_{DTYPES[dtype]}")
+        self._swiglu = getattr(kernels.library, f"swiglu_{DTYPES[dtype]}")
+
+    def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
+        """x: (B, T, D) of the block's dtype; rotary: float32 (2, T, head_dim).
+
+        Raises `ValueError` for others: C++ would read memory that is not theirs.
+        """
+        size = self.num_heads * self.head_dim
+        batch, length = x.shape[:2]
+        if x.dtype != self.dtype or x.shape != (batch, length, size) or x.device.type != "cpu":
+            raise ValueError(
+                f"not (B, T, {size}) {self.dtype} on the CPU: {tuple(x.shape)} {x.dtype} {x.device}"
+            )
+        if (
+            rotary is None
+            or rotary.dtype != torch.float32
+            or rotary.shape != (2, length, self.head_dim)
+        ):
+            raise ValueError(f"no float32 rotary table of (2, {length}, {self.head_dim})")
+        x = x.contiguous()
+        x = self._normalised_sum(x, self._attend(x, rotary.contiguous()))
+        return self._normalised_sum(x, self._mlp(x))
+
+    def _attend(self, x: Tensor, rotary: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        qkv, mixed = self.qkv_proj(x), torch.empty_like(x)
+        self._attention(
+            qkv.data_ptr(),
+            rotary.data_ptr(),
+            mixed.data_ptr(),
+            batch,
+            length,
+            self.num_heads,
+            self.head_dim,
+            torch.get_num_threads(),
+        )
+        output: Tensor = self.o_proj(mixed)
+        return output
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        gate_up = self.gate_up_proj(x)
+        rows, size = gate_up.numel() // gate_up.shape[-1], gate_up.shape[-1] // 2
+        gated = gate_up.new_empty(*x.shape[:-1], size)
+        self._swiglu(gate_up.data_ptr(), gated.data_ptr(), rows, size, torch.get_num_threads())
+        output: Tensor = self.down_proj(gated)
+        return output
+
+    def _normalised_sum(self, x: Tensor, y: Tensor) -> Tensor:
+        """Written over `y`."""
+        size = x.shape[-1]
+        self._add_norm(
+            x.data_ptr(),
+            y.data_ptr(),
+            y.data_ptr(),
+            x.numel() // size,
+            size,
+            self.eps,
+            torch.get_num_threads(),
+        )
+        return y
