@@ -1,135 +1,126 @@
-"""Answers examples with one network on one device: slots, futures and one thread.
+"""Answers examples with one network or several on one device: a queue, slots and one thread.
 
-Knows tensors and the order of work; nothing of messages or verdicts.
+Knows the order of work and futures; tensors are `hrm.lane`'s, and nothing here knows messages.
 
-`submit` puts an example into a queue and returns a future at once. A thread owns the network. It
-keeps up to `slots` examples in work, each at an ACT step of its own, and repeats three moves: give
-free slots to waiting examples; run one ACT step over all occupied slots; answer those that have
-halted, which frees their slots. So nobody waits for a batch to form or to finish. An example's
-input embedding is computed once, when it takes its slot. Only occupied slots are computed: their
-rows are kept together, so the batch of a step is as large as the number of examples in work.
+The scheduler, for a newcomer. `submit` puts an example into a bounded queue and returns a future at
+once. A thread owns the networks and takes turns. In a turn it gives free slots to examples from the
+front of the queue, runs one ACT step over all examples in slots, each at an ACT step of its own,
+and answers those that have halted, which frees their slots for the next turn. So nobody waits for
+a batch to form or to finish, and a step computes only the slots that are taken: each network keeps
+its examples in the first rows of fixed memory (a lane) and, on a GPU, replays a step that was
+captured for the nearest of a few sizes. There the host prepares and delivers while the device
+computes, and waits for it once a turn, for two numbers of each example: whether to halt. Several
+networks are an ensemble: an example takes one slot, leaves each network when it halts there, and
+frees the slot when the last is done. Where the device's memory does not suffice, the examples in
+slots go back to the front of the queue, and the engine goes on with half the slots.
 """
 
-import math
+import gc
+import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from hrm.batch import check_fits, encode
-from hrm.network import HRM, State
-from schemas import HaltedBy, HRMExample, SQEHRMError
+from hrm.batch import check_fits
+from hrm.lane import Answers, Lane
+from hrm.network import HRM
+from hrm.prediction import (
+    EngineClosedError,
+    EngineFullError,
+    EngineStatistics,
+    InferenceError,
+    Prediction,
+)
+from schemas import HaltedBy, HRMExample
 
+logger = logging.getLogger(__name__)
 
-class EngineClosedError(SQEHRMError):
-    """The engine is shutting down: the example has to be sent to another."""
+DEFAULT_QUEUE_LIMIT = 1024
+"""Examples that may wait: about a second's work for a large GPU, and a megabyte."""
 
-
-class InferenceError(SQEHRMError):
-    """The network gave no finite answer for this example."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network said of one example at the step at which it halted."""
-
-    tokens: tuple[int, ...]
-    """At every position of the sequence length, whatever the target's length."""
-    act_steps: int
-    halted_by: HaltedBy
-    q_halt: float
-    q_continue: float
-    q_flips: int
-    """How often the sign of q_halt - q_continue changed."""
-    logits: Tensor | None = field(default=None, compare=False, repr=False)
-    """Of the token head: float32 (S, V) on the CPU, from an engine that keeps them."""
+Join = Callable[[Sequence[Prediction]], Prediction]
+"""The predictions of several networks, in their order, to one."""
 
 
-class Predictor(Protocol):
-    """What answers examples: an engine, or several as one."""
-
-    @property
-    def slots(self) -> int: ...  # noqa: D102
-    @property
-    def busy_slots(self) -> int: ...  # noqa: D102
-    @property
-    def halting(self) -> HaltedBy: ...  # noqa: D102
-    @property
-    def max_steps(self) -> int: ...  # noqa: D102
-    @property
-    def forward_dtype(self) -> torch.dtype: ...  # noqa: D102
-    def submit(self, example: HRMExample) -> Future[Prediction]: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
-
-
-@dataclass
+@dataclass(eq=False)
 class _Work:
     """An example on its way through the engine."""
 
     example: HRMExample
-    future: Future[Prediction]
-    act_steps: int = 0
-    q_flips: int = 0
-    prefers_halt: bool | None = field(default=None)
+    max_steps: int | None
+    future: Future[Prediction] = field(default_factory=Future)
+    predictions: dict[int, Prediction] = field(default_factory=dict)
+    """By network."""
+    halted: int = 0
+    """At how many networks."""
+    settled: bool = False
 
-
-@dataclass
-class _Rows:
-    """The tensors of the examples in work; row i belongs to the i-th of them."""
-
-    x: Tensor
-    """(n, P + S, D): input embeddings."""
-    state: State
-
-    def select(self, rows: Sequence[int]) -> "_Rows":
-        """Only these rows."""
-        index = torch.tensor(rows, dtype=torch.int64, device=self.x.device)
-        return _Rows(self.x[index], State(self.state.z_H[index], self.state.z_L[index]))
-
-    def join(self, other: "_Rows") -> "_Rows":
-        """The rows of both."""
-        state = State(
-            torch.cat((self.state.z_H, other.state.z_H)),
-            torch.cat((self.state.z_L, other.state.z_L)),
-        )
-        return _Rows(torch.cat((self.x, other.x)), state)
+    def settle(self, outcome: Prediction | Exception) -> None:
+        """Tell whoever waits. Only the first outcome counts."""
+        if self.settled:
+            return
+        self.settled = True
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
 
 
 class Engine:
-    """Owns `network`, which must be in evaluation mode, until `close`.
+    """Owns `network`, or several as one, which must be in evaluation mode, until `close`.
 
     `slots`: examples in work at once. `halting`: `max_steps` runs every example for `max_steps`
     ACT steps (default: the configuration's `halt_max_steps`), as the reference's evaluation does;
     `q` ends an example at the first step at which `q_halt > q_continue`, at the latest there.
-    `keep_logits`: predictions carry them, for whoever combines the answers of several networks.
+    `queue_limit`: examples that may wait for a slot. `keep_logits`: predictions carry them.
+    `join`: how the predictions of several networks become one.
+
+    Raises `torch.OutOfMemoryError` where not even one slot finds room.
     """
 
     def __init__(
         self,
-        network: HRM,
+        network: HRM | Sequence[HRM],
         *,
         slots: int,
         halting: HaltedBy = HaltedBy.MAX_STEPS,
         max_steps: int | None = None,
+        queue_limit: int = DEFAULT_QUEUE_LIMIT,
         keep_logits: bool = False,
+        join: Join | None = None,
     ) -> None:
-        self.network = network
-        self.slots = slots
+        self.networks = (network,) if isinstance(network, HRM) else tuple(network)
         self.halting = halting
-        self.max_steps = max_steps or network.config.halt_max_steps
+        self.queue_limit = queue_limit
+        self._limits = [max_steps or each.config.halt_max_steps for each in self.networks]
         self._keep_logits = keep_logits
+        self._join = join
+        self._slots = slots
+        self._slot_reductions = self._steps = self._occupied = self._refills = 0
         self._waiting: deque[_Work] = deque()
-        self._active: list[_Work] = []
-        self._rows: _Rows | None = None
+        self._fresh: list[_Work] = []
+        """In slots, but in no lane yet."""
+        self._active: dict[_Work, None] = {}
+        """In slots, the oldest first."""
+        self._answers: list[tuple[int, Answers[_Work]]] = []
+        """What halted, by network, and was not delivered yet."""
         self._closed = False
         self._changed = threading.Condition()
+        self._lanes: list[Lane[_Work]] = []
+        self._make_lanes()
         self._thread = threading.Thread(target=self._run, name="hrm-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def slots(self) -> int:
+        """Examples in work at once: fewer than at the start where memory did not suffice."""
+        return self._slots
 
     @property
     def busy_slots(self) -> int:
@@ -137,132 +128,240 @@ class Engine:
         return len(self._active)
 
     @property
+    def waiting(self) -> int:
+        """Examples that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def max_steps(self) -> int:
+        """ACT steps an example gets at most, unless it is submitted with a limit of its own."""
+        return max(self._limits)
+
+    @property
     def forward_dtype(self) -> torch.dtype:
         """Of activations."""
-        return self.network.forward_dtype
+        return self.networks[0].forward_dtype
 
-    def submit(self, example: HRMExample) -> Future[Prediction]:
-        """Queue `example`; the future gives its prediction. Never waits for the network.
+    @property
+    def statistics(self) -> EngineStatistics:
+        """Counts since the start."""
+        return EngineStatistics(
+            steps=self._steps,
+            occupied=self._occupied,
+            refills=self._refills,
+            slot_reductions=self._slot_reductions,
+        )
 
-        Raises `ExampleError` for what the network cannot take and `EngineClosedError` after
-        `close`. The future raises `InferenceError` where the network's answer is not finite, and
-        `EngineClosedError` where the engine closed before the example took a slot. A future that
-        is cancelled before it took a slot costs nothing.
+    def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
+        """Queue `example`; the future gives its prediction. Never waits.
+
+        `max_steps`: its own limit of ACT steps. Raises `ExampleError` for what a network cannot
+        take, `EngineFullError` where `queue_limit` examples wait, and `EngineClosedError` after
+        `close`. The future raises `InferenceError` where a network's answer is not finite, and
+        `EngineClosedError` where the engine closed before the example took a slot. Cancelling the
+        future frees its slot.
         """
-        check_fits(example, self.network.config)
-        work = _Work(example, Future())
+        for network in self.networks:
+            check_fits(example, network.config)
+        work = _Work(example, max_steps)
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine is closed")
+            if len(self._waiting) >= self.queue_limit:
+                raise EngineFullError(
+                    f"{self.queue_limit} examples wait already: submit again when one is answered"
+                )
             self._waiting.append(work)
-            self._changed.notify()
+            self._changed.notify_all()
         return work.future
+
+    def wait_for_room(self, timeout: float | None = None) -> bool:
+        """Wait until the queue has room or the engine closes; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._closed or len(self._waiting) < self.queue_limit, timeout
+            )
 
     def close(self) -> None:
         """Finish the examples in slots, fail those that wait, and end the thread."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:  # a future's callback may close
+            self._thread.join()
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while self._take():
-            try:
-                self._admit()
-                self._answer(self._step())
-            except Exception as error:  # noqa: BLE001 - it belongs to the examples in work
-                self._fail_active(error)
+        try:
+            while self._take():
+                self._turn()
+        finally:  # whatever ended it, no future stays without an answer
+            with self._changed:
+                self._closed = True
+                left = [*self._in_work(), *self._waiting]
+                self._waiting.clear()
+                self._changed.notify_all()
+            self._clear()
+            _settle(left, EngineClosedError("the engine ended"))
 
     def _take(self) -> bool:
         """Give free slots to waiting examples; wait while there is no work. False at the end."""
+        refused: list[_Work] = []
         with self._changed:
-            self._changed.wait_for(lambda: self._active or self._waiting or self._closed)
+            self._changed.wait_for(
+                lambda: self._active or self._answers or self._waiting or self._closed
+            )
+            cancelled = {work for work in self._active if work.future.cancelled()}
+            for work in cancelled:
+                del self._active[work]
             if self._closed:
-                while self._waiting:
-                    _fail(self._waiting.popleft(), EngineClosedError("the engine is closed"))
-            while self._waiting and len(self._active) < self.slots:
+                refused = list(self._waiting)
+                self._waiting.clear()
+            at_work = bool(self._active)
+            while self._waiting and len(self._active) < self._slots:
                 work = self._waiting.popleft()
-                if work.future.set_running_or_notify_cancel():
-                    self._active.append(work)
-            return bool(self._active) or not self._closed
+                if work.future.cancelled():
+                    refused.append(work)
+                    continue
+                self._active[work] = None
+                self._fresh.append(work)
+                self._refills += at_work
+            self._changed.notify_all()
+            goes_on = bool(self._active or self._answers) or not self._closed
+        for lane in self._lanes:
+            lane.remove(cancelled)
+        _settle([*cancelled, *refused], EngineClosedError("the engine is closed"))
+        return goes_on
 
-    def _admit(self) -> None:
-        """Make the rows of the examples that have just taken a slot: the last ones."""
-        fresh = self._active[0 if self._rows is None else len(self._rows.x) :]
-        if not fresh:
+    def _turn(self) -> None:
+        error: Exception | None = None
+        try:
+            self._step()
+        except Exception as raised:  # noqa: BLE001 - it belongs to the examples in work
+            error = raised
+        if error is None:
             return
-        batch = encode([work.example for work in fresh], self.network.config)
-        batch = batch.to(self.network.H_init.device)
-        x = self.network.embed(batch.inputs, self.network.puzzle_embedding(batch.puzzle_ids))
-        rows = _Rows(x, self.network.initial_state(len(fresh)))
-        self._rows = rows if self._rows is None else self._rows.join(rows)
+        works = self._in_work()
+        self._clear()
+        if _is_out_of_memory(error) and self._slots > 1:
+            error = None  # with its traceback, whose frames hold memory of the device
+            self._go_on_with_fewer_slots(works)
+        else:
+            _settle(works, error)
 
-    def _step(self) -> list[list[float]]:
-        """One ACT step over all rows; each row's q_halt and q_continue."""
-        if self._rows is None:  # all that were taken had been cancelled
-            return []
-        self._rows.state = self.network.step(self._rows.state, self._rows.x)
-        q_logits: list[list[float]] = self.network.q_logits(self._rows.state.z_H).tolist()
-        return q_logits
+    def _step(self) -> None:
+        """One ACT step over all examples in slots, and the answers of those that halt."""
+        fresh, self._fresh = self._fresh, []
+        for lane, limit in zip(self._lanes, self._limits, strict=True):
+            if fresh:
+                lane.admit(
+                    fresh,
+                    [work.example for work in fresh],
+                    [work.max_steps or limit for work in fresh],
+                )
+            lane.launch()
+        self._steps += bool(self._active)
+        self._occupied += len(self._active)
+        self._deliver()  # what halted at the step before, while the device computes this one
+        for number, lane in enumerate(self._lanes):
+            answers = lane.finish()
+            if answers is None:
+                continue
+            self._answers.append((number, answers))
+            for work in answers.occupants:
+                work.halted += 1
+                if work.halted == len(self._lanes):
+                    del self._active[work]
+        if not self._lanes[0].is_asynchronous:
+            self._deliver()
 
-    def _answer(self, q_logits: list[list[float]]) -> None:
-        """Answer the examples that halt at this step and free their slots."""
-        halting: list[int] = []
-        for row, (work, (q_halt, q_continue)) in enumerate(
-            zip(self._active, q_logits, strict=True)
-        ):
-            work.act_steps += 1
-            prefers_halt = q_halt > q_continue
-            work.q_flips += work.prefers_halt is not None and prefers_halt != work.prefers_halt
-            work.prefers_halt = prefers_halt
-            if work.act_steps >= self.max_steps or (self.halting is HaltedBy.Q and prefers_halt):
-                halting.append(row)
-        if not halting or self._rows is None:
-            return
-        logits = self.network.token_logits(self._rows.select(halting).state.z_H)
-        finite = logits.isfinite().all((1, 2)).tolist()
-        tokens = logits.argmax(-1).tolist()
-        kept = logits.float().cpu() if self._keep_logits else [None] * len(halting)
-        done = [self._active[row] for row in halting]
-        halted = set(halting)
-        self._keep([row for row in range(len(self._active)) if row not in halted])
-        for work, row, predicted, is_finite, scores in zip(
-            done, halting, tokens, finite, kept, strict=True
-        ):
-            if is_finite and all(map(math.isfinite, q_logits[row])):
-                work.future.set_result(self._prediction(work, predicted, scores, q_logits[row]))
-            else:
-                _fail(work, InferenceError("the network's answer is not finite for this example"))
+    def _deliver(self) -> None:
+        """Answer what has halted at every network, and fail what one could not answer."""
+        answered = [(number, list(answers.read())) for number, answers in self._answers]
+        self._answers.clear()
+        for number, predictions in answered:
+            for work, prediction in predictions:
+                if isinstance(prediction, InferenceError):
+                    self._leave(work)
+                    work.settle(prediction)
+                    continue
+                work.predictions[number] = prediction
+                if len(work.predictions) == len(self._lanes):
+                    work.settle(self._joined(work))
 
-    def _prediction(
-        self, work: _Work, tokens: list[int], logits: Tensor | None, q_logits: list[float]
-    ) -> Prediction:
-        q_halt, q_continue = q_logits
-        by_q = self.halting is HaltedBy.Q and q_halt > q_continue
-        return Prediction(
-            tokens=tuple(tokens),
-            act_steps=work.act_steps,
-            halted_by=HaltedBy.Q if by_q else HaltedBy.MAX_STEPS,
-            q_halt=q_halt,
-            q_continue=q_continue,
-            q_flips=work.q_flips,
-            logits=logits,
-        )
+    def _joined(self, work: _Work) -> Prediction | Exception:
+        predictions = [prediction for _, prediction in sorted(work.predictions.items())]
+        if self._join is None:
+            return predictions[0]
+        try:
+            return self._join(predictions)
+        except Exception as error:  # noqa: BLE001 - it belongs to the example
+            return error
 
-    def _keep(self, rows: list[int]) -> None:
-        """Free the slots of all other rows."""
+    def _leave(self, work: _Work) -> None:
+        """Free the slot of an example that one network failed, at the others too."""
+        if work in self._active:
+            del self._active[work]
+            for lane in self._lanes:
+                lane.remove({work})
+
+    def _in_work(self) -> list[_Work]:
+        """What is in slots or halted but not answered yet, the oldest first."""
+        halted = (work for _, answers in self._answers for work in answers.occupants)
+        return [work for work in dict.fromkeys((*halted, *self._active)) if not work.settled]
+
+    def _clear(self) -> None:
+        self._fresh.clear()
+        self._active.clear()
+        self._answers.clear()
+        for lane in self._lanes:
+            lane.clear()
+
+    def _go_on_with_fewer_slots(self, works: Sequence[_Work]) -> None:
+        """Put `works` back to the front of the queue; they begin again at their first step."""
         with self._changed:
-            self._active = [self._active[row] for row in rows]
-        self._rows = self._rows.select(rows) if rows and self._rows is not None else None
+            self._waiting.extendleft(
+                _Work(work.example, work.max_steps, work.future) for work in reversed(works)
+            )
+            self._reduce_slots(min(self._slots, len(works)) // 2)
+        self._make_lanes()
 
-    def _fail_active(self, error: Exception) -> None:
-        failed = self._active
-        self._keep([])
-        for work in failed:
-            _fail(work, error)
+    @torch.inference_mode()
+    def _make_lanes(self) -> None:
+        """Take the device's memory: for fewer slots where it does not suffice."""
+        while not self._lanes:
+            try:
+                self._lanes = [
+                    Lane(network, self._slots, halting=self.halting, keep_logits=self._keep_logits)
+                    for network in self.networks
+                ]
+            except Exception as error:
+                if self._slots == 1 or not _is_out_of_memory(error):
+                    raise
+            if not self._lanes:
+                self._reduce_slots(self._slots // 2)
+
+    def _reduce_slots(self, slots: int) -> None:
+        logger.warning(
+            "the device's memory does not suffice for %d slots: going on with %d",
+            self._slots,
+            max(1, slots),
+        )
+        self._slots = max(1, slots)
+        self._slot_reductions += 1
+        self._lanes = []
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
-def _fail(work: _Work, error: Exception) -> None:
-    if work.future.running() or work.future.set_running_or_notify_cancel():
-        work.future.set_exception(error)
+def _settle(works: Iterable[_Work], error: Exception) -> None:
+    for work in works:
+        work.settle(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory is the matter; torch has no one type for that."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in str(error) or "CUDA error: out of memory" in str(error))
+    )

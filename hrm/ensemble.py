@@ -24,7 +24,8 @@ from hrm.checkpoint import (
 from hrm.ensemble_combiners import Strategy, vote, weighted_average
 from hrm.ensemble_engine import Combine, EnsembleEngine
 from hrm.ensemble_stacking import EnsembleError, Stacking
-from hrm.evaluator import Evaluator, Inference
+from hrm.evaluator import Evaluator
+from hrm.inference import Inference
 from schemas import DEFAULT_MAX_MESSAGE_BYTES
 
 MAX_NAME_LENGTH = 80
@@ -100,10 +101,7 @@ class Ensemble:
     ) -> Evaluator:
         """As `Evaluator.open`, with all members on the torch device `device`."""
         engine = EnsembleEngine(
-            [
-                member.build(device=device, forward_dtype=inference.forward_dtype)
-                for member in self.members
-            ],
+            [inference.network(member, device) for member in self.members],
             self.weights,
             self.combine,
             slots=inference.slots,
@@ -112,7 +110,7 @@ class Ensemble:
         )
         return Evaluator(
             self,
-            engine,
+            inference.cached(engine, self.config),
             device=device_name or device,
             worker=worker,
             max_message_bytes=max_message_bytes,

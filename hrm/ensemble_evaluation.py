@@ -17,8 +17,8 @@ from hrm.ensemble import Ensemble, check_members, normalised
 from hrm.ensemble_combiners import Strategy
 from hrm.ensemble_stacking import Stacking, fit_stacking
 from hrm.evaluation_report import EvaluationReport
-from hrm.evaluator import Inference
 from hrm.files import RefusedLine, parse_line_or_example, read_lines
+from hrm.inference import Inference
 from hrm.recommendation import Measured, Recommendation, recommend
 from schemas import DEFAULT_MAX_MESSAGE_BYTES, HRMExample, MessageRejected
 
@@ -153,7 +153,7 @@ def fit_for(
         engines = []
         for member in members:
             engine = Engine(
-                member.build(device=device, forward_dtype=inference.forward_dtype),
+                inference.network(member, device),
                 slots=inference.slots,
                 halting=inference.halting,
                 max_steps=inference.max_steps,

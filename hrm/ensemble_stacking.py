@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hrm.batch import ExampleError
 from hrm.checkpoint_config import first_problem
-from hrm.engine import InferenceError, Prediction, Predictor
 from hrm.ensemble_combiners import StackingCoefficients
+from hrm.prediction import InferenceError, Prediction, Predictor, submit_when_room
 from schemas import HRMExample, SQEHRMError
 
 
@@ -120,6 +120,6 @@ def _logits(engine: Predictor, examples: Sequence[HRMExample]) -> list[Tensor | 
 
 def _submit(engine: Predictor, example: HRMExample) -> Future[Prediction] | None:
     try:
-        return engine.submit(example)
+        return submit_when_room(engine, example)
     except ExampleError:
         return None

@@ -12,14 +12,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import torch
-
 from hrm.batch import ExampleError
 from hrm.categories import categorize
 from hrm.checkpoint import CheckpointError, TrainingRecord, find_checkpoint, load_checkpoint
 from hrm.config import ConversionConfig, HRMConfig
 from hrm.conversion import Converter
-from hrm.engine import Engine, InferenceError, Prediction, Predictor
+from hrm.engine import Engine
+from hrm.inference import Inference
+from hrm.prediction import (
+    EngineStatistics,
+    InferenceError,
+    Prediction,
+    Predictor,
+    submit_when_room,
+)
 from hrm.scoring import Score, commonest_token, score
 from schemas import (
     DEFAULT_MAX_MESSAGE_BYTES,
@@ -149,16 +155,6 @@ class Model(Protocol):
     def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool: ...  # noqa: D102
 
 
-@dataclass(frozen=True)
-class Inference:
-    """How the engine of an evaluator works: see `Engine`."""
-
-    slots: int
-    halting: HaltedBy = HaltedBy.MAX_STEPS
-    max_steps: int | None = None
-    forward_dtype: torch.dtype = torch.float32
-
-
 class Evaluator:
     """Evaluates messages with one checkpoint. Threads may share one."""
 
@@ -200,16 +196,15 @@ class Evaluator:
         Raises `CheckpointError` where it cannot be found, read or used.
         """
         loaded = load_checkpoint(find_checkpoint(checkpoint, folder))
-        network = loaded.build(device=device, forward_dtype=inference.forward_dtype)
         engine = Engine(
-            network,
+            inference.network(loaded, device),
             slots=inference.slots,
             halting=inference.halting,
             max_steps=inference.max_steps,
         )
         return cls(
             loaded,
-            engine,
+            inference.cached(engine, loaded.config),
             device=device_name or device,
             worker=worker,
             max_message_bytes=max_message_bytes,
@@ -250,13 +245,23 @@ class Evaluator:
         """Slots with a message in them."""
         return self._engine.busy_slots
 
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for a slot."""
+        return self._engine.waiting
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """What the engine did since its start."""
+        return self._engine.statistics
+
     def submit(
         self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
     ) -> PendingVerdict:
-        """Hand the message in `body` to the engine; never waits for the network.
+        """Hand the message in `body` to the engine; waits only while that has no room.
 
         `queued_seconds` is how long it waited before. Raises `MessageRejected` where it cannot be
-        evaluated and `EngineClosedError` after `close`.
+        evaluated and `EngineClosedError` after `close`, also when that comes during the wait.
         """
         taken = time.perf_counter()
         message = parse_message(body, max_bytes=self._max_message_bytes)
@@ -267,7 +272,7 @@ class Evaluator:
     def submit_example(
         self, example: HRMExample, origin: Origin, *, taken: float
     ) -> PendingExample:
-        """Hand a converted example to the engine; never waits for the network.
+        """Hand a converted example to the engine; waits only while that has no room.
 
         `taken`: `time.perf_counter` before its conversion began. Raises as `submit` does.
         """
@@ -321,7 +326,7 @@ class Evaluator:
     def _infer(self, example: HRMExample) -> Future[Prediction]:
         self._check_puzzle(example)
         try:
-            return self._engine.submit(example)
+            return submit_when_room(self._engine, example)
         except ExampleError as error:
             raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
 

@@ -8,7 +8,7 @@ from hrm.checkpoint import load_checkpoint, save_checkpoint
 from hrm.config import ConversionConfig
 from hrm.ensemble import Ensemble
 from hrm.ensemble_combiners import Strategy
-from hrm.evaluator import Inference
+from hrm.inference import Inference
 from hrm.network import HRM
 from tests.conftest import TINY
 from tests.processes import REAL, Worker
@@ -25,7 +25,8 @@ def test_a_worker_answers_as_the_ensemble_does_under_its_name_and_digest(
         save_checkpoint(folder / name, HRM(TINY).state_dict(), TINY, ConversionConfig(), None)
     members = [load_checkpoint(folder / name) for name in ("a", "b")]
     ensemble = Ensemble(members, Strategy.VOTING, [1, 2])
-    options = ("--checkpoints", "a", "b", "--weights", "1", "2", "--strategy", "voting")
+    options = ["--checkpoints", "a", "b", "--weights", "1", "2", "--strategy", "voting"]
+    options += ["--dtype", "float32"]  # as the ensemble beside it
     sent = [message(prompt=f"test number {number}") for number in range(20)]
     with Worker.start(REAL, tmp_path, redis_url, *options, checkpoint_dir=folder) as worker:
         worker.wait_until_ready()

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hrm.evaluation import evaluate_file
-from hrm.evaluator import Evaluator, Inference
+from hrm.evaluator import Evaluator
 from hrm.files import RefusedLine
+from hrm.inference import Inference
 from schemas import Verdict
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm.batch import ExampleError
-from hrm.engine import Engine, EngineClosedError, InferenceError, Prediction
+from hrm.engine import Engine
 from hrm.network import HRM, State
+from hrm.prediction import EngineClosedError, InferenceError, Prediction
 from hrm.reference_loop import evaluate_batch
 from schemas import HaltedBy, HRMExample
 from tests.unit import reference_data
@@ -249,20 +250,22 @@ def test_an_example_leaves_when_it_halts_and_the_next_takes_its_slot(
     assert gate.rows == [1, 2, 2, 2, 1]
 
 
-def test_a_cancelled_example_costs_no_step(
-    network: HRM, examples: list[HRMExample], gate: Gate
+def test_a_cancelled_example_costs_no_step_and_frees_its_slot_at_once(
+    network: HRM,
+    examples: list[HRMExample],
+    expected: dict[HaltedBy, list[Prediction]],
+    gate: Gate,
 ) -> None:
     with engine_of(network, slots=1) as engine:
         first = engine.submit(examples[0])
         assert gate.reached.wait(DEADLINE)
-        cancelled = [engine.submit(example) for example in examples[1:5]]
+        cancelled = [first, *(engine.submit(example) for example in examples[1:5])]
         last = engine.submit(examples[5])
         assert all(future.cancel() for future in cancelled)
-        assert not first.cancel()
         gate.opened.set()
-        first.result(DEADLINE)
-        last.result(DEADLINE)
-    assert gate.rows == [1] * 32
+        assert_same(last.result(DEADLINE), expected[HaltedBy.MAX_STEPS][5])
+    assert gate.rows == [1] * 17, "one step of the first, sixteen of the last"
+    assert wait(cancelled, timeout=0).not_done == set(), "who waits for them is told"
     for future in cancelled:
         with pytest.raises(CancelledError):
             future.result()
@@ -330,7 +333,7 @@ def test_an_error_in_a_step_fails_those_in_work_and_no_other(
 ) -> None:
     def fail_once() -> None:
         if len(gate.rows) == 2:
-            raise RuntimeError("out of memory")
+            raise RuntimeError("lost device")
 
     gate.before_step = fail_once
     with engine_of(network, slots=2) as engine:
@@ -339,7 +342,7 @@ def test_an_error_in_a_step_fails_those_in_work_and_no_other(
         second, third = engine.submit(examples[1]), engine.submit(examples[2])
         gate.opened.set()
         for future in (first, second):
-            with pytest.raises(RuntimeError, match="out of memory"):
+            with pytest.raises(RuntimeError, match="lost device"):
                 future.result(DEADLINE)
         assert_same(third.result(DEADLINE), expected[HaltedBy.MAX_STEPS][2])
         assert_same(engine.submit(examples[3]).result(DEADLINE), expected[HaltedBy.MAX_STEPS][3])
@@ -351,12 +354,12 @@ def test_an_error_outside_a_step_fails_those_in_work_and_the_engine_goes_on(
     network: HRM, examples: list[HRMExample], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("lost device")
 
     with engine_of(network, slots=2, max_steps=1) as engine:
         with monkeypatch.context() as broken:
             broken.setattr(network, method, fail)
-            with pytest.raises(RuntimeError, match="out of memory"):
+            with pytest.raises(RuntimeError, match="lost device"):
                 engine.submit(examples[0]).result(1)
         assert engine.submit(examples[0]).result(DEADLINE).act_steps == 1
 

@@ -17,8 +17,8 @@ from hrm.ensemble import MAX_NAME_LENGTH, Ensemble
 from hrm.ensemble_combiners import Strategy
 from hrm.ensemble_evaluation import fit_for, read_examples, without_those_of
 from hrm.ensemble_stacking import EnsembleError, Stacking, read_stacking
-from hrm.evaluator import Inference
 from hrm.files import RefusedLine
+from hrm.inference import Inference
 from schemas import MessageRejected, RejectionReason, SQEMessage
 from tests.unit.ensembles import WIDER, example, member
 from tests.unit.evaluations import Run, jsonl

@@ -108,7 +108,7 @@ def test_what_cannot_be_evaluated_is_refused_by_number_and_reason(evaluator: Eva
 
 def test_an_example_without_a_finite_answer_is_refused_alone(evaluator: Evaluator) -> None:
     assert isinstance(evaluator._engine, Engine)
-    evaluator._engine.network.puzzle_emb.weights[1] = torch.nan
+    evaluator._engine.networks[0].puzzle_emb.weights[1] = torch.nan
     run = Run(evaluator, jsonl(*LINES))
     assert [(line.number, line.reason) for line in run.refused] == [
         (2, RejectionReason.EVALUATION_FAILED)

@@ -4,10 +4,10 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,14 +16,17 @@ from hrm.batch import encode
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, save_checkpoint
 from hrm.config import ConversionConfig, HRMConfig, PuzzlePolicy
 from hrm.conversion import Converter
-from hrm.engine import Engine, EngineClosedError
-from hrm.evaluator import Evaluator, Inference
+from hrm.engine import Engine
+from hrm.evaluator import Evaluator
+from hrm.inference import Inference
+from hrm.prediction import EngineClosedError, EngineFullError, Predictor
 from hrm.reference_loop import evaluate_batch
 from hrm.scoring import score
 from schemas import (
     Category,
     Difficulty,
     HaltedBy,
+    HRMExample,
     MessageRejected,
     RejectionReason,
     SQEMessage,
@@ -103,7 +106,8 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
 ) -> None:
     loaded = load_checkpoint(checkpoint)
     example = Converter(CONVERSION).convert("security", "agent test", 3)
-    output = evaluate_batch(loaded.build(), encode([example], TINY), halting=halting, max_steps=3)
+    network = Inference(slots=2).network(loaded, "cpu")
+    output = evaluate_batch(network, encode([example], TINY), halting=halting, max_steps=3)
     predicted = output.predictions[0].tolist()
     baseline = RECORD.target_token_counts.index(max(RECORD.target_token_counts))
     figures = score(predicted, example.target_sequence, baseline_token=baseline)
@@ -258,6 +262,61 @@ def test_many_messages_share_the_slots(shared: Evaluator) -> None:
     assert len({verdict.predicted_sequence for verdict in verdicts}) == 1
 
 
+def test_a_full_engine_is_waited_for(evaluator: Evaluator) -> None:
+    assert isinstance(evaluator._engine, Engine)
+    evaluator._engine.queue_limit = 1
+    pending = []
+    for index in range(20):
+        pending.append(evaluator.submit({**MESSAGE, "message_id": f"m{index}"}))
+        assert evaluator.waiting <= 1
+    verdicts = [waiting.result(TIMEOUT) for waiting in pending]
+    assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(20)]
+
+
+def test_who_waits_for_a_full_engine_learns_that_it_closes(checkpoint: Path) -> None:
+    class Full:
+        """Is full until it closes."""
+
+        def __init__(self) -> None:
+            self.waited_for = threading.Event()
+            self.closed = threading.Event()
+
+        def submit(self, _: HRMExample) -> None:
+            if self.closed.is_set():
+                raise EngineClosedError("the engine is closed")
+            raise EngineFullError("full")
+
+        def wait_for_room(self) -> bool:
+            self.waited_for.set()
+            return self.closed.wait(TIMEOUT)
+
+        def close(self) -> None:
+            self.closed.set()
+
+    full = Full()
+    evaluator = Evaluator(
+        load_checkpoint(checkpoint), cast("Predictor", full), device="cpu", worker="host:1"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        submitted = pool.submit(evaluator.submit, MESSAGE)
+        assert full.waited_for.wait(TIMEOUT)
+        evaluator.close()
+        with pytest.raises(EngineClosedError):
+            submitted.result(TIMEOUT)
+
+
+def test_equal_messages_are_inferred_once_where_that_is_asked_for(checkpoint: Path) -> None:
+    evaluator = opened(checkpoint, cached_predictions=10)
+    try:
+        pending = [evaluator.submit({**MESSAGE, "message_id": f"m{index}"}) for index in range(5)]
+        verdicts = [waiting.result(TIMEOUT) for waiting in pending]
+    finally:
+        evaluator.close()
+    assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(5)]
+    assert evaluator.statistics.occupied == evaluator.max_steps == 3
+    assert (evaluator.statistics.cache_hits, evaluator.statistics.cache_misses) == (4, 1)
+
+
 def test_an_evaluator_names_its_checkpoint_device_and_slots(
     shared: Evaluator, checkpoint: Path
 ) -> None:
@@ -266,6 +325,7 @@ def test_an_evaluator_names_its_checkpoint_device_and_slots(
     assert shared.device == "cpu"
     assert shared.slots == 2
     assert 0 <= shared.busy_slots <= 2
+    assert shared.statistics.steps > 0
 
 
 # Refusals.
@@ -330,7 +390,7 @@ def test_a_message_without_puzzle_where_puzzles_are_lines(tmp_path: Path) -> Non
 
 def test_no_finite_answer_fails_that_message_alone(evaluator: Evaluator) -> None:
     assert isinstance(evaluator._engine, Engine)
-    evaluator._engine.network.puzzle_emb.weights[3] = torch.nan
+    evaluator._engine.networks[0].puzzle_emb.weights[3] = torch.nan
     broken = evaluator.submit(MESSAGE)
     sound = evaluator.submit({**MESSAGE, "puzzle_id": 2})
     with pytest.raises(MessageRejected) as caught:

@@ -1,0 +1,237 @@
+"""The rows of one network on its device: fixed memory, of which the first rows are in work.
+
+Knows tensors and ACT steps; nothing of futures, queues or other networks. What a row is for is its
+occupant, which is of no concern here.
+"""
+
+import contextlib
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from hrm.batch import encode
+from hrm.graphs import Capture, Graphs, cuda_capture
+from hrm.network import HRM, State
+from hrm.prediction import InferenceError, Prediction
+from hrm.transfers import ToHost, to_device
+from schemas import HaltedBy, HRMExample
+
+Occupant = TypeVar("Occupant")
+
+
+class Answers(Generic[Occupant]):
+    """The predictions of the rows that halted at one step, which the device may still work on."""
+
+    def __init__(
+        self,
+        occupants: Sequence[Occupant],
+        logits: Tensor,
+        q_logits: Tensor,
+        act_steps: Tensor,
+        q_flips: Tensor,
+        *,
+        halting: HaltedBy,
+        keep_logits: bool,
+    ) -> None:
+        self.occupants = occupants
+        self._tokens = ToHost(logits.argmax(-1))
+        self._finite = ToHost(logits.isfinite().all((1, 2)))
+        self._logits = ToHost(logits.float()) if keep_logits else None
+        self._q_logits, self._act_steps, self._q_flips = q_logits, act_steps, q_flips
+        self._halting = halting
+
+    def read(self) -> Iterator[tuple[Occupant, Prediction | InferenceError]]:
+        """Each occupant's prediction, or why it has none; waits for the device."""
+        kept = [None] * len(self.occupants) if self._logits is None else self._logits.read()
+        for occupant, tokens, finite, logits, (q_halt, q_continue), act_steps, q_flips in zip(
+            self.occupants,
+            self._tokens.read().tolist(),
+            self._finite.read().tolist(),
+            kept,
+            self._q_logits.tolist(),
+            self._act_steps.tolist(),
+            self._q_flips.tolist(),
+            strict=True,
+        ):
+            if not (finite and math.isfinite(q_halt) and math.isfinite(q_continue)):
+                yield (
+                    occupant,
+                    InferenceError("the network's answer is not finite for this example"),
+                )
+                continue
+            by_q = self._halting is HaltedBy.Q and q_halt > q_continue
+            yield (
+                occupant,
+                Prediction(
+                    tokens=tuple(tokens),
+                    act_steps=act_steps,
+                    halted_by=HaltedBy.Q if by_q else HaltedBy.MAX_STEPS,
+                    q_halt=q_halt,
+                    q_continue=q_continue,
+                    q_flips=q_flips,
+                    logits=logits,
+                ),
+            )
+
+
+class Lane(Generic[Occupant]):
+    """Memory for `capacity` examples in work at `network`, which is in evaluation mode.
+
+    On a GPU it has a stream of its own, and steps are captured (`hrm.graphs`). Methods are called
+    by one thread, in inference mode.
+    """
+
+    def __init__(
+        self, network: HRM, capacity: int, *, halting: HaltedBy, keep_logits: bool = False
+    ) -> None:
+        self.network = network
+        self.device = network.H_init.device
+        self._halting = halting
+        self._keep_logits = keep_logits
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize(self.device)  # the weights were written on another stream
+        config = network.config
+        shape = (capacity, config.puzzle_emb_len + config.seq_len, config.hidden_size)
+        with self._on_stream():
+            # Zeros, since rows without an occupant are computed too where sizes are fixed.
+            self._x, self._z_H, self._z_L = (
+                torch.zeros(shape, dtype=network.forward_dtype, device=self.device)
+                for _ in range(3)
+            )
+            self._q_logits = torch.zeros(capacity, 2, device=self.device)
+            capture = self._capture()
+            self._step = (
+                self._compute if capture is None else Graphs(self._compute, capacity, capture)
+            )
+        self._occupants: list[Occupant | None] = []
+        # Of each row, on the host. The device's tensors above are in the same order.
+        self._act_steps, self._limits, self._q_flips = (
+            torch.zeros(capacity, dtype=torch.int64) for _ in range(3)
+        )
+        self._preferred_halt = torch.zeros(capacity, dtype=torch.bool)
+        self._sent: ToHost | None = None
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the host is free while the device computes."""
+        return self._stream is not None
+
+    def admit(
+        self, occupants: Sequence[Occupant], examples: Sequence[HRMExample], limits: Sequence[int]
+    ) -> None:
+        """Give each of `occupants` a row, with its example at the start of its first ACT step.
+
+        limits: the steps each gets at most.
+        """
+        holes = [row for row, occupant in enumerate(self._occupants) if occupant is None]
+        end = len(self._occupants)
+        self._occupants += [None] * max(0, len(occupants) - len(holes))
+        rows = [*holes, *range(end, len(self._occupants))][: len(occupants)]
+        batch = encode(examples, self.network.config)
+        with self._on_stream():
+            index = self._index(rows)
+            puzzles = self.network.puzzle_embedding(to_device(batch.puzzle_ids, self.device))
+            x = self.network.embed(to_device(batch.inputs, self.device), puzzles)
+            state = self.network.initial_state(len(rows))
+            for memory, values in ((self._x, x), (self._z_H, state.z_H), (self._z_L, state.z_L)):
+                memory[index] = values
+        self._act_steps[rows] = self._q_flips[rows] = 0
+        self._limits[rows] = torch.tensor(limits)
+        for row, occupant in zip(rows, occupants, strict=True):
+            self._occupants[row] = occupant
+
+    def remove(self, occupants: Collection[Occupant]) -> None:
+        """Free the rows of `occupants`, where they have one."""
+        for row, occupant in enumerate(self._occupants):
+            if occupant is not None and occupant in occupants:
+                self._occupants[row] = None
+
+    def clear(self) -> None:
+        """Free all rows, and forget a step that was begun."""
+        self._occupants.clear()
+        self._sent = None
+
+    def launch(self) -> None:
+        """Begin one ACT step over all rows in work."""
+        self._compact()
+        rows = len(self._occupants)
+        if rows:
+            with self._on_stream():
+                self._step(rows)
+                self._sent = ToHost(self._q_logits[:rows])
+
+    def finish(self) -> Answers[Occupant] | None:
+        """Wait for the step. The rows that halt at it are free, and their answers are begun."""
+        if self._sent is None:
+            return None
+        q_logits, self._sent = self._sent.read(), None
+        rows = len(q_logits)
+        self._act_steps[:rows] += 1
+        prefers_halt = q_logits[:, 0] > q_logits[:, 1]
+        turned = prefers_halt != self._preferred_halt[:rows]
+        self._q_flips[:rows] += turned & (self._act_steps[:rows] > 1)
+        self._preferred_halt[:rows] = prefers_halt
+        halts = self._act_steps[:rows] >= self._limits[:rows]
+        if self._halting is HaltedBy.Q:
+            halts |= prefers_halt
+        halted = halts.nonzero().squeeze(1)
+        numbers: list[int] = halted.tolist()
+        if not numbers:
+            return None
+        occupants: list[Occupant] = []
+        for row in numbers:
+            occupant, self._occupants[row] = self._occupants[row], None
+            assert occupant is not None  # a launch leaves no holes  # noqa: S101
+            occupants.append(occupant)
+        with self._on_stream():
+            return Answers(
+                occupants,
+                self.network.token_logits(self._z_H[to_device(halted, self.device)]),
+                q_logits[halted],
+                self._act_steps[halted],
+                self._q_flips[halted],
+                halting=self._halting,
+                keep_logits=self._keep_logits,
+            )
+
+    def _compute(self, rows: int) -> None:
+        """One ACT step over the first rows, in place."""
+        state = self.network.step(State(self._z_H[:rows], self._z_L[:rows]), self._x[:rows])
+        self._z_H[:rows] = state.z_H
+        self._z_L[:rows] = state.z_L
+        self._q_logits[:rows] = self.network.q_logits(state.z_H)
+
+    def _compact(self) -> None:
+        """Move the last rows into the holes, so that those in work are the first ones."""
+        count = sum(occupant is not None for occupant in self._occupants)
+        holes = [row for row in range(count) if self._occupants[row] is None]
+        if holes:
+            movers = [
+                row
+                for row in range(count, len(self._occupants))
+                if self._occupants[row] is not None
+            ]
+            with self._on_stream():
+                to, source = self._index(holes), self._index(movers)
+                for memory in (self._x, self._z_H, self._z_L):
+                    memory[to] = memory[source]
+            for values in (self._act_steps, self._limits, self._q_flips, self._preferred_halt):
+                values[holes] = values[movers]
+            for hole, mover in zip(holes, movers, strict=True):
+                self._occupants[hole] = self._occupants[mover]
+        del self._occupants[count:]
+
+    def _index(self, rows: Sequence[int]) -> Tensor:
+        return to_device(torch.tensor(rows, dtype=torch.int64), self.device)
+
+    def _capture(self) -> Capture | None:
+        return None if self._stream is None else cuda_capture(self._stream)
+
+    def _on_stream(self) -> contextlib.AbstractContextManager[object]:
+        stream = self._stream
+        return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)

@@ -1,0 +1,93 @@
+"""What an engine answers, and what answers as an engine does.
+
+Knows examples and futures; nothing of networks or of how work is ordered.
+"""
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from schemas import HaltedBy, HRMExample, SQEHRMError
+
+
+class EngineClosedError(SQEHRMError):
+    """The engine is shutting down: the example has to be sent to another."""
+
+
+class EngineFullError(SQEHRMError):
+    """As many examples wait as may: `wait_for_room`, then submit again."""
+
+
+class InferenceError(SQEHRMError):
+    """The network gave no finite answer for this example."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network said of one example at the step at which it halted."""
+
+    tokens: tuple[int, ...]
+    """At every position of the sequence length, whatever the target's length."""
+    act_steps: int
+    halted_by: HaltedBy
+    q_halt: float
+    q_continue: float
+    q_flips: int
+    """How often the sign of q_halt - q_continue changed."""
+    logits: Tensor | None = field(default=None, compare=False, repr=False)
+    """Of the token head: float32 (S, V) on the CPU, from an engine that keeps them."""
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """What an engine did since its start."""
+
+    steps: int = 0
+    """ACT steps, each over all examples in work."""
+    occupied: int = 0
+    """Slots with an example in them, summed over the steps: divided by `steps` and by the slots,
+    the mean occupancy."""
+    refills: int = 0
+    """Examples that took a slot while others were at work."""
+    slot_reductions: int = 0
+    """Times that the device's memory did not suffice and the engine went on with fewer slots."""
+    cache_hits: int = 0
+    """Examples answered from an equal one's prediction."""
+    cache_misses: int = 0
+    """Examples that a cache was asked for and did not have."""
+
+
+class Predictor(Protocol):
+    """What answers examples: an engine, or a cache before one."""
+
+    @property
+    def slots(self) -> int: ...  # noqa: D102
+    @property
+    def busy_slots(self) -> int: ...  # noqa: D102
+    @property
+    def waiting(self) -> int: ...  # noqa: D102
+    @property
+    def statistics(self) -> EngineStatistics: ...  # noqa: D102
+    @property
+    def halting(self) -> HaltedBy: ...  # noqa: D102
+    @property
+    def max_steps(self) -> int: ...  # noqa: D102
+    @property
+    def forward_dtype(self) -> torch.dtype: ...  # noqa: D102
+    def submit(  # noqa: D102
+        self, example: HRMExample, *, max_steps: int | None = None
+    ) -> Future[Prediction]: ...
+    def wait_for_room(self, timeout: float | None = None) -> bool: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+def submit_when_room(predictor: Predictor, example: HRMExample) -> Future[Prediction]:
+    """`predictor.submit(example)`, after waiting for as long as it has no room."""
+    while True:
+        try:
+            return predictor.submit(example)
+        except EngineFullError:
+            predictor.wait_for_room()
