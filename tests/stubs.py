@@ -7,6 +7,7 @@ foresaw), `hold FILE` (until the file is there).
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,27 @@ class StubPending:
         return verdict(self.message, self._queued)
 
 
+@dataclass(frozen=True)
+class StubStatistics:
+    """As `hrm.prediction.EngineStatistics`, without its torch."""
+
+    steps: int = 0
+    occupied: int = 0
+    refills: int = 0
+    slot_reductions: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+
+
 class StubEvaluator:
     checkpoint_name = "stub"
     checkpoint_digest = DIGEST
     device = "cpu"
+    dtype = "float32"
+    halting = HaltedBy.MAX_STEPS
     busy_slots = 0
+    waiting = 0
+    statistics = StubStatistics()
 
     def __init__(self, slots: int = 4) -> None:
         self.slots = slots

@@ -1,6 +1,11 @@
 """Options that every command with inference in it takes, so that they read the same everywhere."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 device_option = click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]")
 
@@ -18,10 +23,14 @@ halting_option = click.option(
     help="When an example is answered: after all steps, or when the Q head says so.",
 )
 
-dtype_option = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of activations; bfloat16 is faster where the device has it, and rounds more.",
-)
+
+def dtype_option(*, default: str) -> Callable[[Command], Command]:
+    """`--dtype`. A name that `hrm.inference.dtype_of` knows."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        default=default,
+        show_default=True,
+        help="Of activations; bfloat16 is faster where the device has it, and rounds more. auto: "
+        "the faster on the device.",
+    )

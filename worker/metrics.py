@@ -19,7 +19,7 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -61,6 +61,23 @@ class ErrorKind(StrEnum):
     """The queues could not be read for a scrape, which lacks them."""
 
 
+class Statistics(Protocol):
+    """Counts since the start: `hrm.prediction.EngineStatistics`, which would import torch."""
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+    @property
+    def occupied(self) -> int: ...  # noqa: D102
+    @property
+    def refills(self) -> int: ...  # noqa: D102
+    @property
+    def slot_reductions(self) -> int: ...  # noqa: D102
+    @property
+    def cache_hits(self) -> int: ...  # noqa: D102
+    @property
+    def cache_misses(self) -> int: ...  # noqa: D102
+
+
 class Engine(Protocol):
     """What is measured of an evaluator."""
 
@@ -68,6 +85,10 @@ class Engine(Protocol):
     def slots(self) -> int: ...  # noqa: D102
     @property
     def busy_slots(self) -> int: ...  # noqa: D102
+    @property
+    def waiting(self) -> int: ...  # noqa: D102
+    @property
+    def statistics(self) -> Statistics: ...  # noqa: D102
 
 
 class Metrics:
@@ -161,18 +182,50 @@ class Metrics:
             return sum(self._window) / len(self._window) if self._window else None
 
     def watch_engine(
-        self, engine: Engine, *, checkpoint: str, digest: str, device: str, memory: DeviceMemory
+        self,
+        engine: Engine,
+        *,
+        checkpoint: str,
+        digest: str,
+        device: str,
+        memory: DeviceMemory,
+        cached: bool,
     ) -> None:
-        """From now on, show the engine's state and what it runs."""
+        """From now on, show the engine's state and what it runs.
+
+        `cached`: it has a cache of predictions.
+        """
 
         def collect() -> Iterable[Metric]:
             busy = engine.busy_slots
+            # Slots become fewer where the device's memory does not suffice, maybe just now.
+            free = max(0, engine.slots - busy)
             yield _gauge(
                 "engine_slots",
                 "Places of the engine.",
-                {("busy",): busy, ("free",): engine.slots - busy},
+                {("busy",): busy, ("free",): free},
                 "state",
             )
+            yield _gauge("engine_waiting", "Messages without a slot yet.", {(): engine.waiting})
+            done = engine.statistics
+            yield _counter("engine_steps", "ACT steps of the engine.", {(): done.steps})
+            yield _counter(
+                "engine_occupied_slots", "Busy slots, summed over the steps.", {(): done.occupied}
+            )
+            yield _counter(
+                "engine_refills", "Messages that took a slot beside others.", {(): done.refills}
+            )
+            yield _counter(
+                "engine_slot_reductions",
+                "Times that the engine went on with fewer slots for want of memory.",
+                {(): done.slot_reductions},
+            )
+            if cached:
+                asked: dict[tuple[str, ...], float] = {
+                    ("hit",): done.cache_hits,
+                    ("miss",): done.cache_misses,
+                }
+                yield _counter("prediction_cache", "Predictions looked up.", asked, "result")
             yield _gauge("checkpoint_info", "1.", {(checkpoint, digest): 1}, "checkpoint", "digest")
             yield _gauge("device_info", "1.", {(device,): 1}, "device")
             rate = self.solve_rate()
@@ -224,6 +277,16 @@ def _gauge(
     name: str, text: str, values: Mapping[tuple[str, ...], float], *labels: str
 ) -> GaugeMetricFamily:
     family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for label_values, value in values.items():
+        family.add_metric(label_values, value)
+    return family
+
+
+def _counter(
+    name: str, text: str, values: Mapping[tuple[str, ...], float], *labels: str
+) -> CounterMetricFamily:
+    """`name` without the `_total` that it ends in when it is shown."""
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
     for label_values, value in values.items():
         family.add_metric(label_values, value)
     return family

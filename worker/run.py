@@ -115,15 +115,20 @@ def run(
             digest=evaluator.checkpoint_digest,
             device=device.name,
             memory=partial(devices.memory, device),
+            cached=settings.cached_predictions > 0,
         )
         metrics.watch_queues(partial(read_backlog, _client(redis_url, SCRAPE_TIMEOUT)))
         try:
             logger.info(
-                "checkpoint %s (%s) on %s with %d slots, queues %s",
+                "checkpoint %s (%s) on %s with %d slots, dtype %s, halting %s, cache of %d, "
+                "queues %s",
                 evaluator.checkpoint_name,
                 evaluator.checkpoint_digest[:12],
                 device.name,
                 evaluator.slots,
+                evaluator.dtype,
+                evaluator.halting,
+                settings.cached_predictions,
                 ", ".join(queues),
             )
             return _consume(redis_url, settings, queues, worker, evaluator, metrics, readiness)

@@ -15,10 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from schemas import MessageRejected, Rejection, RejectionReason, SQEHRMError, SQEMessage, Verdict
+from schemas import (
+    HaltedBy,
+    MessageRejected,
+    Rejection,
+    RejectionReason,
+    SQEHRMError,
+    SQEMessage,
+    Verdict,
+)
 from worker.delivery import Answer, Delivery, Outcome
 from worker.envelope import Envelope
-from worker.metrics import ErrorKind, Metrics
+from worker.metrics import Engine, ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +47,7 @@ class Pending(Protocol):
     def result(self, timeout: float | None = None) -> Verdict: ...  # noqa: D102
 
 
-class Evaluator(Protocol):
+class Evaluator(Engine, Protocol):
     """What a worker needs of `hrm.evaluator.Evaluator`."""
 
     @property
@@ -49,9 +57,9 @@ class Evaluator(Protocol):
     @property
     def device(self) -> str: ...  # noqa: D102
     @property
-    def slots(self) -> int: ...  # noqa: D102
+    def dtype(self) -> str: ...  # noqa: D102
     @property
-    def busy_slots(self) -> int: ...  # noqa: D102
+    def halting(self) -> HaltedBy: ...  # noqa: D102
     def submit(  # noqa: D102
         self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
     ) -> Pending: ...
@@ -86,7 +94,7 @@ class Service:
     def process(self, envelope: Envelope, bodies: Sequence[Any], *, batch: bool) -> list[Outcome]:
         """Evaluate every body, store the outcomes, count them; one outcome each, in order.
 
-        All are in the engine before the first is waited for, and a bad one stops none. Raises
+        All are with the engine before the first is waited for, and a bad one stops none. Raises
         `SQEHRMError` when the engine closes and `DeliveryAborted` when Redis is gone at shutdown:
         then nothing was answered, and the message has to be delivered again.
         """

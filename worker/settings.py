@@ -41,6 +41,10 @@ class Settings(BaseModel):
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Messages evaluated at once. Absent: 8 on cpu, 64 on cuda."""
 
+    cached_predictions: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
+    """Predictions kept for messages whose prompt, as the checkpoint sees it, was there before; they
+    are then answered without inference. 0: none. The default takes at most 60 MB."""
+
     threads: Annotated[int, Field(ge=1)] | None = None
     """Of torch on cpu. Absent: one per core."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -99,6 +100,20 @@ def test_a_verdict_says_what_it_is_about(site: "Site") -> None:
     assert verdict.timings.total >= verdict.timings.queue + verdict.timings.inference
 
 
+def test_an_equal_prompt_is_answered_from_the_cache_and_counted_as_any_other(site: "Site") -> None:
+    prompt = "A prompt that nobody else sends"
+    before, evaluated = site.worker.metrics(), site.worker.total("evaluations_total")
+    verdicts = [site.client.result(site.client.submit(message(prompt))) for _ in range(3)]
+    after = site.worker.metrics()
+    for result_, more in (("hit", 2), ("miss", 1)):
+        name = f"prediction_cache_total{{result={result_}}}"
+        assert after[name] - before[name] == more
+    assert site.worker.total("evaluations_total") == evaluated + 3
+    assert len({verdict.predicted_sequence for verdict in verdicts}) == 1
+    assert len({verdict.message_id for verdict in verdicts}) == 3
+    assert after["engine_steps_total"] > before["engine_steps_total"]
+
+
 def test_an_unsolved_message_is_in_the_failure_stream_once(site: "Site") -> None:
     sent = message()
     for _ in range(2):
@@ -182,7 +197,8 @@ def test_the_log_has_a_line_for_each_thing_an_operator_asks(site: "Site") -> Non
     log = site.worker.log.read_text()
     assert f"serving {site.worker.url}/metrics" in log
     assert "checkpoint tiny (" in log
-    assert "on cpu with 8 slots, queues sqe.evaluate, sqe.backfill" in log
+    assert re.search(r" on cpu with 8 slots, dtype (float32|bfloat16), halting max_steps, ", log)
+    assert "cache of 100000, queues sqe.evaluate, sqe.backfill" in log
     assert all(line[:2] == "20" for line in log.splitlines()), "one line an event"
 
 

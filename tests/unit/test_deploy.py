@@ -25,6 +25,7 @@ from schemas import (
     Timings,
     Verdict,
 )
+from tests.stubs import StubStatistics
 from worker.backlog import READY
 from worker.metrics import ErrorKind, Metrics
 from worker.redis_keys import LIVE_QUEUE
@@ -70,6 +71,8 @@ def _query_variables() -> list[dict[str, Any]]:
 class _Evaluator:
     slots = 8
     busy_slots = 3
+    waiting = 2
+    statistics = StubStatistics()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,12 @@ def exposed() -> dict[str, set[str]]:
     """Every sample name that a worker exposes, with its labels."""
     metrics = Metrics()
     metrics.watch_engine(
-        _Evaluator(), checkpoint="c", digest="d", device="cuda:0", memory=lambda: {"allocated": 1}
+        _Evaluator(),
+        checkpoint="c",
+        digest="d",
+        device="cuda:0",
+        memory=lambda: {"allocated": 1},
+        cached=True,
     )
     metrics.watch_queues(lambda: Counter({(LIVE_QUEUE, READY): 1}))
     metrics.rejected(RejectionReason.NOT_JSON)

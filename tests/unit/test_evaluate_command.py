@@ -115,6 +115,11 @@ def test_bfloat16_is_used_and_said(data: Path) -> None:
     assert report_of(evaluate(data, "--json", "--dtype", "bfloat16")).setting.dtype == "bfloat16"
 
 
+def test_the_fastest_dtype_is_used_where_that_is_asked_for(data: Path) -> None:
+    dtype = report_of(evaluate(data, "--json", "--dtype", "auto")).setting.dtype
+    assert dtype in {"float32", "bfloat16"}
+
+
 def test_without_training_data_the_checkpoints_record_gives_the_commonest_token(data: Path) -> None:
     (baseline,) = report_of(evaluate(data, "--json")).baselines
     assert baseline.name == "commonest token"

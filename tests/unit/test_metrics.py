@@ -1,13 +1,16 @@
 """worker.metrics: the names and figures that Prometheus gets."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stubs import StubEvaluator, message, verdict
+from tests.stubs import StubEvaluator, StubStatistics, message, verdict
 from worker.metrics import WINDOW, ErrorKind, Metrics
 
+README = Path(__file__).parents[2] / "worker" / "README.md"
 NAMES = {
     "evaluations",
     "failures",
@@ -25,6 +28,12 @@ NAMES = {
     "end_to_end_seconds",
     "solve_rate",
     "engine_slots",
+    "engine_waiting",
+    "engine_steps",
+    "engine_occupied_slots",
+    "engine_refills",
+    "engine_slot_reductions",
+    "prediction_cache",
     "queue_messages",
     "checkpoint_info",
     "device_info",
@@ -32,14 +41,15 @@ NAMES = {
 }
 
 
-def watched() -> Metrics:
+def watched(evaluator: StubEvaluator | None = None, *, cached: bool = True) -> Metrics:
     metrics = Metrics()
     metrics.watch_engine(
-        StubEvaluator(slots=4),
+        evaluator or StubEvaluator(slots=4),
         checkpoint="stub",
         digest="d",
         device="cuda:1",
         memory=lambda: {"allocated": 5},
+        cached=cached,
     )
     metrics.watch_queues(lambda: Counter({("sqe.evaluate", "ready"): 3}))
     return metrics
@@ -63,6 +73,12 @@ def test_every_metric_of_the_design_is_there() -> None:
     assert {"python_info", "process_resident_memory_bytes"} <= names
 
 
+def test_every_metric_is_in_the_readme() -> None:
+    documented = set(re.findall(r"`(\w+)`", README.read_text()))
+    for name in NAMES:
+        assert documented & {name, f"{name}_total"}, name
+
+
 def test_state_is_read_when_it_is_asked_for() -> None:
     values = samples(watched())
     assert values["sqe_hrm_engine_slots", "busy"] == 0
@@ -70,6 +86,36 @@ def test_state_is_read_when_it_is_asked_for() -> None:
     assert values["sqe_hrm_queue_messages", "ready", "sqe.evaluate"] == 3
     assert values["sqe_hrm_checkpoint_info", "d", "stub"] == 1
     assert values["sqe_hrm_device_memory_bytes", "allocated", "cuda:1"] == 5
+
+
+def test_what_the_engine_did_is_read_when_it_is_asked_for() -> None:
+    evaluator = StubEvaluator(slots=4)
+    metrics = watched(evaluator)
+    names = ("steps", "occupied_slots", "refills", "slot_reductions")
+    before = samples(metrics)
+    assert [before[f"sqe_hrm_engine_{name}_total",] for name in names] == [0, 0, 0, 0]
+    assert before["sqe_hrm_prediction_cache_total", "hit"] == 0
+    evaluator.statistics = StubStatistics(
+        steps=10, occupied=35, refills=3, slot_reductions=1, cache_hits=7, cache_misses=5
+    )
+    evaluator.waiting = 6
+    after = samples(metrics)
+    assert [after[f"sqe_hrm_engine_{name}_total",] for name in names] == [10, 35, 3, 1]
+    assert after["sqe_hrm_engine_waiting",] == 6
+    assert after["sqe_hrm_prediction_cache_total", "hit"] == 7
+    assert after["sqe_hrm_prediction_cache_total", "miss"] == 5
+
+
+def test_without_a_cache_there_is_no_figure_of_one() -> None:
+    assert not [key for key in samples(watched(cached=False)) if "prediction_cache" in key[0]]
+
+
+def test_slots_that_were_given_up_are_not_free() -> None:
+    evaluator = StubEvaluator(slots=2)
+    evaluator.busy_slots = 3  # as it was before there were but two
+    values = samples(watched(evaluator))
+    assert values["sqe_hrm_engine_slots", "busy"] == 3
+    assert values["sqe_hrm_engine_slots", "free"] == 0
 
 
 def test_the_solve_rate_is_that_of_the_last_messages() -> None:

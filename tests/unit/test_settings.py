@@ -1,12 +1,22 @@
 """worker.settings: what an operator sets, and what happens when it is wrong."""
 
+from pathlib import Path
+
 import pytest
 
-from worker.settings import Settings, SettingsError
+from worker.settings import PREFIX, Settings, SettingsError
+
+README = Path(__file__).parents[2] / "worker" / "README.md"
 
 
 def test_without_variables_every_setting_has_a_default() -> None:
     assert Settings.from_env({}) == Settings()
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    text = README.read_text()
+    for name in Settings.model_fields:
+        assert f"`{PREFIX}{name.upper()}`" in text, name
 
 
 def test_a_variable_sets_the_field_of_its_name() -> None:
@@ -15,6 +25,11 @@ def test_a_variable_sets_the_field_of_its_name() -> None:
     )
     assert settings.redis_url == "rediss://:pw@db:6380/1"
     assert (settings.slots, settings.visibility_timeout) == (3, 9.0)
+
+
+def test_a_cache_is_switched_off_by_0() -> None:
+    assert Settings.from_env({"SQE_CACHED_PREDICTIONS": "0"}).cached_predictions == 0
+    assert Settings().cached_predictions > 0
 
 
 def test_an_empty_variable_counts_as_absent() -> None:
@@ -32,6 +47,8 @@ def test_an_option_of_the_command_line_wins_where_it_is_given() -> None:
     [
         ("SQE_SLOTS", "many", "SQE_SLOTS: input should be a valid integer"),
         ("SQE_SLOTS", "0", "SQE_SLOTS: input should be greater than or equal to 1"),
+        ("SQE_CACHED_PREDICTIONS", "-1", "SQE_CACHED_PREDICTIONS: input should be greater"),
+        ("SQE_CACHED_PREDICTIONS", "10000001", "SQE_CACHED_PREDICTIONS: input should be less"),
         ("SQE_VISIBILITY_TIMEOUT", "0.5", "SQE_VISIBILITY_TIMEOUT: input should be greater"),
         ("SQE_METRICS_PORT", "70000", "SQE_METRICS_PORT: input should be less"),
         ("SQE_REDIS_URL", "localhost:6379", "SQE_REDIS_URL: give a URL such as redis://"),

@@ -26,8 +26,9 @@ from hrm.ensemble_evaluation import (
 from hrm.ensemble_stacking import EnsembleError, Stacking, read_stacking
 from hrm.evaluation import evaluate_file
 from hrm.evaluation_report import EvaluationReport
-from hrm.evaluator import Evaluator, Inference
+from hrm.evaluator import Evaluator
 from hrm.files import RefusedLine, replaced_file
+from hrm.inference import Inference, dtype_of
 from schemas import HaltedBy, HRMExample, SQEHRMError
 from worker import devices
 from worker.commands.convert import open_with_progress, refused_line_printer
@@ -67,7 +68,7 @@ _NEW_FILE = click.Path(path_type=Path, dir_okay=False)
     type=click.IntRange(1, MAX_STEPS),
     help="ACT steps of every member.  [default: each checkpoint's own]",
 )
-@dtype_option
+@dtype_option(default="float32")
 @click.option("--output", type=_NEW_FILE, help="The whole report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 def command(
@@ -105,7 +106,7 @@ def command(
         slots=batch_size or DEFAULT_BATCH_SIZE["cuda" if pinned.is_cuda else "cpu"],
         halting=HaltedBy(halting),
         max_steps=max_steps,
-        forward_dtype=getattr(torch, dtype),
+        forward_dtype=dtype_of(dtype, pinned.torch_name),
     )
     run = _Run(data_path, settings, pinned.torch_name, inference)
     members = load_members(checkpoints, settings.checkpoint_dir)

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from hrm.baselines import Baseline, commonest
 from hrm.evaluation import evaluate_file, fit_baselines
 from hrm.evaluation_report import EvaluationReport
-from hrm.evaluator import Evaluator, Inference
+from hrm.evaluator import Evaluator
 from hrm.files import BUFFER_BYTES, replaced_file
+from hrm.inference import Inference, dtype_of
 from hrm.vocabulary import Tokenizer
 from schemas import HaltedBy, SQEHRMError, Verdict
 from worker import devices
@@ -52,7 +53,7 @@ _NEW_FILE = click.Path(path_type=Path, dir_okay=False)
     type=click.IntRange(1, MAX_STEPS),
     help="ACT steps, also above the trained ones.  [default: checkpoint's]",
 )
-@dtype_option
+@dtype_option(default="float32")
 @click.option("--output", type=_NEW_FILE, help="The whole report as JSON.")
 @click.option("--verdicts", type=_NEW_FILE, help="One verdict a line, in the data's order.")
 @click.option("--strict", is_flag=True, help="Exit 1 if any line was refused.")
@@ -97,7 +98,7 @@ def command(
             slots=batch_size or DEFAULT_BATCH_SIZE["cuda" if pinned.is_cuda else "cpu"],
             halting=HaltedBy(halting),
             max_steps=max_steps,
-            forward_dtype=getattr(torch, dtype),
+            forward_dtype=dtype_of(dtype, pinned.torch_name),
         ),
         worker=f"{socket.gethostname()}:{os.getpid()}",
         max_message_bytes=settings.max_message_bytes,

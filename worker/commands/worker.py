@@ -25,7 +25,7 @@ DEFAULT_SLOTS = {"cpu": 8, "cuda": 64}
 @device_option
 @click.option("--slots", type=int, help="Messages at once.  [default: 8 on cpu, 64 on cuda]")
 @halting_option
-@dtype_option
+@dtype_option(default="auto")
 @click.option("--max-steps", type=click.IntRange(min=1), help="ACT steps.  [default: checkpoint's]")
 @click.option("--metrics-port", type=int, help="0 takes a free one.  [default: 9108]")
 @click.option(
@@ -80,21 +80,22 @@ def command(
     from hrm.ensemble import Ensemble, load_members  # noqa: PLC0415
     from hrm.ensemble_combiners import Strategy  # noqa: PLC0415
     from hrm.ensemble_stacking import read_stacking  # noqa: PLC0415
-    from hrm.evaluator import Evaluator, Inference  # noqa: PLC0415
+    from hrm.evaluator import Evaluator  # noqa: PLC0415
+    from hrm.inference import Inference, dtype_of  # noqa: PLC0415
     from schemas import HaltedBy  # noqa: PLC0415
     from worker.run import run  # noqa: PLC0415
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
 
-    inference = Inference(
-        slots=settings.slots or DEFAULT_SLOTS["cuda" if pinned.is_cuda else "cpu"],
-        halting=HaltedBy(halting),
-        max_steps=max_steps,
-        forward_dtype=getattr(torch, dtype),
-    )
-
     def open_evaluator(worker: str) -> Evaluator:
+        inference = Inference(
+            slots=settings.slots or DEFAULT_SLOTS["cuda" if pinned.is_cuda else "cpu"],
+            halting=HaltedBy(halting),
+            max_steps=max_steps,
+            forward_dtype=dtype_of(dtype, pinned.torch_name),
+            cached_predictions=settings.cached_predictions,
+        )
         if checkpoints:
             ensemble = Ensemble(
                 load_members(checkpoints, settings.checkpoint_dir),

@@ -88,7 +88,13 @@ def running_worker(redis_url: str, port: int, options: list[str]) -> Iterator[Wo
     port = port or _free_port()
     LOG.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "worker", "worker", "--metrics-port", str(port), *options]
-    environ = {**os.environ, "SQE_REDIS_URL": redis_url, "SQE_METRICS_HOST": "127.0.0.1"}
+    environ = {
+        # The agent has few prompts: with a cache there would soon be no inference to see.
+        "SQE_CACHED_PREDICTIONS": "0",
+        **os.environ,
+        "SQE_REDIS_URL": redis_url,
+        "SQE_METRICS_HOST": "127.0.0.1",
+    }
     with LOG.open("wb") as log:
         process = start_child(command, log=log, environ=environ)
     worker = WorkerProcess(process, f"http://127.0.0.1:{port}")
