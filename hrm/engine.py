@@ -5,14 +5,15 @@ Knows the order of work and futures; tensors are `hrm.lane`'s, and nothing here 
 The scheduler, for a newcomer. `submit` puts an example into a bounded queue and returns a future at
 once. A thread owns the networks and takes turns. In a turn it gives free slots to examples from the
 front of the queue, runs one ACT step over all examples in slots, each at an ACT step of its own,
-and answers those that have halted, which frees their slots for the next turn. So nobody waits for
-a batch to form or to finish, and a step computes only the slots that are taken: each network keeps
-its examples in the first rows of fixed memory (a lane) and, on a GPU, replays a step that was
-captured for the nearest of a few sizes. There the host prepares and delivers while the device
-computes, and waits for it once a turn, for two numbers of each example: whether to halt. Several
-networks are an ensemble: an example takes one slot, leaves each network when it halts there, and
-frees the slot when the last is done. Where the device's memory does not suffice, the examples in
-slots go back to the front of the queue, and the engine goes on with half the slots.
+and answers those that have halted, which frees their slots for the next turn. So nobody waits for a
+batch to form or to finish, and a step computes only the slots that are taken: each network keeps
+its examples in the first rows of fixed memory (a lane), which threads of a CPU share, while a GPU
+replays a step that was captured for the nearest of a few sizes. There the host prepares and
+delivers while the device computes, and waits for it once a turn, for two numbers of each example:
+whether to halt. Several networks are an ensemble: an example takes one slot, leaves each network
+when it halts there, and frees the slot when the last is done. Where the device's memory does not
+suffice, the examples in slots go back to the front of the queue, and the engine goes on with half
+the slots.
 """
 
 import gc
@@ -35,6 +36,7 @@ from hrm.prediction import (
     InferenceError,
     Prediction,
 )
+from hrm.threads import Team
 from schemas import HaltedBy, HRMExample
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,8 @@ class Engine:
     ACT steps (default: the configuration's `halt_max_steps`), as the reference's evaluation does;
     `q` ends an example at the first step at which `q_halt > q_continue`, at the latest there.
     `queue_limit`: examples that may wait for a slot. `keep_logits`: predictions carry them.
-    `join`: how the predictions of several networks become one.
+    `join`: how the predictions of several networks become one. `threads`: of the CPU (default: as
+    many as torch uses).
 
     Raises `torch.OutOfMemoryError` where not even one slot finds room.
     """
@@ -94,6 +97,7 @@ class Engine:
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
         keep_logits: bool = False,
         join: Join | None = None,
+        threads: int | None = None,
     ) -> None:
         self.networks = (network,) if isinstance(network, HRM) else tuple(network)
         self.halting = halting
@@ -101,6 +105,7 @@ class Engine:
         self._limits = [max_steps or each.config.halt_max_steps for each in self.networks]
         self._keep_logits = keep_logits
         self._join = join
+        self._team = Team(threads or torch.get_num_threads())
         self._slots = slots
         self._slot_reductions = self._steps = self._occupied = self._refills = 0
         self._waiting: deque[_Work] = deque()
@@ -202,6 +207,7 @@ class Engine:
                 self._waiting.clear()
                 self._changed.notify_all()
             self._clear()
+            self._team.close()
             _settle(left, EngineClosedError("the engine ended"))
 
     def _take(self) -> bool:
@@ -332,7 +338,13 @@ class Engine:
         while not self._lanes:
             try:
                 self._lanes = [
-                    Lane(network, self._slots, halting=self.halting, keep_logits=self._keep_logits)
+                    Lane(
+                        network,
+                        self._slots,
+                        self._team,
+                        halting=self.halting,
+                        keep_logits=self._keep_logits,
+                    )
                     for network in self.networks
                 ]
             except Exception as error:

@@ -107,6 +107,7 @@ class Ensemble:
             slots=inference.slots,
             halting=inference.halting,
             max_steps=inference.max_steps,
+            threads=inference.threads,
         )
         return Evaluator(
             self,

@@ -47,6 +47,7 @@ class EnsembleEngine(Engine):
         slots: int,
         halting: HaltedBy = HaltedBy.MAX_STEPS,
         max_steps: int | None = None,
+        threads: int | None = None,
     ) -> None:
         def mean(values: Sequence[float]) -> float:
             return sum(share * value for share, value in zip(weights, values, strict=True))
@@ -70,4 +71,5 @@ class EnsembleEngine(Engine):
             max_steps=max_steps,
             keep_logits=True,
             join=join,
+            threads=threads,
         )

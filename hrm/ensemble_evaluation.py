@@ -158,6 +158,7 @@ def fit_for(
                 halting=inference.halting,
                 max_steps=inference.max_steps,
                 keep_logits=True,
+                threads=inference.threads,
             )
             stack.callback(engine.close)
             engines.append((member.digest, engine))

@@ -201,6 +201,7 @@ class Evaluator:
             slots=inference.slots,
             halting=inference.halting,
             max_steps=inference.max_steps,
+            threads=inference.threads,
         )
         return cls(
             loaded,

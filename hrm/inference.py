@@ -21,6 +21,8 @@ class Inference:
     halting: HaltedBy = HaltedBy.MAX_STEPS
     max_steps: int | None = None
     forward_dtype: torch.dtype = torch.float32
+    threads: int | None = None
+    """Of the CPU; None: as many as torch uses."""
     cached_predictions: int = 0
     """Predictions that are kept for equal examples: see `CachedPredictor`. 0: none."""
 

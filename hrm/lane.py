@@ -7,6 +7,7 @@ occupant, which is of no concern here.
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from hrm.batch import encode
 from hrm.graphs import Capture, Graphs, cuda_capture
 from hrm.network import HRM, State
 from hrm.prediction import InferenceError, Prediction
+from hrm.threads import Team
 from hrm.transfers import ToHost, to_device
 from schemas import HaltedBy, HRMExample
 
@@ -80,12 +82,18 @@ class Answers(Generic[Occupant]):
 class Lane(Generic[Occupant]):
     """Memory for `capacity` examples in work at `network`, which is in evaluation mode.
 
-    On a GPU it has a stream of its own, and steps are captured (`hrm.graphs`). Methods are called
-    by one thread, in inference mode.
+    On a CPU, `team` computes its steps; on a GPU it has a stream of its own, and steps are captured
+    (`hrm.graphs`). Methods are called by one thread, in inference mode.
     """
 
     def __init__(
-        self, network: HRM, capacity: int, *, halting: HaltedBy, keep_logits: bool = False
+        self,
+        network: HRM,
+        capacity: int,
+        team: Team,
+        *,
+        halting: HaltedBy,
+        keep_logits: bool = False,
     ) -> None:
         self.network = network
         self.device = network.H_init.device
@@ -106,7 +114,9 @@ class Lane(Generic[Occupant]):
             self._q_logits = torch.zeros(capacity, 2, device=self.device)
             capture = self._capture()
             self._step = (
-                self._compute if capture is None else Graphs(self._compute, capacity, capture)
+                partial(team.run, self._compute)
+                if capture is None
+                else Graphs(partial(self._compute, 0), capacity, capture)
             )
         self._occupants: list[Occupant | None] = []
         # Of each row, on the host. The device's tensors above are in the same order.
@@ -199,12 +209,13 @@ class Lane(Generic[Occupant]):
                 keep_logits=self._keep_logits,
             )
 
-    def _compute(self, rows: int) -> None:
-        """One ACT step over the first rows, in place."""
-        state = self.network.step(State(self._z_H[:rows], self._z_L[:rows]), self._x[:rows])
-        self._z_H[:rows] = state.z_H
-        self._z_L[:rows] = state.z_L
-        self._q_logits[:rows] = self.network.q_logits(state.z_H)
+    def _compute(self, first: int, end: int) -> None:
+        """One ACT step over these rows, in place."""
+        rows = slice(first, end)
+        state = self.network.step(State(self._z_H[rows], self._z_L[rows]), self._x[rows])
+        self._z_H[rows] = state.z_H
+        self._z_L[rows] = state.z_L
+        self._q_logits[rows] = self.network.q_logits(state.z_H)
 
     def _compact(self) -> None:
         """Move the last rows into the holes, so that those in work are the first ones."""

@@ -39,7 +39,7 @@ class Settings(BaseModel):
     """`cpu`, `cuda` or `cuda:N`."""
 
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Messages evaluated at once. Absent: 8 on cpu, 64 on cuda."""
+    """Messages evaluated at once. Absent: 4 a thread on cpu, 64 on cuda."""
 
     cached_predictions: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
     """Predictions kept for messages whose prompt, as the checkpoint sees it, was there before; they

@@ -12,7 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <limits>
+#include <vector>
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -75,15 +75,23 @@ inline void store(uint16_t* to, Vector x) {  // rounds to the nearest, ties to e
 }
 
 inline float total(Vector x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   for (int width = W / 2; width; width /= 2)
     for (int i = 0; i < width; i++) x[i] += x[i + width];
   return x[0];
+#endif
 }
 
 inline float greatest(Vector x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps((__m512)x);
+#else
   for (int width = W / 2; width; width /= 2)
     for (int i = 0; i < width; i++) x[i] = x[i + width] > x[i] ? x[i + width] : x[i];
   return x[0];
+#endif
 }
 
 // x within the range where exp(x) is a normal number; a NaN passes.
@@ -341,15 +349,16 @@ void attention(const T* qkv, const float* rotary, T* out, int64_t batch, int len
 template <typename T>
 void add_norm(const T* x, const T* y, T* out, int64_t rows, int size, float eps, int threads) {
   parallel(rows, threads, [=](int64_t first, int64_t end) {
+    std::vector<float> sums(size);
     for (int64_t start = first * size; start < end * size; start += size) {
       Vector squares = {};
       for (int i = 0; i < size; i += W) {
         const Vector sum = load(x + start + i) + load(y + start + i);
+        store(&sums[i], sum);
         squares += sum * sum;
       }
       const float factor = 1.0f / std::sqrt(total(squares) / float(size) + eps);
-      for (int i = 0; i < size; i += W)
-        store(out + start + i, (load(x + start + i) + load(y + start + i)) * factor);
+      for (int i = 0; i < size; i += W) store(out + start + i, load(&sums[i]) * factor);
     }
   });
 }

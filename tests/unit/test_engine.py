@@ -34,8 +34,9 @@ def engine_of(
     slots: int,
     halting: HaltedBy = HaltedBy.MAX_STEPS,
     max_steps: int | None = None,
+    threads: int = 1,
 ) -> Iterator[Engine]:
-    engine = Engine(network, slots=slots, halting=halting, max_steps=max_steps)
+    engine = Engine(network, slots=slots, halting=halting, max_steps=max_steps, threads=threads)
     try:
         yield engine
     finally:
@@ -172,6 +173,7 @@ def test_the_step_limit_is_kept_and_named(
     bursts=st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=6), min_size=1, max_size=4),
     slots=st.integers(1, 7),
     halting=st.sampled_from(HaltedBy),
+    threads=st.integers(1, 3),
 )
 @settings(max_examples=15, deadline=None)
 def test_predictions_do_not_depend_on_order_bursts_or_threads(
@@ -179,18 +181,20 @@ def test_predictions_do_not_depend_on_order_bursts_or_threads(
     bursts: list[list[int]],
     slots: int,
     halting: HaltedBy,
+    threads: int,
 ) -> None:
     examples = reference_data.examples()
+    network = reference_data.network()
     with (
-        engine_of(reference_data.network(), slots=slots, halting=halting) as engine,
-        ThreadPoolExecutor(len(bursts)) as threads,
+        engine_of(network, slots=slots, halting=halting, threads=threads) as engine,
+        ThreadPoolExecutor(len(bursts)) as senders,
     ):
 
         def burst(rows: list[int]) -> list[Prediction]:
             futures = [engine.submit(examples[row]) for row in rows]
             return [future.result(DEADLINE) for future in futures]
 
-        for rows, predictions in zip(bursts, threads.map(burst, bursts), strict=True):
+        for rows, predictions in zip(bursts, senders.map(burst, bursts), strict=True):
             for row, prediction in zip(rows, predictions, strict=True):
                 assert_same(prediction, expected[halting][row])
 
@@ -391,7 +395,7 @@ def test_close_finishes_what_is_in_slots_and_fails_what_waits(
     expected: dict[HaltedBy, list[Prediction]],
     gate: Gate,
 ) -> None:
-    engine = Engine(network, slots=1)
+    engine = Engine(network, slots=1, threads=1)
     active = engine.submit(examples[0])
     assert gate.reached.wait(DEADLINE)
     waiting = [engine.submit(example) for example in examples[1:4]]
@@ -415,7 +419,7 @@ def test_close_finishes_what_is_in_slots_and_fails_what_waits(
 
 
 def test_an_idle_engine_closes_at_once_and_again(network: HRM, examples: list[HRMExample]) -> None:
-    engine = Engine(network, slots=1)
+    engine = Engine(network, slots=1, threads=1)
     engine.close()
     engine.close()
     assert not engine._thread.is_alive()

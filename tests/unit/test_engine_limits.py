@@ -14,6 +14,7 @@ from hrm.engine import Engine
 from hrm.lane import Lane
 from hrm.network import HRM
 from hrm.prediction import EngineClosedError, EngineFullError, Prediction
+from hrm.threads import Team
 from schemas import HaltedBy, HRMExample
 from tests.unit import reference_data
 from tests.unit.test_engine import DEADLINE, Gate, assert_same, loop_predictions, wait_until
@@ -59,10 +60,16 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise error
 
         def limited_hold(
-            self: Lane[str], network: HRM, capacity: int, *, halting: HaltedBy, keep_logits: bool
+            self: Lane[str],
+            network: HRM,
+            capacity: int,
+            team: Team,
+            *,
+            halting: HaltedBy,
+            keep_logits: bool,
         ) -> None:
             check(capacity)
-            hold(self, network, capacity, halting=halting, keep_logits=keep_logits)
+            hold(self, network, capacity, team, halting=halting, keep_logits=keep_logits)
 
         def limited_admit(
             self: Lane[str],
@@ -150,7 +157,7 @@ def test_an_example_may_have_a_limit_of_its_own(
 def test_statistics_count_steps_slots_and_refills(
     network: HRM, examples: list[HRMExample], gate: Gate
 ) -> None:
-    with contextlib.closing(Engine(network, slots=2)) as engine:
+    with contextlib.closing(Engine(network, slots=2, threads=1)) as engine:
         first = engine.submit(examples[0], max_steps=3)
         assert gate.reached.wait(DEADLINE)
         rest = [engine.submit(each, max_steps=2) for each in examples[1:3]]

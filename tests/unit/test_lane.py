@@ -12,6 +12,7 @@ from hrm.graphs import Graphs, sizes
 from hrm.lane import Lane
 from hrm.prediction import InferenceError, Prediction
 from hrm.reference_loop import evaluate_batch
+from hrm.threads import Team
 from hrm.transfers import ToHost, to_device
 from schemas import HaltedBy
 from tests.unit import reference_data
@@ -64,7 +65,7 @@ def test_the_smallest_size_that_holds_the_rows_is_replayed() -> None:
 def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
     captured: list[Callable[[], None]], capacity: int, halting: HaltedBy
 ) -> None:
-    lane: Lane[int] = Lane(reference_data.network(), capacity, halting=halting)
+    lane: Lane[int] = Lane(reference_data.network(), capacity, Team(2), halting=halting)
     assert len(captured) == len(sizes(capacity))
     examples = reference_data.examples()
     output = evaluate_batch(reference_data.network(), reference_data.batch(), halting=halting)
@@ -91,7 +92,7 @@ def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
 
 @torch.inference_mode()
 def test_limits_are_each_rows_own_and_removed_rows_answer_nothing() -> None:
-    lane: Lane[str] = Lane(reference_data.network(), 4, halting=HaltedBy.MAX_STEPS)
+    lane: Lane[str] = Lane(reference_data.network(), 4, Team(2), halting=HaltedBy.MAX_STEPS)
     examples = reference_data.examples()
     lane.admit(["one", "three", "gone", "two"], examples[:4], [1, 3, 9, 2])
     lane.remove({"gone", "unknown"})
@@ -110,7 +111,7 @@ def test_limits_are_each_rows_own_and_removed_rows_answer_nothing() -> None:
 
 @torch.inference_mode()
 def test_a_cleared_lane_begins_anew() -> None:
-    lane: Lane[str] = Lane(reference_data.network(), 2, halting=HaltedBy.MAX_STEPS)
+    lane: Lane[str] = Lane(reference_data.network(), 2, Team(2), halting=HaltedBy.MAX_STEPS)
     example = reference_data.examples()[0]
     lane.admit(["lost"], [example], [2])
     lane.launch()

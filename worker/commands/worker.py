@@ -13,8 +13,10 @@ from worker.logs import configure_logging
 from worker.redis_keys import QUEUES
 from worker.settings import Settings
 
-DEFAULT_SLOTS = {"cpu": 8, "cuda": 64}
-"""A CPU gains nothing from more rows than fill its vector units; a GPU does."""
+CUDA_SLOTS = 64
+
+CPU_SLOTS = 4
+"""For each thread: more rows are not computed faster. A GPU wants many."""
 
 
 @click.command("worker", cls=ListCommand)
@@ -23,7 +25,9 @@ DEFAULT_SLOTS = {"cpu": 8, "cuda": 64}
     required=False, combiner_help="Of stacking: the file that sqe-hrm ensemble saved."
 )
 @device_option
-@click.option("--slots", type=int, help="Messages at once.  [default: 8 on cpu, 64 on cuda]")
+@click.option(
+    "--slots", type=int, help="Messages at once.  [default: 4 a thread on cpu, 64 on cuda]"
+)
 @halting_option
 @dtype_option(default="auto")
 @click.option("--max-steps", type=click.IntRange(min=1), help="ACT steps.  [default: checkpoint's]")
@@ -85,15 +89,18 @@ def command(
     from schemas import HaltedBy  # noqa: PLC0415
     from worker.run import run  # noqa: PLC0415
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    threads = settings.threads or torch.get_num_threads()
+    # The engine's threads are all that the cores are for. A second set, which torch would start
+    # here to load a checkpoint, makes OpenMP put threads to sleep between operations.
+    torch.set_num_threads(1)
 
     def open_evaluator(worker: str) -> Evaluator:
         inference = Inference(
-            slots=settings.slots or DEFAULT_SLOTS["cuda" if pinned.is_cuda else "cpu"],
+            slots=settings.slots or (CUDA_SLOTS if pinned.is_cuda else CPU_SLOTS * threads),
             halting=HaltedBy(halting),
             max_steps=max_steps,
             forward_dtype=dtype_of(dtype, pinned.torch_name),
+            threads=threads,
             cached_predictions=settings.cached_predictions,
         )
         if checkpoints:

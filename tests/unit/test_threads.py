@@ -1,0 +1,59 @@
+"""Threads share rows, each of which is computed once; an error in one reaches the caller."""
+
+import threading
+from collections import Counter
+from contextlib import closing
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hrm.threads import Team
+
+
+@given(threads=st.integers(1, 5), rows=st.integers(1, 20))
+def test_every_row_is_computed_once_and_the_threads_are_used(threads: int, rows: int) -> None:
+    computed: Counter[int] = Counter()
+    shares: list[int] = []
+    torch_threads: set[int] = set()
+    lock = threading.Lock()
+
+    def work(first: int, end: int) -> None:
+        with lock:
+            computed.update(range(first, end))
+            shares.append(end - first)
+            torch_threads.add(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    try:
+        with closing(Team(threads)) as team:
+            for _ in range(2):
+                team.run(work, rows)
+    finally:
+        torch.set_num_threads(before)  # the calling thread's own were set too
+    assert computed == dict.fromkeys(range(rows), 2)
+    assert len(shares) == 2 * min(threads, rows)
+    assert max(shares) - min(shares) <= 1
+    assert torch_threads == {threads // min(threads, rows)}
+
+
+@pytest.mark.parametrize("failing", [0, 2, 4])
+def test_an_error_is_raised_when_all_threads_are_done(failing: int) -> None:
+    done: list[int] = []
+
+    def work(first: int, _: int) -> None:
+        if first == failing:
+            raise RuntimeError("no")
+        done.append(first)
+
+    with closing(Team(3)) as team, pytest.raises(RuntimeError, match="no"):
+        team.run(work, 6)
+    assert sorted(done) == sorted({0, 2, 4} - {failing})
+
+
+def test_threads_compute_in_inference_mode() -> None:
+    modes: list[bool] = []
+    with closing(Team(2)) as team:
+        team.run(lambda *_: modes.append(torch.is_inference_mode_enabled()), 2)
+    assert modes == [True, True]
