@@ -19,38 +19,39 @@ from hrm.config import ConversionConfig, PuzzlePolicy
 from hrm.conversion import Converter
 from hrm.files import RefusedLine, convert_file
 from hrm.vocabulary import VOCABULARY
+from tests.benchmarks.page import paragraphs, table
+from tests.benchmarks.runs import interleaved, median_ratio
+from tests.benchmarks.setting import Setting
 
-MESSAGES = 20_000
-"""A third of a second and more a run: the clock's noise stays far below it, and most words have
-been met, as in any file that takes long enough for its speed to matter."""
-
-PAIRS = 5
-"""The median of five drops the two pairs that a busy machine disturbs most."""
+TITLE = "Conversion"
 
 
-def run() -> str:
-    """A markdown table of both speeds and their ratio."""
+def run(setting: Setting) -> str:
     with tempfile.TemporaryDirectory() as name:
         source, plain, ours = (Path(name, file) for file in ("source", "plain", "ours"))
-        _write_messages(source)
-        rates = [
-            (_rate(_convert_plainly, source, plain), _rate(_convert, source, ours))
-            for _ in range(PAIRS)
-        ]
+        _write_messages(source, setting.messages)
+        seconds = interleaved(
+            [
+                lambda: _seconds(_convert_plainly, source, plain),
+                lambda: _seconds(_convert, source, ours),
+            ],
+            setting.rounds,
+        )
         _check_equal(plain, ours)
-    ratios = sorted(ours / plain for plain, ours in rates)
-    medians = [statistics.median(side) for side in zip(*rates, strict=True)]
-    return (
-        "| conversion of a file | messages/s (median) |\n"
-        "| --- | ---: |\n"
-        f"| word by word | {medians[0]:,.0f} |\n"
-        f"| `sqe-hrm convert` | {medians[1]:,.0f} |\n"
-        f"| ratio, median of {PAIRS} pairs | {statistics.median(ratios):.1f} "
-        f"({ratios[0]:.1f} to {ratios[-1]:.1f}) |\n"
+    rates = [[setting.messages / each for each in own] for own in seconds]
+    rows = [
+        [name, f"{statistics.median(own):,.0f}"]
+        for name, own in zip(("word by word", "`sqe-hrm convert`"), rates, strict=True)
+    ]
+    ratio = ["ratio", f"{median_ratio(rates[1], rates[0]):.1f}"]
+    return paragraphs(
+        f"A file of {setting.messages:,} generated messages, on one core, medians of "
+        f"{setting.rounds} paired runs.",
+        table(["conversion of a file", "messages/s"], [*rows, ratio]),
     )
 
 
-def _write_messages(path: Path) -> None:
+def _write_messages(path: Path, messages: int) -> None:
     rng = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     language = [
@@ -65,7 +66,7 @@ def _write_messages(path: Path) -> None:
         return " ".join(f"id_{rng.getrandbits(40)}" if rng.random() < 0.02 else w for w in chosen)
 
     with path.open("w") as file:
-        for _ in range(MESSAGES):
+        for _ in range(messages):
             pair = {
                 "prompt": text(rng.randint(7, 11)),
                 "completion": text(rng.randint(38, 58)),
@@ -73,10 +74,10 @@ def _write_messages(path: Path) -> None:
             file.write(json.dumps(pair) + "\n")
 
 
-def _rate(convert: Callable[[Path, Path], None], source: Path, target: Path) -> float:
+def _seconds(convert: Callable[[Path, Path], None], source: Path, target: Path) -> float:
     started = time.perf_counter()
     convert(source, target)
-    return MESSAGES / (time.perf_counter() - started)
+    return time.perf_counter() - started
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -1,0 +1,71 @@
+"""Two checkpoints as one engine, beside one engine after the other."""
+
+from contextlib import ExitStack, closing
+from statistics import median
+
+from hrm.checkpoint import load_checkpoint
+from hrm.engine import Engine
+from hrm.ensemble import Ensemble
+from hrm.ensemble_engine import EnsembleEngine
+from hrm.inference import Inference
+from schemas import HaltedBy
+from tests.benchmarks.page import paragraphs, table
+from tests.benchmarks.runs import engine_run, interleaved, median_ratio
+from tests.benchmarks.setting import THREADS, Setting, known_examples
+
+TITLE = "Ensemble of two"
+
+
+def run(setting: Setting) -> str:
+    # The second member needs many more steps under q than the first, which others measure alone.
+    counts = {HaltedBy.MAX_STEPS: setting.examples, HaltedBy.Q: setting.halting_examples // 4}
+    ensemble = Ensemble([load_checkpoint(path) for path in setting.checkpoints])
+    rows = []
+    for halting, count in counts.items():
+        separate, joined = _rates(setting, ensemble, halting, count)
+        ratio = median_ratio(joined, separate)
+        rates = [f"{median(each):,.1f}" for each in (separate, joined)]
+        rows.append([str(halting), f"{count:,}", *rates, f"{ratio:.2f}"])
+    return paragraphs(
+        f"{ensemble.name}, known messages, float32, {setting.slots} slots; rates in examples "
+        f"answered by both members a second, medians of {setting.rounds} paired runs.",
+        table(["rule", "examples a run", "one after the other", "one engine", "ratio"], rows),
+    )
+
+
+def _rates(
+    setting: Setting, ensemble: Ensemble, halting: HaltedBy, count: int
+) -> list[list[float]]:
+    """One after the other, and as one: one a round."""
+    slots, members = setting.slots, ensemble.members
+    examples = known_examples(members[0], count)
+    inference = Inference(slots=slots, halting=halting)
+    with ExitStack() as stack:
+        networks = [
+            [inference.network(member, setting.device) for member in members] for _ in range(2)
+        ]
+        engines = [
+            stack.enter_context(
+                closing(Engine(network, slots=slots, halting=halting, threads=THREADS))
+            )
+            for network in networks[0]
+        ]
+        joined = stack.enter_context(
+            closing(
+                EnsembleEngine(
+                    networks[1],
+                    ensemble.weights,
+                    ensemble.combine,
+                    slots=slots,
+                    halting=halting,
+                    threads=THREADS,
+                )
+            )
+        )
+        return interleaved(
+            [
+                lambda: 1 / sum(1 / engine_run(engine, examples).rate for engine in engines),
+                lambda: engine_run(joined, examples).rate,
+            ],
+            setting.rounds,
+        )

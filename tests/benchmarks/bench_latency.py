@@ -1,0 +1,154 @@
+"""How long a message waits at half load: an engine beside a server that works in static batches."""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
+from itertools import count
+from statistics import median
+
+import torch
+
+from hrm.batch import encode
+from hrm.engine import Engine
+from hrm.inference import Inference
+from hrm.network import HRM
+from hrm.prediction import Prediction, submit_when_room
+from hrm.reference_loop import LoopOutput, evaluate_batch
+from schemas import HaltedBy, HRMExample
+from tests.benchmarks.page import paragraphs, table
+from tests.benchmarks.runs import Answers, interleaved, loop_run, percentile
+from tests.benchmarks.setting import THREADS, Setting, known_examples
+
+TITLE = "Latency at half load"
+
+Submit = Callable[[HRMExample], Future[Prediction]]
+
+
+def run(setting: Setting) -> str:
+    checkpoint, slots = setting.checkpoint(), setting.slots
+    examples = known_examples(checkpoint, setting.requests)
+    inference = Inference(slots=slots, halting=HaltedBy.Q)
+    alone, in_batches, continuous = (
+        inference.network(checkpoint, setting.device) for _ in range(3)
+    )
+    full_load = known_examples(checkpoint, setting.halting_examples)
+    (loads,) = interleaved(
+        [lambda: loop_run(alone, full_load, slots, HaltedBy.Q).rate], setting.rounds
+    )
+    rate = median(loads) / 2
+
+    def static(seeds: Iterator[int]) -> list[float]:
+        with closing(
+            StaticServer(in_batches, slots=slots, halting=HaltedBy.Q, threads=THREADS)
+        ) as server:
+            return _latencies(server.submit, examples, rate, seeds)
+
+    def engine(seeds: Iterator[int]) -> list[float]:
+        with closing(
+            Engine(continuous, slots=slots, halting=HaltedBy.Q, threads=THREADS)
+        ) as running:
+            return _latencies(partial(submit_when_room, running), examples, rate, seeds)
+
+    given = interleaved([partial(static, count()), partial(engine, count())], setting.rounds)
+    pooled = [[seconds for own in rounds for seconds in own] for rounds in given]
+    figures = [[percentile(own, share) for share in (0.5, 0.99)] for own in pooled]
+    ratios = [ours / theirs for theirs, ours in zip(*figures, strict=True)]
+    names = ("static batches", "engine")
+    rows = [
+        [name, *(f"{1000 * seconds:,.1f}" for seconds in own)]
+        for name, own in zip(names, figures, strict=True)
+    ]
+    return paragraphs(
+        f"{checkpoint.name}, its known messages, float32, q rule, {slots} slots; "
+        f"{len(pooled[0]):,} requests in {setting.rounds} paired runs, which arrive at random "
+        f"(Poisson), at the same times for both, {rate:,.1f} a second: half of what static "
+        "batches answer at full load.",
+        table(
+            ["server", "median, ms", "p99, ms"],
+            [*rows, ["engine / static", *(f"{ratio:.2f}" for ratio in ratios)]],
+        ),
+    )
+
+
+def _latencies(
+    submit: Submit, examples: Sequence[HRMExample], rate: float, seeds: Iterator[int]
+) -> list[float]:
+    """Seconds from when each of `examples` was due, of which `rate` arrive a second."""
+    source = random.Random(next(seeds))
+    answers = Answers(len(examples))
+    due = time.perf_counter()
+    for example in examples:
+        due += source.expovariate(rate)
+        time.sleep(max(0.0, due - time.perf_counter()))
+        answers.make_room()
+        answers.watch(submit(example), since=due)
+    answers.wait()
+    return answers.seconds
+
+
+class StaticServer:
+    """Takes what waits, up to `slots` examples, and answers all of them when the last halts."""
+
+    def __init__(self, network: HRM, *, slots: int, halting: HaltedBy, threads: int) -> None:
+        self._threads = threads
+        self._network = network
+        self._slots = slots
+        self._halting = halting
+        self._waiting: deque[tuple[HRMExample, Future[Prediction]]] = deque()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def submit(self, example: HRMExample) -> Future[Prediction]:
+        future: Future[Prediction] = Future()
+        with self._changed:
+            self._waiting.append((example, future))
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Once everything that waits is answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        while work := self._take():
+            examples = [example for example, _ in work]
+            batch = encode(examples, self._network.config).to(self._network.H_init.device)
+            output = evaluate_batch(self._network, batch, halting=self._halting)
+            for (_, future), prediction in zip(work, _predictions(output), strict=True):
+                future.set_result(prediction)
+
+    def _take(self) -> list[tuple[HRMExample, Future[Prediction]]]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return [self._waiting.popleft() for _ in range(min(self._slots, len(self._waiting)))]
+
+
+def _predictions(output: LoopOutput) -> list[Prediction]:
+    return [
+        Prediction(
+            tokens=tuple(tokens),
+            act_steps=steps,
+            halted_by=HaltedBy.Q if q_halt > q_continue else HaltedBy.MAX_STEPS,
+            q_halt=q_halt,
+            q_continue=q_continue,
+            q_flips=q_flips,
+        )
+        for tokens, steps, (q_halt, q_continue), q_flips in zip(
+            output.predictions.tolist(),
+            output.steps.tolist(),
+            output.q_logits.tolist(),
+            output.q_flips.tolist(),
+            strict=True,
+        )
+    ]

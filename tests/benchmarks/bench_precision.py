@@ -1,0 +1,96 @@
+"""How often an answer in bfloat16 differs from the one in float32."""
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+
+import torch
+
+from hrm.checkpoint import Checkpoint
+from hrm.conversion import Converter
+from hrm.engine import Engine
+from hrm.inference import Inference
+from hrm.statistics import wilson_interval
+from schemas import HaltedBy, HRMExample
+from tests.benchmarks.page import paragraphs, table
+from tests.benchmarks.runs import Run, engine_run
+from tests.benchmarks.setting import (
+    DTYPES,
+    THREADS,
+    Setting,
+    accepted_messages,
+    known_examples,
+    random_examples,
+)
+from worker.demo.traffic import Kind, change
+
+TITLE = "bfloat16 against float32"
+
+CHANGED_WORDS = 0.2
+"""Share of a changed prompt's words."""
+
+
+def run(setting: Setting) -> str:
+    checkpoint = setting.checkpoint()
+    groups = {
+        "known messages": known_examples(checkpoint)[: setting.known],
+        "changed prompts": _changed_prompts(checkpoint, setting.unknown),
+        "random tokens": random_examples(checkpoint.config, setting.unknown),
+    }
+    rows = []
+    for halting in HaltedBy:
+        float32, bfloat16 = (_runs(setting, checkpoint, groups, halting, each) for each in DTYPES)
+        rows += [
+            [str(halting), name, *_differences(float32[name], bfloat16[name], examples)]
+            for name, examples in groups.items()
+        ]
+    header = ["rule", "examples", "predictions", "step counts", "tokens"]
+    return paragraphs(
+        f"{checkpoint.name}: how many differ, with 95 % Wilson intervals. A prediction is all "
+        "tokens of the target's length; tokens of one prediction depend on each other, so "
+        "theirs is a share only.",
+        table(header, rows, left=2),
+    )
+
+
+def _changed_prompts(checkpoint: Checkpoint, count: int) -> list[HRMExample]:
+    """Known messages with some words of the prompt replaced, which also gives another puzzle."""
+    source = random.Random(0)
+    converter, accepted = Converter(checkpoint.conversion), accepted_messages(checkpoint)
+    messages = source.choices(accepted, k=count)
+    return [
+        converter.convert(change(prompt, Kind.REPLACED, CHANGED_WORDS, source), completion)
+        for prompt, completion in messages
+    ]
+
+
+def _runs(
+    setting: Setting,
+    checkpoint: Checkpoint,
+    groups: Mapping[str, Sequence[HRMExample]],
+    halting: HaltedBy,
+    dtype: torch.dtype,
+) -> dict[str, Run]:
+    inference = Inference(slots=setting.slots, halting=halting, forward_dtype=dtype)
+    network = inference.network(checkpoint, setting.device)
+    with closing(Engine(network, slots=setting.slots, halting=halting, threads=THREADS)) as engine:
+        return {name: engine_run(engine, examples) for name, examples in groups.items()}
+
+
+def _differences(one: Run, other: Run, examples: Sequence[HRMExample]) -> list[str]:
+    tokens = []
+    for example, ours, theirs in zip(examples, one.tokens, other.tokens, strict=True):
+        length = len(example.target_sequence)
+        tokens.append(sum(a != b for a, b in zip(ours[:length], theirs[:length], strict=True)))
+    steps = sum(a != b for a, b in zip(one.steps, other.steps, strict=True))
+    total = sum(len(example.target_sequence) for example in examples)
+    return [
+        _share(sum(map(bool, tokens)), len(examples)),
+        _share(steps, len(examples)),
+        f"{sum(tokens):,} of {total:,}, {100 * sum(tokens) / total:.2f} %",
+    ]
+
+
+def _share(count: int, of: int) -> str:
+    low, high = wilson_interval(count, of)
+    return f"{count:,} of {of:,}, {100 * low:.1f} to {100 * high:.1f} %"

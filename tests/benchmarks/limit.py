@@ -1,0 +1,90 @@
+"""The most that a device can do: the arithmetic of an example, and the rate of products alone."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hrm.config import HRMConfig
+
+BATCHES = (1, 8, 32)
+"""Examples whose positions are the rows of a product."""
+
+GPU_SIZE = 8192
+"""Rows and columns of the product that a GPU is measured with."""
+
+
+def linear_shapes(config: HRMConfig) -> list[tuple[int, int]]:
+    """Inputs and outputs of the linear maps of a block."""
+    size, inner = config.hidden_size, config.intermediate_size
+    return [(size, 3 * size), (size, size), (size, 2 * inner), (inner, size)]
+
+
+def arithmetic(config: HRMConfig, steps: int) -> int:
+    """Floating-point operations of the matrix products of one example in so many ACT steps."""
+    length = config.puzzle_emb_len + config.seq_len
+    linear = sum(2 * length * inputs * outputs for inputs, outputs in linear_shapes(config))
+    attention = 2 * (2 * length * length * config.hidden_size)
+    blocks = config.H_cycles * (config.H_layers + config.L_cycles * config.L_layers)
+    head = 2 * config.seq_len * config.hidden_size * config.vocab_size
+    return steps * blocks * (linear + attention) + head
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product to run again and again."""
+
+    operations: int
+    work: Callable[[], Tensor]
+    device: str
+
+    @torch.inference_mode()
+    def rate(self, seconds: float) -> float:
+        """Operations a second, over at least so many seconds."""
+        count, started = 0, time.perf_counter()
+        while (passed := time.perf_counter() - started) < seconds or not count:
+            self.work()
+            if self.device != "cpu":
+                torch.cuda.synchronize(self.device)
+            count += 1
+        return count * self.operations / passed
+
+
+def fastest_product(config: HRMConfig, dtype: torch.dtype, device: str, seconds: float) -> Product:
+    """The one with the highest rate among the network's products, in every form that torch has."""
+    products = list(_on_cpu(config, dtype) if device == "cpu" else _on_gpu(dtype, device))
+    for product in products:
+        product.rate(0)  # warms up
+    return max(products, key=lambda product: product.rate(seconds / len(products)))
+
+
+def _on_cpu(config: HRMConfig, dtype: torch.dtype) -> Iterator[Product]:
+    for batch in BATCHES:
+        rows = batch * (config.puzzle_emb_len + config.seq_len)
+        for inputs, outputs in linear_shapes(config):
+            x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+            operations = 2 * rows * inputs * outputs
+            yield Product(operations, partial(F.linear, x, weight), "cpu")
+            if _is_packed(dtype):
+                packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+                yield Product(operations, partial(_packed_linear, x, packed), "cpu")
+
+
+def _is_packed(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype is torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _packed_linear(x: Tensor, packed: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], None)
+    return product
+
+
+def _on_gpu(dtype: torch.dtype, device: str) -> Iterator[Product]:
+    x = torch.randn(GPU_SIZE, GPU_SIZE, device=device).to(dtype)
+    yield Product(2 * GPU_SIZE**3, partial(torch.mm, x, x), device)
