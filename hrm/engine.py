@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hrm.batch import check_fits
-from hrm.lane import Answers, Lane
+from hrm.lane import Answers, Lane, launch
 from hrm.network import HRM
 from hrm.prediction import (
     EngineClosedError,
@@ -265,7 +265,7 @@ class Engine:
                     [work.example for work in fresh],
                     [work.max_steps or limit for work in fresh],
                 )
-            lane.launch()
+        launch(self._lanes, self._team)
         self._steps += bool(self._active)
         self._occupied += len(self._active)
         self._deliver()  # what halted at the step before, while the device computes this one
@@ -341,7 +341,6 @@ class Engine:
                     Lane(
                         network,
                         self._slots,
-                        self._team,
                         halting=self.halting,
                         keep_logits=self._keep_logits,
                     )

@@ -3,11 +3,12 @@
 Knows networks and predictions; how logits are combined, its caller says.
 
 All members are in one engine (`hrm.engine`): an example takes one slot, and every turn runs one ACT
-step of each member over the examples that have not halted there. The members' weights are not
-stacked into one product: on a CPU that was measured with two members of the default size and took
-0.94, 1.09 and 1.19 times as long (1, 8 and 32 rows), and under `q` one product would compute every
-member until the last has halted. On a GPU all members' steps of a turn are captured, so each is one
-launch, on streams of their own that run beside each other; the host waits once for all.
+step of all members in one pass over the examples that have not halted there. On a CPU its threads
+share the rows of all members as if they were one network's; on a GPU each member's step is one
+captured launch, on a stream of its own, and the host waits once for all. So shapes need not agree,
+and a member that has halted costs nothing. The weights are not stacked into one product, which was
+measured with two members of the default size: on a CPU core it took 0.94, 1.09 and 1.19 times as
+long (1, 8 and 32 rows), and under `q` it would compute every member until the last has halted.
 """
 
 from collections.abc import Callable, Sequence

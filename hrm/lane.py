@@ -82,15 +82,14 @@ class Answers(Generic[Occupant]):
 class Lane(Generic[Occupant]):
     """Memory for `capacity` examples in work at `network`, which is in evaluation mode.
 
-    On a CPU, `team` computes its steps; on a GPU it has a stream of its own, and steps are captured
-    (`hrm.graphs`). Methods are called by one thread, in inference mode.
+    On a GPU it has a stream of its own, and steps are captured (`hrm.graphs`). Methods are called
+    by one thread, in inference mode; only `compute` by several, for rows of their own.
     """
 
     def __init__(
         self,
         network: HRM,
         capacity: int,
-        team: Team,
         *,
         halting: HaltedBy,
         keep_logits: bool = False,
@@ -113,10 +112,8 @@ class Lane(Generic[Occupant]):
             )
             self._q_logits = torch.zeros(capacity, 2, device=self.device)
             capture = self._capture()
-            self._step = (
-                partial(team.run, self._compute)
-                if capture is None
-                else Graphs(partial(self._compute, 0), capacity, capture)
+            self._replay = (
+                None if capture is None else Graphs(partial(self.compute, 0), capacity, capture)
             )
         self._occupants: list[Occupant | None] = []
         # Of each row, on the host. The device's tensors above are in the same order.
@@ -130,6 +127,11 @@ class Lane(Generic[Occupant]):
     def is_asynchronous(self) -> bool:
         """Whether the host is free while the device computes."""
         return self._stream is not None
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether the device computes captured steps."""
+        return self._replay is not None
 
     def admit(
         self, occupants: Sequence[Occupant], examples: Sequence[HRMExample], limits: Sequence[int]
@@ -166,14 +168,30 @@ class Lane(Generic[Occupant]):
         self._occupants.clear()
         self._sent = None
 
-    def launch(self) -> None:
-        """Begin one ACT step over all rows in work."""
+    def begin(self) -> int:
+        """Bring the rows in work together for the next step; how many there are."""
         self._compact()
-        rows = len(self._occupants)
-        if rows:
+        return len(self._occupants)
+
+    def compute(self, first: int, end: int) -> None:
+        """One ACT step over these rows, in place."""
+        rows = slice(first, end)
+        state = self.network.step(State(self._z_H[rows], self._z_L[rows]), self._x[rows])
+        self._z_H[rows] = state.z_H
+        self._z_L[rows] = state.z_L
+        self._q_logits[rows] = self.network.q_logits(state.z_H)
+
+    def replay(self) -> None:
+        """One ACT step over all rows, which the device does by itself."""
+        if self._replay is not None and self._occupants:
             with self._on_stream():
-                self._step(rows)
-                self._sent = ToHost(self._q_logits[:rows])
+                self._replay(len(self._occupants))
+
+    def send(self) -> None:
+        """Have the step's Q logits on their way to the host."""
+        if self._occupants:
+            with self._on_stream():
+                self._sent = ToHost(self._q_logits[: len(self._occupants)])
 
     def finish(self) -> Answers[Occupant] | None:
         """Wait for the step. The rows that halt at it are free, and their answers are begun."""
@@ -209,14 +227,6 @@ class Lane(Generic[Occupant]):
                 keep_logits=self._keep_logits,
             )
 
-    def _compute(self, first: int, end: int) -> None:
-        """One ACT step over these rows, in place."""
-        rows = slice(first, end)
-        state = self.network.step(State(self._z_H[rows], self._z_L[rows]), self._x[rows])
-        self._z_H[rows] = state.z_H
-        self._z_L[rows] = state.z_L
-        self._q_logits[rows] = self.network.q_logits(state.z_H)
-
     def _compact(self) -> None:
         """Move the last rows into the holes, so that those in work are the first ones."""
         count = sum(occupant is not None for occupant in self._occupants)
@@ -246,3 +256,15 @@ class Lane(Generic[Occupant]):
     def _on_stream(self) -> contextlib.AbstractContextManager[object]:
         stream = self._stream
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def launch(lanes: Sequence[Lane[Occupant]], team: Team) -> None:
+    """Begin one ACT step over all rows of all lanes; on a CPU, `team` shares them in one pass."""
+    rows = [lane.begin() for lane in lanes]
+    if lanes[0].is_captured:
+        for lane in lanes:
+            lane.replay()
+    else:
+        team.run([(lane.compute, count) for lane, count in zip(lanes, rows, strict=True)])
+    for lane in lanes:
+        lane.send()

@@ -131,6 +131,7 @@ class FusedBlock(nn.Module):
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.qkv_proj, self.o_proj = attention.qkv_proj, attention.o_proj
         self.gate_up_proj, self.down_proj = mlp.gate_up_proj, mlp.down_proj
+        # Their `forward` is called: the look-up of hooks would cost a fifth of a small product.
         self._attention = getattr(kernels.library, f"attention_{DTYPES[dtype]}")
         self._add_norm = getattr(kernels.library, f"add_norm_{DTYPES[dtype]}")
         self._swiglu = getattr(kernels.library, f"swiglu_{DTYPES[dtype]}")
@@ -158,7 +159,7 @@ class FusedBlock(nn.Module):
 
     def _attend(self, x: Tensor, rotary: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        qkv, mixed = self.qkv_proj(x), torch.empty_like(x)
+        qkv, mixed = self.qkv_proj.forward(x), torch.empty_like(x)
         self._attention(
             qkv.data_ptr(),
             rotary.data_ptr(),
@@ -169,15 +170,15 @@ class FusedBlock(nn.Module):
             self.head_dim,
             torch.get_num_threads(),
         )
-        output: Tensor = self.o_proj(mixed)
+        output: Tensor = self.o_proj.forward(mixed)
         return output
 
     def _mlp(self, x: Tensor) -> Tensor:
-        gate_up = self.gate_up_proj(x)
+        gate_up = self.gate_up_proj.forward(x)
         rows, size = gate_up.numel() // gate_up.shape[-1], gate_up.shape[-1] // 2
         gated = gate_up.new_empty(*x.shape[:-1], size)
         self._swiglu(gate_up.data_ptr(), gated.data_ptr(), rows, size, torch.get_num_threads())
-        output: Tensor = self.down_proj(gated)
+        output: Tensor = self.down_proj.forward(gated)
         return output
 
     def _normalised_sum(self, x: Tensor, y: Tensor) -> Tensor:

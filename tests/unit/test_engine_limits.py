@@ -14,7 +14,6 @@ from hrm.engine import Engine
 from hrm.lane import Lane
 from hrm.network import HRM
 from hrm.prediction import EngineClosedError, EngineFullError, Prediction
-from hrm.threads import Team
 from schemas import HaltedBy, HRMExample
 from tests.unit import reference_data
 from tests.unit.test_engine import DEADLINE, Gate, assert_same, loop_predictions, wait_until
@@ -53,7 +52,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Call it to let a lane hold or compute no more than so many rows."""
 
     def limit(rows: int, *, at: str = "step", error: Exception = OUT_OF_MEMORY[0]) -> None:
-        hold, admit, launch = Lane.__init__, Lane.admit, Lane.launch
+        hold, admit, begin = Lane.__init__, Lane.admit, Lane.begin
 
         def check(wanted: int) -> None:
             if wanted > rows:
@@ -63,13 +62,12 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             self: Lane[str],
             network: HRM,
             capacity: int,
-            team: Team,
             *,
             halting: HaltedBy,
             keep_logits: bool,
         ) -> None:
             check(capacity)
-            hold(self, network, capacity, team, halting=halting, keep_logits=keep_logits)
+            hold(self, network, capacity, halting=halting, keep_logits=keep_logits)
 
         def limited_admit(
             self: Lane[str],
@@ -80,14 +78,14 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             check(len(self._occupants) + len(occupants))
             admit(self, occupants, examples, limits)
 
-        def limited_launch(self: Lane[str]) -> None:
+        def limited_begin(self: Lane[str]) -> int:
             check(sum(occupant is not None for occupant in self._occupants))
-            launch(self)
+            return begin(self)
 
         name, limited = {
             "memory": ("__init__", limited_hold),
             "admission": ("admit", limited_admit),
-            "step": ("launch", limited_launch),
+            "step": ("begin", limited_begin),
         }[at]
         monkeypatch.setattr(Lane, name, limited)
 
@@ -272,15 +270,15 @@ def test_whatever_is_cancelled_or_fails_the_others_are_answered_as_ever(
     halting: HaltedBy,
 ) -> None:
     network = reference_data.network()
-    launch, failing = Lane.launch, data.draw(st.sets(st.integers(1, 40), max_size=2))
+    begin, failing = Lane.begin, data.draw(st.sets(st.integers(1, 40), max_size=2))
     count = 0
 
-    def launch_or_fail(self: Lane[str]) -> None:
+    def begin_or_fail(self: Lane[str]) -> int:
         nonlocal count
         count += 1
         if count in failing and engine.slots > 1:
             raise OUT_OF_MEMORY[0]
-        launch(self)
+        return begin(self)
 
     rows = data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=12))
     cancelled = data.draw(st.sets(st.sampled_from(range(len(rows)))))
@@ -289,7 +287,7 @@ def test_whatever_is_cancelled_or_fails_the_others_are_answered_as_ever(
         contextlib.closing(Engine(network, slots=slots, halting=halting)) as engine,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(Lane, "launch", launch_or_fail)
+        patch.setattr(Lane, "begin", begin_or_fail)
         futures: Sequence[Future[Prediction]] = [engine.submit(examples[row]) for row in rows]
         for position in cancelled:
             futures[position].cancel()

@@ -9,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrm.graphs import Graphs, sizes
-from hrm.lane import Lane
+from hrm.lane import Lane, launch
 from hrm.prediction import InferenceError, Prediction
 from hrm.reference_loop import evaluate_batch
 from hrm.threads import Team
 from hrm.transfers import ToHost, to_device
 from schemas import HaltedBy
 from tests.unit import reference_data
+
+TEAM = Team(2)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_the_smallest_size_that_holds_the_rows_is_replayed() -> None:
 def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
     captured: list[Callable[[], None]], capacity: int, halting: HaltedBy
 ) -> None:
-    lane: Lane[int] = Lane(reference_data.network(), capacity, Team(2), halting=halting)
+    lane: Lane[int] = Lane(reference_data.network(), capacity, halting=halting)
     assert len(captured) == len(sizes(capacity))
     examples = reference_data.examples()
     output = evaluate_batch(reference_data.network(), reference_data.batch(), halting=halting)
@@ -76,7 +78,7 @@ def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
         if fresh:
             lane.admit(fresh, [examples[row] for row in fresh], [16] * len(fresh))
         active += len(fresh)
-        lane.launch()
+        launch([lane], TEAM)
         halted = lane.finish()
         if halted is not None:
             answers.update(halted.read())
@@ -92,33 +94,33 @@ def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
 
 @torch.inference_mode()
 def test_limits_are_each_rows_own_and_removed_rows_answer_nothing() -> None:
-    lane: Lane[str] = Lane(reference_data.network(), 4, Team(2), halting=HaltedBy.MAX_STEPS)
+    lane: Lane[str] = Lane(reference_data.network(), 4, halting=HaltedBy.MAX_STEPS)
     examples = reference_data.examples()
     lane.admit(["one", "three", "gone", "two"], examples[:4], [1, 3, 9, 2])
     lane.remove({"gone", "unknown"})
     steps = {}
     for _ in range(3):
-        lane.launch()
+        launch([lane], TEAM)
         halted = lane.finish()
         assert halted is not None
         for occupant, prediction in halted.read():
             assert not isinstance(prediction, InferenceError)
             steps[occupant] = prediction.act_steps
     assert steps == {"one": 1, "two": 2, "three": 3}
-    lane.launch()
+    launch([lane], TEAM)
     assert lane.finish() is None
 
 
 @torch.inference_mode()
 def test_a_cleared_lane_begins_anew() -> None:
-    lane: Lane[str] = Lane(reference_data.network(), 2, Team(2), halting=HaltedBy.MAX_STEPS)
+    lane: Lane[str] = Lane(reference_data.network(), 2, halting=HaltedBy.MAX_STEPS)
     example = reference_data.examples()[0]
     lane.admit(["lost"], [example], [2])
-    lane.launch()
+    launch([lane], TEAM)
     lane.clear()
     assert lane.finish() is None
     lane.admit(["kept"], [example], [1])
-    lane.launch()
+    launch([lane], TEAM)
     halted = lane.finish()
     assert halted is not None
     assert list(halted.occupants) == ["kept"]

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_every_row_is_computed_once_and_the_threads_are_used(threads: int, rows:
     try:
         with closing(Team(threads)) as team:
             for _ in range(2):
-                team.run(work, rows)
+                team.run([(work, rows)])
     finally:
         torch.set_num_threads(before)  # the calling thread's own were set too
     assert computed == dict.fromkeys(range(rows), 2)
@@ -48,12 +49,37 @@ def test_an_error_is_raised_when_all_threads_are_done(failing: int) -> None:
         done.append(first)
 
     with closing(Team(3)) as team, pytest.raises(RuntimeError, match="no"):
-        team.run(work, 6)
+        team.run([(work, 6)])
     assert sorted(done) == sorted({0, 2, 4} - {failing})
 
 
 def test_threads_compute_in_inference_mode() -> None:
     modes: list[bool] = []
     with closing(Team(2)) as team:
-        team.run(lambda *_: modes.append(torch.is_inference_mode_enabled()), 2)
+        team.run([(lambda *_: modes.append(torch.is_inference_mode_enabled()), 2)])
     assert modes == [True, True]
+
+
+@given(threads=st.integers(1, 5), counts=st.lists(st.integers(0, 7), max_size=4))
+def test_the_rows_of_several_works_are_shared_as_if_they_were_one(
+    threads: int, counts: list[int]
+) -> None:
+    computed: Counter[tuple[int, int]] = Counter()
+    shares: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def compute(number: int, first: int, end: int) -> None:
+        with lock:
+            computed.update((number, row) for row in range(first, end))
+            shares[threading.get_ident()] += end - first
+
+    before = torch.get_num_threads()
+    try:
+        with closing(Team(threads)) as team:
+            team.run([(partial(compute, number), count) for number, count in enumerate(counts)])
+    finally:
+        torch.set_num_threads(before)
+    assert computed == dict.fromkeys(
+        ((number, row) for number, count in enumerate(counts) for row in range(count)), 1
+    )
+    assert sum(shares.values()) == sum(counts)
