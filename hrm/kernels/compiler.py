@@ -3,7 +3,7 @@
 Needs a C++ compiler: the one named by the environment variable `CXX`, else `g++`, else `clang++`.
 What was built is kept in the user's cache (`$XDG_CACHE_HOME/sqe-hrm`, by default
 `~/.cache/sqe-hrm`) under a name that changes with the source, the compiler and the processor.
-`SQE_CPU_KERNELS=off` in the environment turns the kernels off.
+`SQE_CPU_KERNELS=off` in the environment turns the kernels off, and packed weights with them.
 """
 
 import ctypes
@@ -78,6 +78,11 @@ class Kernels:
     compiler: Compiler
 
 
+def is_switched_off() -> bool:
+    """Whether the environment says that torch's own functions are to be used."""
+    return os.environ.get(SWITCH) == "off"
+
+
 @cache
 def kernels() -> Kernels | KernelsUnavailableError:
     """The kernels of this process, or why there are none; built at the first call if need be."""
@@ -89,8 +94,6 @@ def kernels() -> Kernels | KernelsUnavailableError:
 
 def load() -> Kernels:
     """The kernels, from the cache or newly built. Raises `KernelsUnavailableError`."""
-    if os.environ.get(SWITCH) == "off":
-        raise KernelsUnavailableError(f"{SWITCH} is off")
     compiler = _find_compiler()
     runtime = _openmp()
     name = f"{_digest(compiler, runtime)}.so"

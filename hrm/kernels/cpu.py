@@ -6,7 +6,13 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from hrm.kernels.compiler import Kernels, KernelsUnavailableError, kernels
+from hrm.kernels.compiler import (
+    SWITCH,
+    Kernels,
+    KernelsUnavailableError,
+    is_switched_off,
+    kernels,
+)
 from hrm.network import HRM, Block, Linear
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -32,6 +38,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def accelerate(network: HRM) -> str:
     """Replace the blocks of `network`, whose weights have its forward dtype; returns by what."""
     _keep_freed_memory()
+    if is_switched_off():
+        return f"plain torch, because {SWITCH} is off"
     dtype = network.forward_dtype
     levels = (network.H_level, network.L_level)
     packs = can_pack(dtype)
