@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hrm.batch import check_fits
-from hrm.lane import Answers, Lane, launch
+from hrm.lane import Answers, Lane, is_out_of_memory, launch
 from hrm.network import HRM
 from hrm.prediction import (
     EngineClosedError,
@@ -249,7 +249,7 @@ class Engine:
             return
         works = self._in_work()
         self._clear()
-        if _is_out_of_memory(error) and self._slots > 1:
+        if is_out_of_memory(error) and self._slots > 1:
             error = None  # with its traceback, whose frames hold memory of the device
             self._go_on_with_fewer_slots(works)
         else:
@@ -347,7 +347,7 @@ class Engine:
                     for network in self.networks
                 ]
             except Exception as error:
-                if self._slots == 1 or not _is_out_of_memory(error):
+                if self._slots == 1 or not is_out_of_memory(error):
                     raise
             if not self._lanes:
                 self._reduce_slots(self._slots // 2)
@@ -368,11 +368,3 @@ class Engine:
 def _settle(works: Iterable[_Work], error: Exception) -> None:
     for work in works:
         work.settle(error)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether the device's memory is the matter; torch has no one type for that."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("can't allocate memory" in str(error) or "CUDA error: out of memory" in str(error))
-    )

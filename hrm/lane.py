@@ -5,8 +5,9 @@ occupant, which is of no concern here.
 """
 
 import contextlib
+import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -22,6 +23,8 @@ from hrm.transfers import ToHost, to_device
 from schemas import HaltedBy, HRMExample
 
 Occupant = TypeVar("Occupant")
+
+logger = logging.getLogger(__name__)
 
 
 class Answers(Generic[Occupant]):
@@ -112,9 +115,7 @@ class Lane(Generic[Occupant]):
             )
             self._q_logits = torch.zeros(capacity, 2, device=self.device)
             capture = self._capture()
-            self._replay = (
-                None if capture is None else Graphs(partial(self.compute, 0), capacity, capture)
-            )
+            self._replay = None if capture is None else self._captured(capacity, capture)
         self._occupants: list[Occupant | None] = []
         # Of each row, on the host. The device's tensors above are in the same order.
         self._act_steps, self._limits, self._q_flips = (
@@ -129,9 +130,9 @@ class Lane(Generic[Occupant]):
         return self._stream is not None
 
     @property
-    def is_captured(self) -> bool:
-        """Whether the device computes captured steps."""
-        return self._replay is not None
+    def needs_threads(self) -> bool:
+        """Whether the host's threads compute its steps."""
+        return self._replay is None
 
     def admit(
         self, occupants: Sequence[Occupant], examples: Sequence[HRMExample], limits: Sequence[int]
@@ -247,6 +248,18 @@ class Lane(Generic[Occupant]):
                 self._occupants[hole] = self._occupants[mover]
         del self._occupants[count:]
 
+    def _captured(self, capacity: int, capture: Capture) -> Callable[[int], None]:
+        """What computes so many of the first rows."""
+        compute = partial(self.compute, 0)
+        try:
+            return Graphs(compute, capacity, capture)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            said = str(error).partition("\n")[0]
+            logger.warning("steps are launched kernel by kernel: they cannot be captured: %s", said)
+            return compute
+
     def _index(self, rows: Sequence[int]) -> Tensor:
         return to_device(torch.tensor(rows, dtype=torch.int64), self.device)
 
@@ -261,10 +274,18 @@ class Lane(Generic[Occupant]):
 def launch(lanes: Sequence[Lane[Occupant]], team: Team) -> None:
     """Begin one ACT step over all rows of all lanes; on a CPU, `team` shares them in one pass."""
     rows = [lane.begin() for lane in lanes]
-    if lanes[0].is_captured:
+    if lanes[0].needs_threads:
+        team.run([(lane.compute, count) for lane, count in zip(lanes, rows, strict=True)])
+    else:
         for lane in lanes:
             lane.replay()
-    else:
-        team.run([(lane.compute, count) for lane, count in zip(lanes, rows, strict=True)])
     for lane in lanes:
         lane.send()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory is the matter; torch has no one type for that."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in str(error) or "CUDA error: out of memory" in str(error))
+    )

@@ -130,3 +130,38 @@ def test_on_the_cpu_nothing_is_copied() -> None:
     tensor = torch.arange(3)
     assert to_device(tensor, torch.device("cpu")) is tensor
     assert ToHost(tensor).read() is tensor
+
+
+@torch.inference_mode()
+def test_steps_that_cannot_be_captured_are_computed_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(Lane, "_capture", lambda _: refuse)
+    lane: Lane[str] = Lane(reference_data.network(), 4, halting=HaltedBy.MAX_STEPS)
+    assert "cannot be captured: operation not permitted when stream is capturing" in caplog.text
+    lane.admit(["only"], reference_data.examples()[:1], [2])
+    for _ in range(2):
+        launch([lane], TEAM)
+        halted = lane.finish()
+    assert halted is not None
+    ((_, prediction),) = halted.read()
+    assert isinstance(prediction, Prediction)
+    expected = evaluate_batch(
+        reference_data.network(),
+        reference_data.batch()[:1],
+        halting=HaltedBy.MAX_STEPS,
+        max_steps=2,
+    )
+    assert list(prediction.tokens) == expected.predictions[0].tolist()
+
+
+def test_a_capture_without_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Callable[[], None]) -> Callable[[], None]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Lane, "_capture", lambda _: refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        Lane(reference_data.network(), 4, halting=HaltedBy.MAX_STEPS)
