@@ -30,6 +30,7 @@ from hrm.batch import check_fits
 from hrm.lane import Answers, Lane, is_out_of_memory, launch
 from hrm.network import HRM
 from hrm.prediction import (
+    DeviceMemoryError,
     EngineClosedError,
     EngineFullError,
     EngineStatistics,
@@ -41,8 +42,8 @@ from schemas import HaltedBy, HRMExample
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_QUEUE_LIMIT = 1024
-"""Examples that may wait: about a second's work for a large GPU, and a megabyte."""
+MIN_QUEUE_LIMIT = 1024
+"""Examples that may wait, or twice the slots where these are many: all slots can free at once."""
 
 Join = Callable[[Sequence[Prediction]], Prediction]
 """The predictions of several networks, in their order, to one."""
@@ -80,11 +81,12 @@ class Engine:
     `slots`: examples in work at once. `halting`: `max_steps` runs every example for `max_steps`
     ACT steps (default: the configuration's `halt_max_steps`), as the reference's evaluation does;
     `q` ends an example at the first step at which `q_halt > q_continue`, at the latest there.
-    `queue_limit`: examples that may wait for a slot. `keep_logits`: predictions carry them.
+    `queue_limit`: examples that may wait for a slot (default: 1024, and at least twice the slots).
+    `keep_logits`: predictions carry them.
     `join`: how the predictions of several networks become one. `threads`: of the CPU (default: as
     many as torch uses).
 
-    Raises `torch.OutOfMemoryError` where not even one slot finds room.
+    Raises `DeviceMemoryError` where not even one slot finds room.
     """
 
     def __init__(
@@ -94,14 +96,14 @@ class Engine:
         slots: int,
         halting: HaltedBy = HaltedBy.MAX_STEPS,
         max_steps: int | None = None,
-        queue_limit: int = DEFAULT_QUEUE_LIMIT,
+        queue_limit: int | None = None,
         keep_logits: bool = False,
         join: Join | None = None,
         threads: int | None = None,
     ) -> None:
         self.networks = (network,) if isinstance(network, HRM) else tuple(network)
         self.halting = halting
-        self.queue_limit = queue_limit
+        self.queue_limit = queue_limit or max(MIN_QUEUE_LIMIT, 2 * slots)
         self._limits = [max_steps or each.config.halt_max_steps for each in self.networks]
         self._keep_logits = keep_logits
         self._join = join
@@ -347,8 +349,13 @@ class Engine:
                     for network in self.networks
                 ]
             except Exception as error:
-                if self._slots == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
+                if self._slots == 1:
+                    raise DeviceMemoryError(
+                        "the device's memory does not suffice for a single example: end what else "
+                        "uses it, or take another device"
+                    ) from None
             if not self._lanes:
                 self._reduce_slots(self._slots // 2)
 

@@ -21,6 +21,10 @@ class EngineFullError(SQEHRMError):
     """As many examples wait as may: `wait_for_room`, then submit again."""
 
 
+class DeviceMemoryError(SQEHRMError):
+    """The device has no room for a single example."""
+
+
 class InferenceError(SQEHRMError):
     """The network gave no finite answer for this example."""
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hrm.engine import Engine
 from hrm.lane import Lane
 from hrm.network import HRM
-from hrm.prediction import EngineClosedError, EngineFullError, Prediction
+from hrm.prediction import DeviceMemoryError, EngineClosedError, EngineFullError, Prediction
 from schemas import HaltedBy, HRMExample
 from tests.unit import reference_data
 from tests.unit.test_engine import DEADLINE, Gate, assert_same, loop_predictions, wait_until
@@ -130,6 +130,12 @@ def test_closing_ends_the_wait_for_room(
     assert all(future.done() for future in futures)
 
 
+def test_the_queue_holds_what_all_slots_can_take_at_once(network: HRM) -> None:
+    for slots, limit in ((1, 1024), (2000, 4000)):
+        with contextlib.closing(Engine(network, slots=slots)) as engine:
+            assert engine.queue_limit == limit
+
+
 # Limits of one example.
 
 
@@ -238,7 +244,7 @@ def test_an_engine_without_memory_for_one_slot_is_not_made(
     network: HRM, small_memory: Callable[..., None]
 ) -> None:
     small_memory(0, at="memory")
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(DeviceMemoryError, match="take another device"):
         Engine(network, slots=4)
 
 
