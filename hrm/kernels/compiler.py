@@ -47,8 +47,12 @@ ARGUMENTS = {
     "attention": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_int],
     "add_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_float, c_int],
     "swiglu": [c_void_p, c_void_p, c_int64, c_int, c_int],
+    "level": [*[c_void_p] * 5, c_int64, *[c_int] * 5, c_float, c_int],
 }
-"""Of the functions in `SOURCE`, each of which is there as `…_float32` and `…_bfloat16`."""
+"""Of the functions in `SOURCE`, each of which is there as `…_float32` and `…_bfloat16`.
+
+`level` is there only where its products are the fastest.
+"""
 
 
 class KernelsUnavailableError(Exception):
@@ -213,8 +217,9 @@ def _open(library: Path) -> ctypes.CDLL:
     opened = ctypes.CDLL(str(library))
     for name, arguments in ARGUMENTS.items():
         for dtype in ("float32", "bfloat16"):
-            function = getattr(opened, f"{name}_{dtype}")
-            function.argtypes, function.restype = arguments, None
+            function = getattr(opened, f"{name}_{dtype}", None)
+            if function is not None:
+                function.argtypes, function.restype = arguments, None
     return opened
 
 

@@ -1,5 +1,6 @@
-// The parts of a transformer block between its matrix products, for CPUs: rotary attention over
-// short sequences, SwiGLU's gate, and residual addition with RMS normalisation.
+// A level of transformer blocks for CPUs, whole, and the parts of a block between its matrix products
+// for processors whose products another library does faster: rotary attention over short sequences,
+// SwiGLU's gate, and residual addition with RMS normalisation.
 //
 // Written with the vector types of GCC and Clang, so that one source serves every instruction set.
 // T is the type in memory, float or bfloat16 (as its 16 bits); arithmetic is in float. Where the
@@ -9,9 +10,11 @@
 // it the threads, that torch has loaded. Two sets of threads would keep each other from the cores.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <thread>
 #include <vector>
 
 #ifdef __AVX512F__
@@ -24,30 +27,33 @@ extern "C" int omp_get_thread_num();
 
 namespace {
 
+// Threads, so many if they can be had, each of which calls work(thread, threads) once.
+template <typename Work> void on_threads(int threads, const Work& work) {
+  const auto one = [](void* data) {
+    (*static_cast<const Work*>(data))(omp_get_thread_num(), omp_get_num_threads());
+  };
+  GOMP_parallel(one, const_cast<Work*>(&work), unsigned(threads), 0);
+}
+
 // Splits 0 … count - 1 among threads, each of which calls work(first, end) once.
 template <typename Work> void parallel(int64_t count, int threads, const Work& work) {
-  struct Task {
-    const Work& work;
-    int64_t count;
-  } task{work, count};
-  const auto share = [](void* data) {
-    const Task& whole = *static_cast<const Task*>(data);
-    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    whole.work(whole.count * thread / threads, whole.count * (thread + 1) / threads);
-  };
-  GOMP_parallel(share, &task, unsigned(threads), 0);
+  on_threads(threads, [&](int64_t thread, int64_t threads) {
+    work(count * thread / threads, count * (thread + 1) / threads);
+  });
 }
 
 // W: numbers in a vector, as many as a register holds: wider ones compile to very slow code.
 // KEYS, ROWS: vectors of scores, and queries, that are summed at once, as registers suffice.
+// COLUMNS: vectors of a product's outputs that are summed at once, for each of TILE rows.
 #if defined(__AVX512F__)
-constexpr int W = 16, KEYS = 7, ROWS = 8;
+constexpr int W = 16, KEYS = 7, ROWS = 8, COLUMNS = 4;
 #elif defined(__AVX__)
-constexpr int W = 8, KEYS = 2, ROWS = 4;
+constexpr int W = 8, KEYS = 2, ROWS = 4, COLUMNS = 2;
 #else
-constexpr int W = 4, KEYS = 4, ROWS = 4;
+constexpr int W = 4, KEYS = 4, ROWS = 4, COLUMNS = 2;
 #endif
 constexpr int QUERIES = 8;  // that are attended for at once
+constexpr int TILE = 6, PANEL = COLUMNS * W;
 
 using Vector = float __attribute__((vector_size(4 * W), aligned(4), may_alias));
 using Bits = uint32_t __attribute__((vector_size(4 * W), aligned(4), may_alias));
@@ -209,16 +215,18 @@ inline void rotated(const T* from, const float* cosines, const float* sines, flo
   }
 }
 
-struct Scratch {  // aligned to cache lines
-  void* memory = nullptr;
-  size_t size = 0;
-  ~Scratch() { std::free(memory); }
-  void reserve(size_t bytes) {
-    if (bytes <= size) return;
-    std::free(memory);
-    size = (bytes + 63) / 64 * 64;
-    memory = std::aligned_alloc(64, size);
+constexpr size_t LINE = 64;  // bytes of the cache
+
+inline size_t aligned(size_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+
+struct Memory {
+  char* const start;
+  explicit Memory(size_t bytes)
+      : start(static_cast<char*>(std::aligned_alloc(LINE, aligned(bytes) + LINE))) {
+    if (!start) std::abort();
   }
+  ~Memory() { std::free(start); }
+  Memory(const Memory&) = delete;
 };
 
 // Shares of ROWS queries times C vectors of the values' columns.
@@ -240,139 +248,393 @@ inline void mix(const typename L::Lane* shares, int width, const typename L::Lan
     for (int j = 0; j < C; j++) mixed[i][j] = sum[i][j];
 }
 
-// Attention of one head of one example; DIM: numbers in a head.
-template <typename T, int DIM>
-void attend(const T* qkv, const float* cosines, const float* sines, T* out, int length, int heads,
-            int head, Scratch& scratch) {
+// The keys and values of one head of one example, as lanes; DIM: numbers in a head.
+template <typename T, int DIM> struct Head {
   using L = typename LaneOf<T>::Type;
   using Lane = typename L::Lane;
-  constexpr int V = DIM / W, C = std::min(V, 2), DEPTH = DIM / L::WIDTH, HALF = (KEYS + 1) / 2;
+  static constexpr int DEPTH = DIM / L::WIDTH;
+  const int length;
   const int width = (length + W - 1) / W * W;  // keys, filled up
   const int sums = (length + L::WIDTH - 1) / L::WIDTH;  // lanes along the keys
-  const int64_t stride = int64_t(3) * heads * DIM;
-  scratch.reserve(4 * (size_t(DEPTH) * width + size_t(sums) * DIM + QUERIES * DEPTH +
-                       2 * size_t(QUERIES) * width));
-  Lane* keys = static_cast<Lane*>(scratch.memory);  // (DEPTH, width)
-  Lane* values = keys + DEPTH * width;  // (sums, DIM)
-  Lane* queries = values + sums * DIM;  // (QUERIES, DEPTH)
-  float* scores = reinterpret_cast<float*>(queries + QUERIES * DEPTH);  // (QUERIES, width)
-  Lane* shares = reinterpret_cast<Lane*>(scores + QUERIES * width);  // (QUERIES, width)
-  const T* query = qkv + head * DIM;
-  const T *key = query + heads * DIM, *value = key + heads * DIM;
+  Lane* keys;  // (DEPTH, width)
+  Lane* values;  // (sums, DIM)
 
-  for (int t = 0; t < width; t++) {
-    const int from = std::min(t, length - 1);  // columns that fill up repeat the last key
-    Vector vectors[V];
-    alignas(64) Lane lanes[DEPTH];
-    rotated<T, V>(key + from * stride, cosines + from * DIM, sines + from * DIM, 1.0f, vectors);
-    to_lanes(vectors, V, lanes);
-    for (int c = 0; c < DEPTH; c++) keys[c * width + t] = lanes[c];
-  }
-  for (int s = 0; s < sums; s++) {
-    const int t = s * L::WIDTH;
-    const T* next = t + 1 < length ? value + (t + 1) * stride : nullptr;
-    for (int j = 0; j < DIM; j += W)
-      values_to_lanes(value + t * stride + j, next ? next + j : nullptr, values + s * DIM + j);
-  }
-  Vector real = {};  // which of the last vector's keys are not filling: 1 or 0
-  for (int i = 0; i < W; i++) real[i] = width - W + i < length;
-  const float scale = 1.0f / std::sqrt(float(DIM));
+  Head(int length, void* memory)
+      : length(length), keys(static_cast<Lane*>(memory)), values(keys + DEPTH * width) {}
 
-  for (int start = 0; start < length; start += QUERIES) {
-    for (int i = 0; i < QUERIES; i++) {
-      const int t = std::min(start + i, length - 1);
-      Vector vectors[V];
-      rotated<T, V>(query + t * stride, cosines + t * DIM, sines + t * DIM, scale, vectors);
-      to_lanes(vectors, V, queries + i * DEPTH);
+  size_t bytes() const { return sizeof(Lane) * (size_t(DEPTH) * width + size_t(sums) * DIM); }
+
+  size_t scratch_bytes() const { return 4 * (QUERIES * DEPTH + 2 * size_t(QUERIES) * width); }
+
+  // Takes the positions from first, which is even, to end. Rows of qkv are `stride` apart.
+  void take(const T* key, const T* value, int64_t stride, const float* cosines, const float* sines,
+            int first, int end) {
+    for (int t = first; t < (end < length ? end : width); t++) {
+      const int from = std::min(t, length - 1);  // columns that fill up repeat the last key
+      Vector vectors[DIM / W];
+      alignas(64) Lane lanes[DEPTH];
+      rotated<T, DIM / W>(key + from * stride, cosines + from * DIM, sines + from * DIM, 1.0f,
+                          vectors);
+      to_lanes(vectors, DIM / W, lanes);
+      for (int c = 0; c < DEPTH; c++) keys[c * width + t] = lanes[c];
     }
-    for (int i = 0; i < QUERIES; i += 4) {
-      const Lane* four = queries + i * DEPTH;
-      float* rows = scores + i * width;
-      int j = 0;
-      for (; j + KEYS * W <= width; j += KEYS * W)
-        score<L, KEYS>(four, keys + j, DEPTH, width, rows + j);
-      for (; j + HALF * W <= width; j += HALF * W)
-        score<L, HALF>(four, keys + j, DEPTH, width, rows + j);
-      for (; j < width; j += W) score<L, 1>(four, keys + j, DEPTH, width, rows + j);
+    for (int t = first; t < end; t += L::WIDTH) {
+      const T* next = t + 1 < length ? value + (t + 1) * stride : nullptr;
+      for (int j = 0; j < DIM; j += W)
+        values_to_lanes(value + t * stride + j, next ? next + j : nullptr,
+                        values + t / L::WIDTH * DIM + j);
     }
-    float inverse[QUERIES];
-    for (int i = 0; i < QUERIES; i++) {
-      const float* row = scores + i * width;
-      Vector top = load(row);
-      for (int j = W; j < width; j += W) {
-        const Vector x = load(row + j);
-        top = x > top ? x : top;
+  }
+
+  // Answers the queries from first to end. Rows of out, which may be query, are out_stride apart.
+  void attend(const T* query, int64_t stride, const float* cosines, const float* sines, T* out,
+              int64_t out_stride, int first, int end, void* scratch) const {
+    constexpr int V = DIM / W, C = std::min(V, 2), HALF = (KEYS + 1) / 2;
+    Lane* queries = static_cast<Lane*>(scratch);  // (QUERIES, DEPTH)
+    float* scores = reinterpret_cast<float*>(queries + QUERIES * DEPTH);  // (QUERIES, width)
+    Lane* shares = reinterpret_cast<Lane*>(scores + QUERIES * width);  // (QUERIES, width)
+    Vector real = {};  // which of the last vector's keys are not filling: 1 or 0
+    for (int i = 0; i < W; i++) real[i] = width - W + i < length;
+    const float scale = 1.0f / std::sqrt(float(DIM));
+
+    for (int start = first; start < end; start += QUERIES) {
+      const int real_queries = std::min(QUERIES, end - start);
+      for (int i = 0; i < QUERIES; i++) {
+        const int t = start + std::min(i, real_queries - 1);
+        Vector vectors[V];
+        rotated<T, V>(query + t * stride, cosines + t * DIM, sines + t * DIM, scale, vectors);
+        to_lanes(vectors, V, queries + i * DEPTH);
       }
-      const float highest = greatest(top);
-      Vector sum = {};
-      for (int j = 0; j < width; j += W) {
-        Vector share = exponential<T>(load(row + j) - highest);
-        if (j + W == width) share *= real;
-        sum += share;
-        to_lanes(&share, 1, shares + i * width + j / L::WIDTH);
+      for (int i = 0; i < QUERIES; i += 4) {
+        const Lane* four = queries + i * DEPTH;
+        float* rows = scores + i * width;
+        int j = 0;
+        for (; j + KEYS * W <= width; j += KEYS * W)
+          score<L, KEYS>(four, keys + j, DEPTH, width, rows + j);
+        for (; j + HALF * W <= width; j += HALF * W)
+          score<L, HALF>(four, keys + j, DEPTH, width, rows + j);
+        for (; j < width; j += W) score<L, 1>(four, keys + j, DEPTH, width, rows + j);
       }
-      inverse[i] = 1.0f / total(sum);
-    }
-    const int real_queries = std::min(QUERIES, length - start);
-    for (int first = 0; first < real_queries; first += ROWS)
-      for (int j = 0; j < DIM; j += C * W) {
-        Vector mixed[ROWS][C];
-        mix<L, C>(shares + first * width, width, values + j, DIM, sums, mixed);
-        for (int i = first; i < std::min(first + ROWS, real_queries); i++) {
-          T* to = out + int64_t(start + i) * heads * DIM + head * DIM + j;
-          for (int c = 0; c < C; c++) store(to + c * W, mixed[i - first][c] * inverse[i]);
+      float inverse[QUERIES];
+      for (int i = 0; i < QUERIES; i++) {
+        const float* row = scores + i * width;
+        Vector top = load(row);
+        for (int j = W; j < width; j += W) {
+          const Vector x = load(row + j);
+          top = x > top ? x : top;
         }
+        const float highest = greatest(top);
+        Vector sum = {};
+        for (int j = 0; j < width; j += W) {
+          Vector share = exponential<T>(load(row + j) - highest);
+          if (j + W == width) share *= real;
+          sum += share;
+          to_lanes(&share, 1, shares + i * width + j / L::WIDTH);
+        }
+        inverse[i] = 1.0f / total(sum);
       }
+      for (int part = 0; part < real_queries; part += ROWS)
+        for (int j = 0; j < DIM; j += C * W) {
+          Vector mixed[ROWS][C];
+          mix<L, C>(shares + part * width, width, values + j, DIM, sums, mixed);
+          for (int i = part; i < std::min(part + ROWS, real_queries); i++) {
+            T* to = out + (start + i) * out_stride + j;
+            for (int c = 0; c < C; c++) store(to + c * W, mixed[i - part][c] * inverse[i]);
+          }
+        }
+    }
   }
-}
+};
+
+// What is done for one head of `dim` numbers, which are 16, 32, 64 or 128.
+template <typename T> struct HeadWork {
+  size_t bytes, scratch_bytes;  // of memory
+  void (*take)(int length, void* memory, const T* key, const T* value, int64_t stride,
+               const float* cosines, const float* sines, int first, int end);
+  void (*attend)(int length, void* memory, const T* query, int64_t stride, const float* cosines,
+                 const float* sines, T* out, int64_t out_stride, int first, int end, void* scratch);
+
+  HeadWork(int dim, int length)
+      : HeadWork(dim == 16   ? of<16>(length)
+                 : dim == 32 ? of<32>(length)
+                 : dim == 64 ? of<64>(length)
+                             : of<128>(length)) {}
+
+ private:
+  HeadWork() = default;
+  template <int DIM> static HeadWork of(int length) {
+    using One = Head<T, DIM>;
+    HeadWork work;
+    work.bytes = aligned(One(length, nullptr).bytes());
+    work.scratch_bytes = aligned(One(length, nullptr).scratch_bytes());
+    work.take = [](int length, void* memory, auto... rest) { One(length, memory).take(rest...); };
+    work.attend = [](int length, void* memory, auto... rest) {
+      One(length, memory).attend(rest...);
+    };
+    return work;
+  }
+};
 
 // qkv: (batch, length, 3, heads, dim); rotary: cosines and sines, (2, length, dim);
-// out: (batch, length, heads, dim). dim: 16, 32, 64 or 128.
+// out: (batch, length, heads, dim).
 template <typename T>
 void attention(const T* qkv, const float* rotary, T* out, int64_t batch, int length, int heads,
                int dim, int threads) {
-  const auto one = dim == 16   ? attend<T, 16>
-                   : dim == 32 ? attend<T, 32>
-                   : dim == 64 ? attend<T, 64>
-                               : attend<T, 128>;
+  const HeadWork<T> work(dim, length);
+  const int64_t size = int64_t(heads) * dim;
+  const float *cosines = rotary, *sines = rotary + length * dim;
   parallel(batch * heads, threads, [=](int64_t first, int64_t end) {
-    Scratch scratch;
+    const Memory memory(work.bytes + work.scratch_bytes);
     for (int64_t unit = first; unit < end; unit++) {
-      const int64_t example = unit / heads * length * heads * dim;
-      one(qkv + 3 * example, rotary, rotary + length * dim, out + example, length, heads,
-          int(unit % heads), scratch);
+      const int64_t example = unit / heads * length * size, column = unit % heads * dim;
+      const T* query = qkv + 3 * example + column;
+      work.take(length, memory.start, query + size, query + 2 * size, 3 * size, cosines, sines, 0,
+                length);
+      work.attend(length, memory.start, query, 3 * size, cosines, sines, out + example + column,
+                  size, 0, length, memory.start + work.bytes);
     }
   });
 }
 
-// out = normalised(x + y): (rows, size), size a multiple of 16. out may be x or y.
+// out = x / rms(x) of `size` numbers, a multiple of 16
+template <typename T> inline void normalised(const float* x, T* out, int size, float eps) {
+  Vector squares = {};
+  for (int i = 0; i < size; i += W) squares += load(x + i) * load(x + i);
+  const float factor = 1.0f / std::sqrt(total(squares) / float(size) + eps);
+  for (int i = 0; i < size; i += W) store(out + i, load(x + i) * factor);
+}
+
+// out = normalised(x + y): (rows, size). out may be x or y.
 template <typename T>
 void add_norm(const T* x, const T* y, T* out, int64_t rows, int size, float eps, int threads) {
   parallel(rows, threads, [=](int64_t first, int64_t end) {
     std::vector<float> sums(size);
     for (int64_t start = first * size; start < end * size; start += size) {
-      Vector squares = {};
-      for (int i = 0; i < size; i += W) {
-        const Vector sum = load(x + start + i) + load(y + start + i);
-        store(&sums[i], sum);
-        squares += sum * sum;
-      }
-      const float factor = 1.0f / std::sqrt(total(squares) / float(size) + eps);
-      for (int i = 0; i < size; i += W) store(out + start + i, load(&sums[i]) * factor);
+      for (int i = 0; i < size; i += W)
+        store(&sums[i], load(x + start + i) + load(y + start + i));
+      normalised(sums.data(), out + start, size, eps);
     }
   });
+}
+
+template <typename T> inline Vector gated(Vector gate, Vector up) {
+  return gate / (1.0f + exponential<T>(-gate)) * up;
 }
 
 // out = silu(gate) * up. gate_up: (rows, 2, size), out: (rows, size), size a multiple of 16.
 template <typename T>
 void swiglu(const T* gate_up, T* out, int64_t rows, int size, int threads) {
   parallel(rows, threads, [=](int64_t first, int64_t end) {
-    for (int64_t start = first * size; start < end * size; start += size) {
-      for (int i = 0; i < size; i += W) {
-        const Vector gate = load(gate_up + 2 * start + i), up = load(gate_up + 2 * start + size + i);
-        store(out + start + i, gate / (1.0f + exponential<T>(-gate)) * up);
-      }
+    for (int64_t start = first * size; start < end * size; start += size)
+      for (int i = 0; i < size; i += W)
+        store(out + start + i, gated<T>(load(gate_up + 2 * start + i),
+                                        load(gate_up + 2 * start + size + i)));
+  });
+}
+
+// M rows of x times a panel of weights, whose lanes lie in rows of PANEL: done(row, sums) for each.
+template <typename L, int M, typename Done>
+inline void tile(const typename L::Lane* x, int64_t stride, const typename L::Lane* panel,
+                 int depth, int row, const Done& done) {
+  Vector sums[M][COLUMNS] = {};
+  x += row * stride;
+  for (int c = 0; c < depth; c++) {
+    Vector weights[COLUMNS];
+#pragma GCC unroll 4
+    for (int j = 0; j < COLUMNS; j++) weights[j] = load(as_floats(panel + c * PANEL + j * W));
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < COLUMNS; j++)
+        sums[i][j] = L::multiply_add(sums[i][j], x[i * stride + c], weights[j]);
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < M; i++) done(row + i, sums[i]);
+}
+
+// Rows of x, `stride` lanes apart, times panels of weights: done(row, panel, sums) for each pair.
+template <typename L, typename Done>
+void product(const typename L::Lane* x, int64_t stride, int first, int end,
+             const typename L::Lane* weights, int depth, int panels, const Done& done) {
+  for (int panel = 0; panel < panels; panel++, weights += int64_t(depth) * PANEL) {
+    const auto rows = [&](int row, const Vector* sums) { done(row, panel, sums); };
+    int row = first;
+    for (; row + TILE <= end; row += TILE) tile<L, TILE>(x, stride, weights, depth, row, rows);
+    switch (end - row) {
+      case 5: tile<L, 5>(x, stride, weights, depth, row, rows); break;
+      case 4: tile<L, 4>(x, stride, weights, depth, row, rows); break;
+      case 3: tile<L, 3>(x, stride, weights, depth, row, rows); break;
+      case 2: tile<L, 2>(x, stride, weights, depth, row, rows); break;
+      case 1: tile<L, 1>(x, stride, weights, depth, row, rows); break;
     }
+  }
+}
+
+// Where threads wait for each other: actively, since they have about the same to do.
+class Barrier {
+ public:
+  void wait(int threads) {
+    if (threads == 1) return;
+    const int round = rounds.load(std::memory_order_acquire);
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+      arrived.store(0, std::memory_order_relaxed);
+      rounds.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; rounds.load(std::memory_order_acquire) == round; spins++) {
+      if (spins > SPINS) std::this_thread::yield();  // the others may need this core
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+  }
+
+ private:
+  static constexpr int SPINS = 2000;
+  std::atomic<int> arrived{0}, rounds{0};
+};
+
+// The weights of a block, as panels: `pack` of cpu.py makes them.
+template <typename Lane> struct Weights {
+  const Lane *qkv, *o, *gate_up, *down;
+};
+
+// The blocks of a level and the memory for one example in them. Rows are filled up to whole panels;
+// nothing real is computed of what lies there.
+template <typename T> struct Level {
+  using L = typename LaneOf<T>::Type;
+  using Lane = typename L::Lane;
+
+  struct Part {  // a thread's: rows of its own
+    int first, end, thread, threads;
+  };
+
+  const Weights<Lane>* const weights;  // of each block
+  const float *const cosines, *const sines;
+  const int blocks, length, heads, dim, inner;
+  const float eps;
+  const HeadWork<T> head{dim, length};
+  const int size = heads * dim, stride = filled_up(size);
+  const int wide_stride = std::max(filled_up(3 * size), filled_up(2 * inner) / 2);
+  const Memory memory;
+  Barrier barrier;
+  T *x, *wide;  // (length, stride) and (length, wide_stride): what the wider products give
+  float* sums;  // (length, stride)
+  char *keys_and_values[2], *scratch;  // of each head; of each thread
+
+  Level(const Weights<Lane>* weights, const float* rotary, int blocks, int length, int heads,
+        int dim, int inner, float eps, int threads)
+      : weights(weights), cosines(rotary), sines(rotary + length * dim), blocks(blocks),
+        length(length), heads(heads), dim(dim), inner(inner), eps(eps),
+        memory(aligned(sizeof(T) * length * stride) + aligned(sizeof(T) * length * wide_stride) +
+               aligned(sizeof(float) * length * stride) + 2 * heads * head.bytes +
+               threads * head.scratch_bytes) {
+    char* next = memory.start;
+    const auto take = [&](size_t bytes) {
+      char* const taken = next;
+      next += aligned(bytes);
+      return taken;
+    };
+    x = reinterpret_cast<T*>(take(sizeof(T) * length * stride));
+    wide = reinterpret_cast<T*>(take(sizeof(T) * length * wide_stride));
+    sums = reinterpret_cast<float*>(take(sizeof(float) * length * stride));
+    for (char*& one : keys_and_values) one = take(heads * head.bytes);
+    scratch = take(threads * head.scratch_bytes);
+  }
+
+  static int filled_up(int outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
+
+  // All threads call this for the same examples in the same order, number 0 first. A thread needs
+  // nothing of the others' rows but keys and values.
+  void run(int64_t number, const T* z, const T* injection, T* out, int thread, int threads) {
+    const auto bound = [=](int part) {  // even, since values are taken in pairs
+      return part == threads ? length : length * part / threads / 2 * 2;
+    };
+    const Part part{bound(thread), bound(thread + 1), thread, threads};
+    for (int row = part.first; row < part.end; row++) {
+      const int64_t from = int64_t(row) * size, to = int64_t(row) * stride;
+      for (int i = 0; i < size; i += W)
+        store(x + to + i, load(z + from + i) + load(injection + from + i));
+    }
+    for (int block = 0; block < blocks; block++) {
+      // In turns, since others may still read what they need of the block before.
+      const int turn = threads == 1 ? 0 : (number * blocks + block) % 2;
+      attend(weights[block], part, keys_and_values[turn]);
+      normalise(part, x, stride);
+      transform(weights[block], part);
+      const bool is_last = block == blocks - 1;
+      normalise(part, is_last ? out : x, is_last ? size : stride);
+    }
+  }
+
+  // sums = x + attention of x
+  void attend(const Weights<Lane>& weights, const Part& part, char* keys_and_values) {
+    multiply(x, stride, part, weights.qkv, size, 3 * size,
+             [&](int row, int panel, const Vector* sum) {
+               T* to = wide + int64_t(row) * wide_stride + panel * PANEL;
+               for (int j = 0; j < COLUMNS; j++) store(to + j * W, sum[j]);
+             });
+    for (int i = 0; i < heads; i++) {
+      const T* key = wide + size + i * dim;
+      head.take(length, keys_and_values + i * head.bytes, key, key + size, wide_stride, cosines,
+                sines, part.first, part.end);
+    }
+    barrier.wait(part.threads);
+    for (int i = 0; i < heads; i++) {
+      T* query = wide + i * dim;  // whose place the result takes
+      head.attend(length, keys_and_values + i * head.bytes, query, wide_stride, cosines, sines,
+                  query, wide_stride, part.first, part.end,
+                  scratch + part.thread * head.scratch_bytes);
+    }
+    add_product(part, weights.o, size);
+  }
+
+  // sums = x + SwiGLU of x
+  void transform(const Weights<Lane>& weights, const Part& part) {
+    multiply(x, stride, part, weights.gate_up, size, 2 * inner,
+             [&](int row, int panel, const Vector* sum) {  // half of a panel are gates
+               T* to = wide + int64_t(row) * wide_stride + panel * (PANEL / 2);
+               for (int j = 0; j < COLUMNS / 2; j++)
+                 store(to + j * W, gated<T>(sum[j], sum[j + COLUMNS / 2]));
+             });
+    add_product(part, weights.down, inner);
+  }
+
+  // sums = x + weights times the first `depth` of each row of `wide`
+  void add_product(const Part& part, const Lane* weights, int depth) {
+    multiply(wide, wide_stride, part, weights, depth, size,
+             [&](int row, int panel, const Vector* sum) {
+               const int64_t at = int64_t(row) * stride + panel * PANEL;
+               for (int j = 0; j < COLUMNS; j++)
+                 store(sums + at + j * W, sum[j] + load(x + at + j * W));
+             });
+  }
+
+  template <typename Done>
+  static void multiply(const T* rows, int stride, const Part& part, const Lane* weights, int inputs,
+                       int outputs, const Done& done) {
+    product<L>(reinterpret_cast<const Lane*>(rows), stride / L::WIDTH, part.first, part.end,
+               weights, inputs / L::WIDTH, filled_up(outputs) / PANEL, done);
+  }
+
+  void normalise(const Part& part, T* out, int out_stride) {
+    for (int row = part.first; row < part.end; row++)
+      normalised(sums + int64_t(row) * stride, out + int64_t(row) * out_stride, size, eps);
+  }
+};
+
+// out: z + injection after all blocks. All three (batch, length, heads * dim); weights: of each
+// block four.
+template <typename T>
+void level(const T* z, const T* injection, T* out, const void* weights, const float* rotary,
+           int64_t batch, int blocks, int length, int heads, int dim, int inner, float eps,
+           int threads) {
+  Level<T> one(static_cast<const Weights<typename Level<T>::Lane>*>(weights), rotary, blocks,
+               length, heads, dim, inner, eps, threads);
+  const int64_t size = int64_t(length) * heads * dim;
+  on_threads(threads, [&](int thread, int threads) {
+    for (int64_t i = 0; i < batch; i++)
+      one.run(i, z + i * size, injection + i * size, out + i * size, thread, threads);
   });
 }
 
@@ -394,3 +656,20 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int size, int threads) {
 
 EXPORT(float, float32)
 EXPORT(uint16_t, bfloat16)
+
+// Where another library's products may be faster, these are not there: see cpu.py.
+#define EXPORT_LEVEL(T, NAME)                                                                     \
+  extern "C" void level_##NAME(const T* z, const T* injection, T* out, const void* weights,      \
+                               const float* rotary, int64_t batch, int blocks, int length,       \
+                               int heads, int dim, int inner, float eps, int threads) {          \
+    level(z, injection, out, weights, rotary, batch, blocks, length, heads, dim, inner, eps,     \
+          threads);                                                                              \
+  }                                                                                              \
+  extern "C" const int panel_##NAME = PANEL, lane_##NAME = LaneOf<T>::Type::WIDTH;
+
+#if defined(__AVX__) && defined(__FMA__)
+EXPORT_LEVEL(float, float32)
+#endif
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+EXPORT_LEVEL(uint16_t, bfloat16)
+#endif

@@ -1,9 +1,15 @@
-"""The network's blocks for CPUs: packed weights, and C++ between the matrix products."""
+"""The network's levels for CPUs: whole in C++ where its matrix products are the fastest, else with
+packed weights and C++ between the products.
+"""
 
 import ctypes
+from collections.abc import Callable
+from ctypes import c_int, c_void_p
 from functools import cache
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrm.kernels.compiler import (
@@ -13,7 +19,9 @@ from hrm.kernels.compiler import (
     is_switched_off,
     kernels,
 )
-from hrm.network import HRM, Block, Linear
+from hrm.network import HRM, Block, Level, Linear
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """That the C++ is there for, and how its functions' names end."""
@@ -41,24 +49,28 @@ def accelerate(network: HRM) -> str:
     if is_switched_off():
         return f"plain torch, because {SWITCH} is off"
     dtype = network.forward_dtype
-    levels = (network.H_level, network.L_level)
-    packs = can_pack(dtype)
-    if packs:
-        for level in levels:
-            for name, module in list(level.named_modules()):
-                if isinstance(module, Linear):
-                    level.set_submodule(name, PackedLinear(module))
     unfit = why_not_fused(network)
     found = KernelsUnavailableError(unfit) if unfit else kernels()
     if isinstance(found, Kernels):
-        for level in levels:
-            for name, module in list(level.named_modules()):
-                if isinstance(module, Block):
-                    level.set_submodule(name, FusedBlock(module, dtype, found))
         used = f"C++ ({found.compiler.label})"
+        if has_level(found, dtype):
+            _replace(network, Level, lambda level: FusedLevel(level, dtype, found))
+            return used
+        _replace(network, Block, lambda block: FusedBlock(block, dtype, found))
     else:
         used = f"plain torch, because {found}"
-    return f"{used}; {'packed' if packs else 'plain'} weights"
+    if not can_pack(dtype):
+        return f"{used}; plain weights"
+    _replace(network, Linear, PackedLinear)
+    return f"{used}; packed weights"
+
+
+def _replace(network: HRM, kind: type[Kind], form: Callable[[Kind], nn.Module]) -> None:
+    """Put the form of each `kind` in both levels in its place."""
+    for level in ("H_level", "L_level"):
+        for name, module in list(network.get_submodule(level).named_modules(prefix=level)):
+            if isinstance(module, kind):
+                network.set_submodule(name, form(module))
 
 
 def _keep_freed_memory() -> None:
@@ -74,7 +86,7 @@ def _keep_freed_memory() -> None:
 
 
 def why_not_fused(network: HRM) -> str | None:
-    """Why `FusedBlock` does not fit `network`, or None where it does."""
+    """Why neither `FusedLevel` nor `FusedBlock` fits `network`, or None where it does."""
     config = network.config
     if network.forward_dtype not in DTYPES:
         return f"there is no C++ for {network.forward_dtype}"
@@ -126,6 +138,110 @@ class PackedLinear(nn.Module):
         return output
 
 
+def has_level(kernels: Kernels, dtype: torch.dtype) -> bool:
+    """Whether the C++ computes a whole level in `dtype` on this processor.
+
+    It leaves bfloat16 to oneDNN where the processor has matrix units for it (AMX), or has no
+    instructions for it at all.
+    """
+    return hasattr(kernels.library, f"level_{DTYPES[dtype]}")
+
+
+def pack(weight: Tensor, panel: int, lane: int) -> Tensor:
+    """(outputs, inputs) to (panels, inputs / lane, panel, lane), contiguous: as C++ reads it.
+
+    Zeros fill the last panel up.
+    """
+    outputs, inputs = weight.shape
+    filled = F.pad(weight, (0, 0, 0, -outputs % panel))
+    return filled.view(-1, panel, inputs // lane, lane).transpose(1, 2).contiguous()
+
+
+def interleaved(gate_up: Tensor, size: int) -> Tensor:
+    """(2 * inner, inputs), first all gates, to `size` gates and `size` others in turn.
+
+    Zeros fill the last ones up.
+    """
+    halves = gate_up.view(2, -1, gate_up.shape[1])
+    filled = F.pad(halves, (0, 0, 0, -halves.shape[1] % size))
+    return filled.view(2, -1, size, gate_up.shape[1]).transpose(0, 1).flatten(0, 2)
+
+
+class FusedLevel(nn.Module):
+    """A `Level` for inference, whole in C++. Its weights are no parameters and in no state dict.
+
+    It fits where `why_not_fused` says nothing and `has_level` is true. Threads share the rows of an
+    example: `hrm.threads` gives each thread examples of its own where there are enough.
+    """
+
+    def __init__(self, level: Level, dtype: torch.dtype, kernels: Kernels) -> None:
+        super().__init__()
+        blocks = [block for block in level.layers if isinstance(block, Block)]
+        attention = blocks[0].self_attn
+        self.dtype, self.eps, self.blocks = dtype, blocks[0].eps, len(blocks)
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.inner = blocks[0].mlp.down_proj.weight.shape[1]
+        library, name = kernels.library, DTYPES[dtype]
+        self._level = getattr(library, f"level_{name}")
+        panel = c_int.in_dll(library, f"panel_{name}").value
+        lane = c_int.in_dll(library, f"lane_{name}").value
+        self._weights = [
+            pack(weight.detach(), panel, lane)
+            for block in blocks
+            for weight in (
+                block.self_attn.qkv_proj.weight,
+                block.self_attn.o_proj.weight,
+                interleaved(block.mlp.gate_up_proj.weight, panel // 2),
+                block.mlp.down_proj.weight,
+            )
+        ]
+        self._pointers = (c_void_p * len(self._weights))(*(w.data_ptr() for w in self._weights))
+
+    def forward(self, z: Tensor, injection: Tensor, rotary: Tensor | None) -> Tensor:
+        """z, injection: (B, T, D) of the level's dtype; rotary: float32 (2, T, head_dim).
+
+        Raises `ValueError` for others: C++ would read memory that is not theirs.
+        """
+        batch, length = z.shape[:2]
+        table = checked_rotary(rotary, length, self.head_dim)
+        size = self.num_heads * self.head_dim
+        shape = (batch, length, size)
+        z, injection = checked(z, shape, self.dtype), checked(injection, shape, self.dtype)
+        output = torch.empty_like(z)
+        self._level(
+            z.data_ptr(),
+            injection.data_ptr(),
+            output.data_ptr(),
+            self._pointers,
+            table.data_ptr(),
+            batch,
+            self.blocks,
+            length,
+            self.num_heads,
+            self.head_dim,
+            self.inner,
+            self.eps,
+            torch.get_num_threads(),
+        )
+        return output
+
+
+def checked(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """`x`, contiguous. Raises `ValueError` for another shape or dtype, and for another device."""
+    if x.dtype != dtype or x.shape != shape or x.device.type != "cpu":
+        raise ValueError(
+            f"not (B, T, {shape[2]}) {dtype} on the CPU: {tuple(x.shape)} {x.dtype} {x.device}"
+        )
+    return x.contiguous()
+
+
+def checked_rotary(rotary: Tensor | None, length: int, head_dim: int) -> Tensor:
+    """`rotary`, contiguous. Raises `ValueError` for another table than float32 (2, T, head_dim)."""
+    if rotary is None or rotary.dtype != torch.float32 or rotary.shape != (2, length, head_dim):
+        raise ValueError(f"no float32 rotary table of (2, {length}, {head_dim})")
+    return rotary.contiguous()
+
+
 class FusedBlock(nn.Module):
     """A `Block` for inference: the matrix products are `block`'s, and the rest is C++.
 
@@ -149,20 +265,10 @@ class FusedBlock(nn.Module):
 
         Raises `ValueError` for others: C++ would read memory that is not theirs.
         """
-        size = self.num_heads * self.head_dim
         batch, length = x.shape[:2]
-        if x.dtype != self.dtype or x.shape != (batch, length, size) or x.device.type != "cpu":
-            raise ValueError(
-                f"not (B, T, {size}) {self.dtype} on the CPU: {tuple(x.shape)} {x.dtype} {x.device}"
-            )
-        if (
-            rotary is None
-            or rotary.dtype != torch.float32
-            or rotary.shape != (2, length, self.head_dim)
-        ):
-            raise ValueError(f"no float32 rotary table of (2, {length}, {self.head_dim})")
-        x = x.contiguous()
-        x = self._normalised_sum(x, self._attend(x, rotary.contiguous()))
+        table = checked_rotary(rotary, length, self.head_dim)
+        x = checked(x, (batch, length, self.num_heads * self.head_dim), self.dtype)
+        x = self._normalised_sum(x, self._attend(x, table))
         return self._normalised_sum(x, self._mlp(x))
 
     def _attend(self, x: Tensor, rotary: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fast forms of the network's blocks give the plain ones' numbers, wherever they can be had."""
+"""The fast forms of the network's levels give the plain ones' numbers, wherever they can be had."""
 
 import copy
 import logging
@@ -18,19 +18,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrm import kernels
 from hrm.batch import Batch, encode
 from hrm.checkpoint import load_checkpoint
-from hrm.config import HRMConfig
 from hrm.conversion import Converter
 from hrm.files import AcceptedPair
-from hrm.kernels import accelerate, compiler, cpu, cuda, describe, fastest_dtype
+from hrm.kernels import accelerate, compiler, cpu, describe, fastest_dtype
 from hrm.kernels.compiler import Kernels, KernelsUnavailableError
 from hrm.network import HRM, Block, Level, Linear, rotary_table
 from hrm.reference_loop import LoopOutput, evaluate_batch
 from schemas import HaltedBy
+from tests.unit.small_networks import assert_same_step, config, network, step_from
 
 DEMO = Path(__file__).parents[2] / "checkpoints" / "sqe-demo"
 DEMO_STEPS = 6
@@ -66,88 +66,109 @@ def built(cache_home: Path) -> Kernels:
             pytest.skip(f"no C++ kernels here: {error}")
 
 
-def config(heads: int = 2, head_dim: int = 32, **fields: Any) -> HRMConfig:  # noqa: ANN401
-    sizes = {
-        "num_puzzle_identifiers": 5,
-        "puzzle_emb_ndim": 16,
-        "hidden_size": heads * head_dim,
-        "num_heads": heads,
-        "expansion": 2.0,
-        "H_layers": 1,
-        "L_layers": 1,
-        "seq_len": 6,
-    }
-    return HRMConfig(**{**sizes, **fields})
+FORMS = ("level", "blocks")
+"""A level whole in C++, and one of blocks whose products are torch's."""
 
 
-def blocks(
-    kernels: Kernels, dtype: torch.dtype, *, heads: int, head_dim: int
-) -> tuple[Block, cpu.FusedBlock]:
-    """A plain block, and the same fused; weights have `dtype`."""
+def levels(
+    kernels: Kernels,
+    form: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    heads: int = 2,
+    head_dim: int = 32,
+    layers: int = 2,
+    expansion: float = 2.0,
+) -> tuple[Level, nn.Module]:
+    """A plain level, and the same in another form; weights have `dtype`."""
     torch.manual_seed(heads + head_dim)
-    block = Block(config(heads, head_dim)).to(dtype).requires_grad_(requires_grad=False)
-    return block, cpu.FusedBlock(block, dtype, kernels)
+    plain = Level(config(heads, head_dim, expansion=expansion), layers).to(dtype)
+    plain.requires_grad_(requires_grad=False)
+    if form == "level":
+        if not cpu.has_level(kernels, dtype):
+            pytest.skip(f"oneDNN has the products in {dtype} on this processor")
+        return plain, cpu.FusedLevel(plain, dtype, kernels)
+    fused = copy.deepcopy(plain)
+    for name, block in plain.layers.named_children():
+        assert isinstance(block, Block)
+        fused.layers.set_submodule(name, cpu.FusedBlock(block, dtype, kernels))
+    return plain, fused
 
 
-def network(dtype: torch.dtype = torch.float32, **fields: Any) -> HRM:  # noqa: ANN401
-    torch.manual_seed(1)
-    return HRM(config(**fields), dtype).eval()
+def inputs(
+    batch: int, length: int, size: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """A state and its injection."""
+    z, injection = torch.randn(2, batch, length, size).to(dtype)
+    return z, injection
 
 
-def step_from(network: HRM, state_seed: int = 0, batch: int = 3) -> tuple[Tensor, Tensor]:
-    """One ACT step of random inputs."""
-    torch.manual_seed(state_seed)
-    inputs = torch.randint(0, 12, (batch, network.config.seq_len))
-    with torch.inference_mode():
-        x = network.embed(inputs, network.puzzle_embedding(torch.arange(batch)))
-        state = network.step(network.initial_state(batch), x)
-        return network.token_logits(state.z_H), network.q_logits(state.z_H)
+# A level
 
 
-def assert_same_step(plain: HRM, fast: HRM, tolerance: float = 1e-4) -> None:
-    for ours, theirs in zip(step_from(fast), step_from(plain), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
-
-
-# The block
-
-
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_fused_block_is_the_plain_one(built: Kernels, head_dim: int, length: int) -> None:
-    plain, fused = blocks(built, torch.float32, heads=2, head_dim=head_dim)
+def test_a_fast_level_is_the_plain_one(
+    built: Kernels, form: str, head_dim: int, length: int
+) -> None:
+    plain, fast = levels(built, form, head_dim=head_dim)
     rotary = rotary_table(length, head_dim, 1e4)
-    x = torch.randn(3, length, 2 * head_dim)
-    torch.testing.assert_close(fused(x, rotary), plain(x, rotary), rtol=0, atol=1e-5)
+    z, injection = inputs(3, length, 2 * head_dim)
+    torch.testing.assert_close(
+        fast(z, injection, rotary), plain(z, injection, rotary), rtol=0, atol=1e-5
+    )
 
 
 @given(
+    form=st.sampled_from(FORMS),
+    sizes=st.fixed_dictionaries(
+        {
+            "heads": st.integers(1, 5),
+            "head_dim": st.sampled_from(cpu.HEAD_DIMS),
+            "layers": st.integers(1, 3),
+            "expansion": st.sampled_from([1.0, 2.0, 4.0]),
+        }
+    ),
     batch=st.integers(1, 9),
     length=st.integers(1, 130),
-    heads=st.integers(1, 5),
-    head_dim=st.sampled_from(cpu.HEAD_DIMS),
+    threads=st.integers(1, 4),
     size=st.sampled_from([1e-3, 1.0]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_of_any_shape(
-    built: Kernels, batch: int, length: int, heads: int, head_dim: int, size: float
+    built: Kernels,
+    form: str,
+    sizes: dict[str, Any],
+    batch: int,
+    length: int,
+    threads: int,
+    size: float,
 ) -> None:
-    plain, fused = blocks(built, torch.float32, heads=heads, head_dim=head_dim)
+    plain, fast = levels(built, form, **sizes)
+    heads, head_dim = sizes["heads"], sizes["head_dim"]
     rotary = rotary_table(length, head_dim, 1e4)
-    x = torch.randn(batch, length, heads * head_dim) * size
-    torch.testing.assert_close(fused(x, rotary), plain(x, rotary), rtol=0, atol=1e-5)
+    z, injection = inputs(batch, length, heads * head_dim)
+    expected = plain(z * size, injection * size, rotary)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        output = fast(z * size, injection * size, rotary)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_in_bfloat16_it_rounds_no_worse(built: Kernels, head_dim: int, length: int) -> None:
-    plain, fused = blocks(built, torch.bfloat16, heads=3, head_dim=head_dim)
+def test_in_bfloat16_it_rounds_no_worse(
+    built: Kernels, form: str, head_dim: int, length: int
+) -> None:
+    plain, fast = levels(built, form, torch.bfloat16, heads=3, head_dim=head_dim)
     exact = copy.deepcopy(plain).float()
     rotary = rotary_table(length, head_dim, 1e4)
-    x = torch.randn(4, length, 3 * head_dim).bfloat16()
-    truth = exact(x.float(), rotary)
-    error, plain_error = fused(x, rotary) - truth, plain(x, rotary) - truth
-    assert error.abs().max() < 0.06
+    z, injection = inputs(4, length, 3 * head_dim, torch.bfloat16)
+    truth = exact(z.float(), injection.float(), rotary)
+    error, plain_error = fast(z, injection, rotary) - truth, plain(z, injection, rotary) - truth
+    assert error.abs().max() < 0.08
     assert error.abs().mean() < 1.1 * plain_error.abs().mean()
 
 
@@ -163,60 +184,96 @@ def test_narrower_processors_compute_the_same(
     monkeypatch.setattr(compiler, "FLAGS", tuple(quick.get(f, f) for f in compiler.FLAGS))
     narrow = compiler.load()
     assert narrow.library._name != built.library._name
-    for head_dim in cpu.HEAD_DIMS:
-        for length in (1, 17, 101):
-            for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.06)):
-                plain, fused = blocks(narrow, dtype, heads=2, head_dim=head_dim)
+    assert cpu.has_level(narrow, torch.float32) == (needs == "avx2")
+    assert not cpu.has_level(narrow, torch.bfloat16)
+    cases = [("blocks", torch.float32, 1e-5), ("blocks", torch.bfloat16, 0.08)]
+    if needs == "avx2":
+        cases.append(("level", torch.float32, 1e-5))
+    for form, dtype, tolerance in cases:
+        for head_dim in cpu.HEAD_DIMS:
+            plain, fast = levels(narrow, form, dtype, head_dim=head_dim)
+            for length in (1, 17, 101):
                 rotary = rotary_table(length, head_dim, 1e4)
-                x = torch.randn(2, length, 2 * head_dim).to(dtype)
+                z, injection = inputs(2, length, 2 * head_dim, dtype)
                 torch.testing.assert_close(
-                    fused(x, rotary), plain(x, rotary), rtol=0, atol=tolerance
+                    fast(z, injection, rotary),
+                    plain(z, injection, rotary),
+                    rtol=0,
+                    atol=tolerance,
                 )
 
 
-def test_packed_products_are_the_same_block(built: Kernels) -> None:
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.06)):
+def test_packed_products_are_the_same_blocks(built: Kernels) -> None:
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.08)):
         if not cpu.can_pack(dtype):
             continue
-        plain, fused = blocks(built, dtype, heads=2, head_dim=32)
-        for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
-            linear = fused.get_submodule(name)
-            assert isinstance(linear, Linear)
-            fused.set_submodule(name, cpu.PackedLinear(linear))
-        x, rotary = torch.randn(5, 17, 64).to(dtype), rotary_table(17, 32, 1e4)
-        torch.testing.assert_close(fused(x, rotary), plain(x, rotary), rtol=0, atol=tolerance)
+        plain, fast = levels(built, "blocks", dtype)
+        for name, linear in list(fast.named_modules()):
+            if isinstance(linear, Linear):
+                fast.set_submodule(name, cpu.PackedLinear(linear))
+        (z, injection), rotary = inputs(5, 17, 64, dtype), rotary_table(17, 32, 1e4)
+        torch.testing.assert_close(
+            fast(z, injection, rotary), plain(z, injection, rotary), rtol=0, atol=tolerance
+        )
 
 
-def test_how_the_input_lies_does_not_matter(built: Kernels) -> None:
-    plain, fused = blocks(built, torch.float32, heads=2, head_dim=32)
+def test_how_weights_are_packed() -> None:
+    weight = torch.arange(12.0).view(3, 4)
+    packed = cpu.pack(weight, panel=2, lane=2)
+    assert packed.tolist() == [
+        [[[0, 1], [4, 5]], [[2, 3], [6, 7]]],
+        [[[8, 9], [0, 0]], [[10, 11], [0, 0]]],
+    ]
+    gate_up = torch.tensor([[1.0], [2], [3], [-1], [-2], [-3]])
+    both = cpu.interleaved(gate_up, 2)
+    assert both.flatten().tolist() == [1, 2, -1, -2, 3, 0, -3, 0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_how_the_input_lies_does_not_matter(built: Kernels, form: str) -> None:
+    plain, fast = levels(built, form)
     rotary = rotary_table(9, 32, 1e4)
     spread = torch.randn(9, 4, 2, 64)[:, :, 0].transpose(0, 1)
     expanded = torch.randn(64).expand(4, 9, 64)
     sparse_rotary = torch.stack((rotary, rotary), dim=-1)[..., 0]
-    for x in (spread, expanded):
+    for z, injection in ((spread, expanded), (expanded, spread)):
         for table in (rotary, sparse_rotary):
-            before = x.clone()
-            output = fused(x, table)
-            torch.testing.assert_close(output, plain(x, rotary), rtol=0, atol=1e-5)
-            assert torch.equal(x, before)
+            before = z.clone(), injection.clone()
+            output = fast(z, injection, table)
+            torch.testing.assert_close(output, plain(z, injection, rotary), rtol=0, atol=1e-5)
+            assert torch.equal(z, before[0])
+            assert torch.equal(injection, before[1])
 
 
-def test_an_empty_batch_is_one(built: Kernels) -> None:
-    _, fused = blocks(built, torch.float32, heads=2, head_dim=32)
-    assert fused(torch.empty(0, 9, 64), rotary_table(9, 32, 1e4)).shape == (0, 9, 64)
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_batch_is_one(built: Kernels, form: str) -> None:
+    _, fast = levels(built, form)
+    z, injection = inputs(0, 9, 64)
+    assert fast(z, injection, rotary_table(9, 32, 1e4)).shape == (0, 9, 64)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", cpu.DTYPES)
+def test_foreign_tensors_are_refused(built: Kernels, form: str, dtype: torch.dtype) -> None:
+    _, fast = levels(built, form, dtype)
+    rotary = rotary_table(9, 32, 1e4)
+    z, injection = inputs(2, 9, 64, dtype)
+    for other in (z.double(), z[..., :32]):
+        with pytest.raises(ValueError, match="not \\(B, T, 64\\)"):
+            fast(other, other, rotary)
+    for table in (None, rotary[:, :8], rotary.double(), rotary[..., :16], rotary_table(10, 32, 1)):
+        with pytest.raises(ValueError, match="rotary"):
+            fast(z, injection, table)
 
 
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
-def test_foreign_tensors_are_refused(built: Kernels, dtype: torch.dtype) -> None:
-    _, fused = blocks(built, dtype, heads=2, head_dim=32)
-    rotary = rotary_table(9, 32, 1e4)
-    other = torch.float64
-    for x in (torch.randn(2, 9, 64, dtype=other), torch.randn(2, 9, 32), torch.randn(9, 64)):
+def test_a_foreign_injection_is_refused(built: Kernels, dtype: torch.dtype) -> None:
+    """Of blocks, torch adds it."""
+    _, fast = levels(built, "level", dtype)
+    z, injection = inputs(2, 9, 64, dtype)
+    for other in (injection.double(), injection[:1], injection[:, :8], injection[0]):
         with pytest.raises(ValueError, match="not \\(B, T, 64\\)"):
-            fused(x if x.dtype == other else x.to(dtype), rotary)
-    for table in (None, rotary[:, :8], rotary.double(), rotary[..., :16], rotary_table(10, 32, 1)):
-        with pytest.raises(ValueError, match="rotary"):
-            fused(torch.randn(2, 9, 64).to(dtype), table)
+            fast(z, other, rotary_table(9, 32, 1e4))
 
 
 def attention(built: Kernels, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,19 +307,22 @@ def test_large_scores_do_not_overflow(
     torch.testing.assert_close(output.double(), truth, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7FC001FF, -0x3FFFFF])
-def test_a_nan_stays_in_its_example(built: Kernels, dtype: torch.dtype, bits: int) -> None:
+def test_a_nan_stays_in_its_example(
+    built: Kernels, form: str, dtype: torch.dtype, bits: int
+) -> None:
     """Whatever bits it is written with."""
-    _, fused = blocks(built, dtype, heads=2, head_dim=32)
+    _, fast = levels(built, form, dtype)
     rotary = rotary_table(17, 32, 1e4)
-    clean = torch.randn(5, 17, 64).to(dtype)
+    clean, injection = inputs(5, 17, 64, dtype)
     nan = torch.tensor([bits], dtype=torch.int32).view(torch.float32).to(dtype)
     assert nan.isnan().all()
     for position in (0, 8, 16):
-        x = clean.clone()
-        x[2, position, 3] = nan[0]
-        output, expected = fused(x, rotary), fused(clean, rotary)
+        z = clean.clone()
+        z[2, position, 3] = nan[0]
+        output, expected = fast(z, injection, rotary), fast(clean, injection, rotary)
         assert output[2].isnan().all()
         others = [0, 1, 3, 4]
         assert torch.equal(output[others], expected[others])
@@ -286,38 +346,53 @@ def test_the_gate_is_right_everywhere(built: Kernels) -> None:
     torch.testing.assert_close(output.double(), truth, rtol=1e-6, atol=1e-30, equal_nan=True)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_torchs_number_of_threads_is_used(
-    built: Kernels, monkeypatch: pytest.MonkeyPatch, threads: int
+    built: Kernels, monkeypatch: pytest.MonkeyPatch, form: str, threads: int
 ) -> None:
-    plain, fused = blocks(built, torch.float32, heads=3, head_dim=32)
+    plain, fast = levels(built, form, heads=3, layers=1)
     seen: list[int] = []
-    for name in ("_attention", "_add_norm", "_swiglu"):
-        function: Callable[..., None] = getattr(fused, name)
+    for module in fast.modules():
+        for name in ("_level", "_attention", "_add_norm", "_swiglu"):
+            if not hasattr(module, name):
+                continue
+            function: Callable[..., None] = getattr(module, name)
 
-        def noted(*arguments: Any, function: Callable[..., None] = function) -> None:  # noqa: ANN401
-            seen.append(arguments[-1])
-            function(*arguments)
+            def noted(*arguments: Any, function: Callable[..., None] = function) -> None:  # noqa: ANN401
+                seen.append(arguments[-1])
+                function(*arguments)
 
-        monkeypatch.setattr(fused, name, noted)
-    x, rotary = torch.randn(2, 7, 96), rotary_table(7, 32, 1e4)
+            monkeypatch.setattr(module, name, noted)
+    (z, injection), rotary = inputs(2, 7, 96), rotary_table(7, 32, 1e4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     # The engine has a thread of its own.
     with ThreadPoolExecutor(1) as pool:
-        output = pool.submit(fused, x, rotary).result()
-    torch.testing.assert_close(output, plain(x, rotary), rtol=0, atol=1e-5)
-    assert seen == [threads] * 4
+        output = pool.submit(fast, z, injection, rotary).result()
+    torch.testing.assert_close(output, plain(z, injection, rotary), rtol=0, atol=1e-5)
+    assert seen == [threads] * (1 if form == "level" else 4)
 
 
 # The network
 
 
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What networks are accelerated to."""
+    if request.param == "blocks":
+        monkeypatch.setattr(cpu, "has_level", lambda *_: False)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
-def test_a_step_of_a_network_is_the_same(built: Kernels, head_dim: int) -> None:
+def test_a_step_of_a_network_is_the_same(built: Kernels, form: str, head_dim: int) -> None:
     plain = network(head_dim=head_dim)
     fast = accelerate(copy.deepcopy(plain))
     assert_same_step(plain, fast)
-    assert built.compiler.label in describe(fast)
+    parts = [f"C++ ({built.compiler.label})", *(["packed weights"] if form == "blocks" else [])]
+    assert describe(fast) == "; ".join((*parts, "float32"))
+    kind = cpu.FusedLevel if form == "level" else cpu.FusedBlock
+    assert sum(isinstance(module, kind) for module in fast.modules()) == 2
     assert not any(isinstance(module, Block) for module in fast.modules())
 
 
@@ -332,6 +407,7 @@ def test_a_step_of_a_network_is_the_same(built: Kernels, head_dim: int) -> None:
         ({"num_puzzle_identifiers": 3, "H_layers": 2, "L_layers": 3}, None),
     ],
 )
+@pytest.mark.usefixtures("form")
 def test_every_network_works(
     built: Kernels, dtype: torch.dtype, fields: dict[str, Any], reason: str | None
 ) -> None:
@@ -359,6 +435,7 @@ def test_weights_are_cast_once_and_the_puzzle_table_never() -> None:
         assert not weight.requires_grad
 
 
+@pytest.mark.usefixtures("form")
 def test_replaced_weights_are_freed() -> None:
     fast = accelerate(network())
     assert cpu.can_pack(torch.float32)
@@ -405,6 +482,7 @@ def fast_demo(demo: tuple[HRM, Batch], dtype: torch.dtype) -> HRM:
     return accelerate(fast)
 
 
+@pytest.mark.usefixtures("form")
 def test_the_demo_takes_the_same_steps(built: Kernels, demo: tuple[HRM, Batch]) -> None:
     plain, batch = demo
     fast = fast_demo(demo, torch.float32)
@@ -489,6 +567,7 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_packing_it_works(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "can_pack", lambda _: False)
+    monkeypatch.setattr(cpu, "has_level", lambda *_: False)
     plain = network()
     fast = accelerate(copy.deepcopy(plain))
     assert_same_step(plain, fast)
@@ -634,9 +713,11 @@ def test_several_may_build_at_once(built: Kernels, monkeypatch: pytest.MonkeyPat
         both = list(pool.map(lambda _: compiler.load(), range(2)))
     assert [Path(file.library._name).parent for file in both] == [folder / "sqe-hrm"] * 2
     assert len(list((folder / "sqe-hrm").iterdir())) == 1
-    plain, fused = blocks(both[1], torch.float32, heads=2, head_dim=32)
-    x, rotary = torch.randn(2, 5, 64), rotary_table(5, 32, 1e4)
-    torch.testing.assert_close(fused(x, rotary), plain(x, rotary), rtol=0, atol=1e-5)
+    plain, fast = levels(both[1], "blocks")
+    (z, injection), rotary = inputs(2, 5, 64), rotary_table(5, 32, 1e4)
+    torch.testing.assert_close(
+        fast(z, injection, rotary), plain(z, injection, rotary), rtol=0, atol=1e-5
+    )
 
 
 def test_there_is_one_openmp(built: Kernels) -> None:
@@ -648,61 +729,6 @@ def test_there_is_one_openmp(built: Kernels) -> None:
     mapped = {line.split()[-1] for line in maps.stdout.splitlines() if "/" in line}
     assert built.library._name in mapped
     assert len({name for name in mapped if re.search(r"lib(g|i)?omp", name)}) == 1
-
-
-# The GPU's form, on the CPU
-
-
-@pytest.mark.parametrize("dtype", cpu.DTYPES)
-@pytest.mark.parametrize("fields", [{}, {"head_dim": 16}, {"pos_encodings": "learned"}])
-def test_the_form_for_gpus_is_the_same(dtype: torch.dtype, fields: dict[str, Any]) -> None:
-    plain = network(dtype, **fields)
-    fast = copy.deepcopy(plain)
-    kernels._cast(fast)
-    cuda.fuse(fast, cuda.Functions())
-    assert not any(isinstance(module, Block) for module in fast.modules())
-    for ours, theirs in zip(step_from(fast), step_from(plain), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_its_functions_can_be_compiled() -> None:
-    plain = network()
-    fast = copy.deepcopy(plain)
-    functions = cuda.Functions.compiled("eager")
-    cuda.fuse(fast, functions)
-    for batch in (1, 2, 5):
-        for ours, theirs in zip(step_from(fast, 0, batch), step_from(plain, 0, batch), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-
-
-def test_a_gpu_has_the_fused_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "find_spec", lambda _: True)
-    monkeypatch.setattr(cuda.Functions, "compiled", cuda.Functions)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    plain = network()
-    fast = copy.deepcopy(plain)
-    assert cuda.accelerate(fast) == "fused by torch.compile"
-    assert_same_step(plain, fast, 1e-6)
-    assert not any(isinstance(module, Block) for module in fast.modules())
-
-
-def test_without_triton_a_gpu_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "find_spec", lambda _: None)
-    plain = network()
-    assert cuda.accelerate(plain) == "plain torch, because there is no triton"
-    assert all(isinstance(block, Block) for block in plain.L_level.layers)
-
-
-def test_a_failing_compilation_leaves_a_gpu_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(_: type[cuda.Functions]) -> cuda.Functions:
-        raise RuntimeError("no C compiler\nat all")
-
-    monkeypatch.setattr(cuda, "find_spec", lambda _: True)
-    monkeypatch.setattr(cuda.Functions, "compiled", classmethod(failing))
-    plain = network()
-    said = "plain torch, because torch.compile failed: no C compiler at all"
-    assert cuda.accelerate(plain) == said
-    assert all(isinstance(block, Block) for block in plain.L_level.layers)
 
 
 # The dtype

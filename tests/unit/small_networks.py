@@ -1,0 +1,43 @@
+"""Small networks with random weights, and what a step of one gives."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm.config import HRMConfig
+from hrm.network import HRM
+
+
+def config(heads: int = 2, head_dim: int = 32, **fields: Any) -> HRMConfig:  # noqa: ANN401
+    sizes = {
+        "num_puzzle_identifiers": 5,
+        "puzzle_emb_ndim": 16,
+        "hidden_size": heads * head_dim,
+        "num_heads": heads,
+        "expansion": 2.0,
+        "H_layers": 1,
+        "L_layers": 1,
+        "seq_len": 6,
+    }
+    return HRMConfig(**{**sizes, **fields})
+
+
+def network(dtype: torch.dtype = torch.float32, **fields: Any) -> HRM:  # noqa: ANN401
+    torch.manual_seed(1)
+    return HRM(config(**fields), dtype).eval()
+
+
+def step_from(network: HRM, state_seed: int = 0, batch: int = 3) -> tuple[Tensor, Tensor]:
+    """One ACT step of random inputs."""
+    torch.manual_seed(state_seed)
+    inputs = torch.randint(0, 12, (batch, network.config.seq_len))
+    with torch.inference_mode():
+        x = network.embed(inputs, network.puzzle_embedding(torch.arange(batch)))
+        state = network.step(network.initial_state(batch), x)
+        return network.token_logits(state.z_H), network.q_logits(state.z_H)
+
+
+def assert_same_step(plain: HRM, fast: HRM, tolerance: float = 1e-4) -> None:
+    for ours, theirs in zip(step_from(fast), step_from(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
