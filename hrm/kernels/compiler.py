@@ -48,10 +48,11 @@ ARGUMENTS = {
     "add_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_float, c_int],
     "swiglu": [c_void_p, c_void_p, c_int64, c_int, c_int],
     "level": [*[c_void_p] * 5, c_int64, *[c_int] * 5, c_float, c_int],
+    "product": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
 }
 """Of the functions in `SOURCE`, each of which is there as `…_float32` and `…_bfloat16`.
 
-`level` is there only where its products are the fastest.
+`level` and `product` are there only where this product is the fastest.
 """
 
 

@@ -638,6 +638,24 @@ void level(const T* z, const T* injection, T* out, const void* weights, const fl
   });
 }
 
+// out: (rows, outputs), of float and filled up to whole panels, of x: (rows, inputs). A level does
+// this by itself; here it is to be measured alone.
+template <typename T>
+void product_alone(const T* x, const void* weights, float* out, int64_t rows, int inputs,
+                   int outputs, int threads) {
+  using L = typename LaneOf<T>::Type;
+  using Lane = typename L::Lane;
+  const int panels = (outputs + PANEL - 1) / PANEL;
+  parallel(rows, threads, [=](int64_t first, int64_t end) {
+    product<L>(reinterpret_cast<const Lane*>(x), inputs / L::WIDTH, int(first), int(end),
+               static_cast<const Lane*>(weights), inputs / L::WIDTH, panels,
+               [=](int row, int panel, const Vector* sum) {
+                 float* to = out + (int64_t(row) * panels + panel) * PANEL;
+                 for (int j = 0; j < COLUMNS; j++) store(to + j * W, sum[j]);
+               });
+  });
+}
+
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                         \
@@ -658,13 +676,17 @@ EXPORT(float, float32)
 EXPORT(uint16_t, bfloat16)
 
 // Where another library's products may be faster, these are not there: see cpu.py.
-#define EXPORT_LEVEL(T, NAME)                                                                     \
-  extern "C" void level_##NAME(const T* z, const T* injection, T* out, const void* weights,      \
-                               const float* rotary, int64_t batch, int blocks, int length,       \
-                               int heads, int dim, int inner, float eps, int threads) {          \
-    level(z, injection, out, weights, rotary, batch, blocks, length, heads, dim, inner, eps,     \
-          threads);                                                                              \
-  }                                                                                              \
+#define EXPORT_LEVEL(T, NAME)                                                                   \
+  extern "C" void level_##NAME(const T* z, const T* injection, T* out, const void* weights,     \
+                               const float* rotary, int64_t batch, int blocks, int length,      \
+                               int heads, int dim, int inner, float eps, int threads) {         \
+    level(z, injection, out, weights, rotary, batch, blocks, length, heads, dim, inner, eps,    \
+          threads);                                                                             \
+  }                                                                                             \
+  extern "C" void product_##NAME(const T* x, const void* weights, float* out, int64_t rows,     \
+                                 int inputs, int outputs, int threads) {                        \
+    product_alone(x, weights, out, rows, inputs, outputs, threads);                             \
+  }                                                                                             \
   extern "C" const int panel_##NAME = PANEL, lane_##NAME = LaneOf<T>::Type::WIDTH;
 
 #if defined(__AVX__) && defined(__FMA__)

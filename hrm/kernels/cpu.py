@@ -147,14 +147,24 @@ def has_level(kernels: Kernels, dtype: torch.dtype) -> bool:
     return hasattr(kernels.library, f"level_{DTYPES[dtype]}")
 
 
-def pack(weight: Tensor, panel: int, lane: int) -> Tensor:
-    """(outputs, inputs) to (panels, inputs / lane, panel, lane), contiguous: as C++ reads it.
+class Packing:
+    """How the C++ reads the weights of a product in `dtype`, where `has_level` is true."""
 
-    Zeros fill the last panel up.
-    """
-    outputs, inputs = weight.shape
-    filled = F.pad(weight, (0, 0, 0, -outputs % panel))
-    return filled.view(-1, panel, inputs // lane, lane).transpose(1, 2).contiguous()
+    def __init__(self, dtype: torch.dtype, kernels: Kernels) -> None:
+        self.panel, self.lane = (
+            c_int.in_dll(kernels.library, f"{size}_{DTYPES[dtype]}").value
+            for size in ("panel", "lane")
+        )
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """(outputs, inputs) to (panels, inputs / lane, panel, lane), contiguous.
+
+        Zeros fill the last panel up.
+        """
+        outputs, inputs = weight.shape
+        filled = F.pad(weight.detach(), (0, 0, 0, -outputs % self.panel))
+        lanes = filled.view(-1, self.panel, inputs // self.lane, self.lane)
+        return lanes.transpose(1, 2).contiguous()
 
 
 def interleaved(gate_up: Tensor, size: int) -> Tensor:
@@ -181,17 +191,15 @@ class FusedLevel(nn.Module):
         self.dtype, self.eps, self.blocks = dtype, blocks[0].eps, len(blocks)
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.inner = blocks[0].mlp.down_proj.weight.shape[1]
-        library, name = kernels.library, DTYPES[dtype]
-        self._level = getattr(library, f"level_{name}")
-        panel = c_int.in_dll(library, f"panel_{name}").value
-        lane = c_int.in_dll(library, f"lane_{name}").value
+        self._level = getattr(kernels.library, f"level_{DTYPES[dtype]}")
+        pack = Packing(dtype, kernels)
         self._weights = [
-            pack(weight.detach(), panel, lane)
+            pack(weight)
             for block in blocks
             for weight in (
                 block.self_attn.qkv_proj.weight,
                 block.self_attn.o_proj.weight,
-                interleaved(block.mlp.gate_up_proj.weight, panel // 2),
+                interleaved(block.mlp.gate_up_proj.weight, pack.panel // 2),
                 block.mlp.down_proj.weight,
             )
         ]

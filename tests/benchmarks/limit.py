@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrm.config import HRMConfig
+from hrm.kernels.compiler import Kernels, kernels
+from hrm.kernels.cpu import DTYPES, Packing, has_level
 
 BATCHES = (1, 8, 32)
 """Examples whose positions are the rows of a product."""
@@ -55,7 +57,10 @@ class Product:
 
 
 def fastest_product(config: HRMConfig, dtype: torch.dtype, device: str, seconds: float) -> Product:
-    """The one with the highest rate among the network's products, in every form that torch has."""
+    """The one with the highest rate among the network's products, in torch's and the C++'s forms.
+
+    On a GPU a large square product, which reaches more than the network's shapes can.
+    """
     products = list(_on_cpu(config, dtype) if device == "cpu" else _on_gpu(dtype, device))
     for product in products:
         product.rate(0)  # warms up
@@ -72,6 +77,10 @@ def _on_cpu(config: HRMConfig, dtype: torch.dtype) -> Iterator[Product]:
             if _is_packed(dtype):
                 packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
                 yield Product(operations, partial(_packed_linear, x, packed), "cpu")
+            found = kernels()
+            if isinstance(found, Kernels) and has_level(found, dtype):
+                packed = Packing(dtype, found)(weight)
+                yield Product(operations, partial(_product, found, x, packed), "cpu")
 
 
 def _is_packed(dtype: torch.dtype) -> bool:
@@ -83,6 +92,21 @@ def _is_packed(dtype: torch.dtype) -> bool:
 def _packed_linear(x: Tensor, packed: Tensor) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], None)
     return product
+
+
+def _product(kernels: Kernels, x: Tensor, packed: Tensor) -> Tensor:
+    rows, inputs = x.shape
+    output = torch.empty(rows, packed.shape[0] * packed.shape[2])
+    getattr(kernels.library, f"product_{DTYPES[x.dtype]}")(
+        x.data_ptr(),
+        packed.data_ptr(),
+        output.data_ptr(),
+        rows,
+        inputs,
+        output.shape[1],
+        torch.get_num_threads(),
+    )
+    return output
 
 
 def _on_gpu(dtype: torch.dtype, device: str) -> Iterator[Product]:

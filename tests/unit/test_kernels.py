@@ -217,13 +217,23 @@ def test_packed_products_are_the_same_blocks(built: Kernels) -> None:
         )
 
 
-def test_how_weights_are_packed() -> None:
-    weight = torch.arange(12.0).view(3, 4)
-    packed = cpu.pack(weight, panel=2, lane=2)
-    assert packed.tolist() == [
-        [[[0, 1], [4, 5]], [[2, 3], [6, 7]]],
-        [[[8, 9], [0, 0]], [[10, 11], [0, 0]]],
-    ]
+@pytest.mark.parametrize("dtype", cpu.DTYPES)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 16, 16), (101, 64, 48), (7, 48, 200)])
+def test_a_product_alone(
+    built: Kernels, dtype: torch.dtype, rows: int, inputs: int, outputs: int
+) -> None:
+    if not cpu.has_level(built, dtype):
+        pytest.skip(f"oneDNN has the products in {dtype} on this processor")
+    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+    packed = cpu.Packing(dtype, built)(weight)
+    output = torch.full((rows, packed.shape[0] * packed.shape[2]), torch.nan)
+    function = getattr(built.library, f"product_{cpu.DTYPES[dtype]}")
+    function(x.data_ptr(), packed.data_ptr(), output.data_ptr(), rows, inputs, outputs, 2)
+    torch.testing.assert_close(output[:, :outputs], x.float() @ weight.float().T)
+    assert not output[:, outputs:].any()
+
+
+def test_how_gates_are_packed() -> None:
     gate_up = torch.tensor([[1.0], [2], [3], [-1], [-2], [-3]])
     both = cpu.interleaved(gate_up, 2)
     assert both.flatten().tolist() == [1, 2, -1, -2, 3, 0, -3, 0]
