@@ -66,7 +66,7 @@ class Setting:
 
 ON_GPU = Setting(
     slots=512,
-    examples=2048,
+    examples=8192,
     halting_examples=16_384,
     single_examples=8,
     requests=4000,
