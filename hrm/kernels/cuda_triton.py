@@ -1,0 +1,373 @@
+"""The network's blocks for NVIDIA GPUs in Triton, in bfloat16: what lies between matrix products is
+done where their sums are, before anything is written to memory.
+
+Imported only where there is Triton. Numbers of rows are in no kernel: descriptors of tensors know
+them, read zeros past the end and write nothing there. So each kernel is compiled once, and its
+launches can be captured. Kernels sum in float32, and round where a plain block does or less often.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from hrm.network import HRM, Block
+
+HEAD_DIMS = (16, 32, 64, 128)
+"""Sizes of heads that the attention is there for."""
+
+LONGEST = 128
+"""Positions: a program holds the scores of all keys at once."""
+
+WIDEST = 256
+"""Hidden size: a program holds whole rows, for their norm."""
+
+HOPPER = 9
+"""Compute capability: GPUs before it have no descriptors of tensors, and Triton's way around that
+takes thousands of registers.
+"""
+
+_SMALLEST = 16
+"""Of a side of a product on a GPU's matrix units."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program of a kernel computes at a time, and with what means."""
+
+    rows: int
+    columns: int = 0
+    """Of the inner layer's; elsewhere all."""
+    depth: int = 64
+    """Addends of a sum that are read at once."""
+    warps: int = 4
+    stages: int = 3
+    """Such reads that are under way or in use."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Of each kernel. `mlp`: of the one for the whole MLP; None: two kernels compute it."""
+
+    attention: Tile = Tile(64)
+    o_proj: Tile = Tile(64, stages=2)
+    gate_up: Tile = Tile(128, 64)
+    down: Tile = Tile(64, stages=2)
+    mlp: Tile | None = None
+
+
+OPTIONS: dict[str, tuple[Tile | None, ...]] = {
+    "attention": (Tile(64), Tile(128), Tile(128, warps=8)),
+    "o_proj": (Tile(64, stages=2), Tile(64, depth=32), Tile(128, warps=8)),
+    "gate_up": (
+        Tile(128, 64),
+        Tile(128, 64, stages=2),
+        Tile(128, 64, warps=8),
+        Tile(128, 128, warps=8),
+    ),
+    "down": (Tile(64, stages=2), Tile(64, depth=32), Tile(128, warps=8)),
+    "mlp": (None, Tile(128, 32, warps=8), Tile(128, 32, warps=8, stages=2)),
+}
+"""What is tried on a device: few large programs, or several small ones that wait in turns. On an
+H100, at the sizes of the v9 checkpoints, all fit: none spills a register.
+"""
+
+
+def why_not(network: HRM) -> str | None:
+    """Why `FusedBlock` does not fit `network` on its device, or None where it does."""
+    config = network.config
+    length = config.puzzle_emb_len + config.seq_len
+    major, minor = torch.cuda.get_device_capability(network.H_init.device)
+    obstacles = (
+        (network.forward_dtype != torch.bfloat16, network.forward_dtype),
+        (config.pos_encodings != "rope", f"{config.pos_encodings} positions"),
+        (config.head_dim not in HEAD_DIMS, f"heads of {config.head_dim}"),
+        (config.hidden_size > WIDEST, f"a hidden size of {config.hidden_size}"),
+        (length > LONGEST, f"{length} positions"),
+        (major < HOPPER, f"compute capability {major}.{minor}"),
+    )
+    return next((f"there is no Triton for {what}" for unfit, what in obstacles if unfit), None)
+
+
+def tuned(block: Block, seconds: Callable[["FusedBlock"], float]) -> Tiles:
+    """The tiles with which `seconds` finds `block` the fastest, chosen for one kernel at a time."""
+    tiles = Tiles()
+    for name, options in OPTIONS.items():
+        best, least = tiles, math.inf
+        for option in options:
+            change: dict[str, Any] = {name: option}
+            tried = replace(tiles, **change)
+            try:
+                taken = seconds(FusedBlock(block, tried))
+            except Exception:  # noqa: BLE001, S112 - too large for this GPU, say: others may do
+                continue
+            if taken < least:
+                best, least = tried, taken
+        tiles = best
+    return tiles
+
+
+class FusedBlock(nn.Module):
+    """A `Block` for inference in bfloat16, of a network for which `why_not` says nothing."""
+
+    def __init__(self, block: Block, tiles: Tiles) -> None:
+        super().__init__()
+        attention, mlp = block.self_attn, block.mlp
+        self.eps, self.tiles = block.eps, tiles
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.qkv_proj, self.o_proj = attention.qkv_proj, attention.o_proj
+        self.gate_up_proj, self.down_proj = mlp.gate_up_proj, mlp.down_proj
+
+    def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
+        """x: (B, T, D) bfloat16; rotary: float32 (2, T, head_dim), with equal halves.
+
+        Raises `ValueError` for another table: a kernel would read memory that is not its.
+        """
+        if rotary is None or rotary.dtype != torch.float32:
+            raise ValueError("no float32 rotary table")
+        if rotary.shape != (2, x.shape[1], self.head_dim) or x.shape[1] > LONGEST:
+            raise ValueError(f"no rotary table for {tuple(x.shape)}: {tuple(rotary.shape)}")
+        rows = x.flatten(0, 1).contiguous()
+        mixed = self._attend(self.qkv_proj(rows), rotary.contiguous())
+        rows = self._project(mixed, self.o_proj.weight, rows, self.tiles.o_proj)
+        if self.tiles.mlp is not None:
+            return self._mlp(rows, self.tiles.mlp).view(x.shape)
+        gated = self._gate(rows, self.tiles.gate_up)
+        return self._project(gated, self.down_proj.weight, rows, self.tiles.down).view(x.shape)
+
+    def _attend(self, qkv: Tensor, rotary: Tensor) -> Tensor:
+        length, heads, head_dim = rotary.shape[1], self.num_heads, self.head_dim
+        tile, padded = self.tiles.attention, max(_SMALLEST, triton.next_power_of_2(length))
+        mixed = qkv.new_empty(len(qkv), heads * head_dim)
+        attention_kernel[len(qkv) // length * heads,](
+            qkv,
+            rotary,
+            mixed,
+            length=length,
+            heads=heads,
+            head_dim=head_dim,
+            KEYS=padded,
+            QUERIES=min(tile.rows, padded),
+            num_warps=tile.warps,
+        )
+        return mixed
+
+    def _project(self, x: Tensor, weight: Tensor, residual: Tensor, tile: Tile) -> Tensor:
+        """`rms_norm(residual + x @ weight.T)`."""
+        size, inputs = weight.shape
+        width = triton.next_power_of_2(size)
+        depth = min(tile.depth, triton.next_power_of_2(inputs))
+        output = torch.empty_like(residual)
+        product_norm_kernel[triton.cdiv(len(x), tile.rows),](
+            described(x, tile.rows, depth),
+            described(weight, width, depth),
+            described(residual, tile.rows, width),
+            described(output, tile.rows, width),
+            self.eps,
+            size=size,
+            inputs=inputs,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        return output
+
+    def _gate(self, x: Tensor, tile: Tile) -> Tensor:
+        """`silu(gate) * up` of the rows' products with both."""
+        size, inner = x.shape[1], self.gate_up_proj.weight.shape[0] // 2
+        depth = min(tile.depth, triton.next_power_of_2(size))
+        gated = x.new_empty(len(x), inner)
+        gate_kernel[triton.cdiv(len(x), tile.rows) * triton.cdiv(inner, tile.columns),](
+            described(x, tile.rows, depth),
+            described(self.gate_up_proj.weight.view(2, inner, size), 2, tile.columns, depth),
+            described(gated, tile.rows, tile.columns),
+            size=size,
+            inner=inner,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        return gated
+
+    def _mlp(self, x: Tensor, tile: Tile) -> Tensor:
+        """`rms_norm(x + mlp(x))`."""
+        size, inner = self.down_proj.weight.shape
+        width = triton.next_power_of_2(size)
+        output = torch.empty_like(x)
+        mlp_kernel[triton.cdiv(len(x), tile.rows),](
+            described(x, tile.rows, width),
+            described(self.gate_up_proj.weight.view(2, inner, size), 2, tile.columns, width),
+            described(self.down_proj.weight, width, tile.columns),
+            described(output, tile.rows, width),
+            self.eps,
+            size=size,
+            inner=inner,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        return output
+
+
+def described(tensor: Tensor, *block: int) -> TensorDescriptor:
+    """`tensor` for a kernel that reads or writes blocks of this shape."""
+    return TensorDescriptor.from_tensor(tensor, list(block))
+
+
+# Sizes are compiled in (lower case: the network's; upper case: the tile's). What is called a
+# descriptor, `tl.tensor_descriptor` in full, is one of a row-major bfloat16 tensor.
+
+
+@triton.jit
+def attention_kernel(
+    qkv: tl.tensor,
+    rotary: tl.tensor,
+    mixed: tl.tensor,
+    length: tl.constexpr,
+    heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    KEYS: tl.constexpr,
+    QUERIES: tl.constexpr,
+) -> None:
+    """For one head of one example: softmax(rotated q @ rotated k.T) @ v.
+
+    qkv: bfloat16 (B, T, 3, heads, head_dim); rotary: float32 (2, T, head_dim); mixed: bfloat16
+    (B, T, heads, head_dim). A score is the sum of two products, of the first and of the second
+    halves, so that rotated halves need not be put together.
+    """
+    size: tl.constexpr = heads * head_dim
+    # Of exp2, which a GPU has as an instruction: 1 / ln 2.
+    scale: tl.constexpr = head_dim**-0.5 * 1.4426950408889634
+    example = (tl.program_id(0) // heads).to(tl.int64)
+    head = tl.program_id(0) % heads
+    qkv += example * length * 3 * size + head * head_dim
+    mixed += example * length * size + head * head_dim
+    key = tl.arange(0, KEYS)
+    feature = tl.arange(0, head_dim)[None, :]
+    # Positions past the last have zeros, not what lies there: the next example's NaN times 0.
+    v = tl.load(qkv + key[:, None] * 3 * size + 2 * size + feature, key[:, None] < length, 0)
+    k_first, k_second = rotated(qkv + size, rotary, key, length, size, head_dim)
+    for start in tl.static_range(0, KEYS, QUERIES):
+        query = start + tl.arange(0, QUERIES)
+        q_first, q_second = rotated(qkv, rotary, query, length, size, head_dim)
+        scores = tl.dot(q_second, k_second.T, tl.dot(q_first, k_first.T))
+        scores = tl.where(key[None, :] < length, scores * scale, float("-inf"))
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        values = tl.dot(weights.to(v.dtype), v) / tl.sum(weights, 1)[:, None]
+        place = mixed + query[:, None] * size + feature
+        tl.store(place, values.to(v.dtype), query[:, None] < length)
+
+
+@triton.jit
+def rotated(
+    x: tl.tensor,
+    rotary: tl.tensor,
+    position: tl.tensor,
+    length: tl.constexpr,
+    size: tl.constexpr,
+    head_dim: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Both halves of one head's queries or keys, (positions, head_dim / 2), rotated in float32."""
+    half: tl.constexpr = head_dim // 2
+    position = position[:, None]
+    # Zeros fill up what a product would be too small for.
+    feature = tl.arange(0, max(half, 16))[None, :]
+    real = (position < length) & (feature < half)
+    cosines = tl.load(rotary + position * head_dim + feature, real, 0)
+    sines = tl.load(rotary + (length + position) * head_dim + feature, real, 0)
+    dtype: tl.constexpr = x.dtype.element_ty
+    x += position * 3 * size + feature
+    first, second = tl.load(x, real, 0).to(tl.float32), tl.load(x + half, real, 0).to(tl.float32)
+    return (
+        (first * cosines - second * sines).to(dtype),
+        (second * cosines + first * sines).to(dtype),
+    )
+
+
+@triton.jit
+def product_norm_kernel(
+    x: tl.tensor_descriptor,
+    weight: tl.tensor_descriptor,
+    residual: tl.tensor_descriptor,
+    output: tl.tensor_descriptor,
+    eps: tl.tensor,
+    size: tl.constexpr,
+    inputs: tl.constexpr,
+) -> None:
+    """rms_norm(residual + x @ weight.T) for some rows.
+
+    x: (rows, inputs); weight: (size, inputs); residual, output: (rows, size).
+    """
+    row = tl.program_id(0) * residual.block_shape[0]
+    total = residual.load([row, 0]).to(tl.float32)
+    for first in range(0, inputs, x.block_shape[1]):
+        total = tl.dot(x.load([row, first]), weight.load([0, first]).T, total)
+    output.store([row, 0], normalised(total, eps, size).to(output.dtype))
+
+
+@triton.jit
+def gate_kernel(
+    x: tl.tensor_descriptor,
+    gate_up: tl.tensor_descriptor,
+    gated: tl.tensor_descriptor,
+    size: tl.constexpr,
+    inner: tl.constexpr,
+) -> None:
+    """silu(x @ gate.T) * (x @ up.T) for some rows and columns.
+
+    x: (rows, size); gate_up: (2, inner, size); gated: (rows, inner).
+    """
+    rows: tl.constexpr = gated.block_shape[0]
+    columns: tl.constexpr = gated.block_shape[1]
+    depth: tl.constexpr = x.block_shape[1]
+    across: tl.constexpr = (inner + columns - 1) // columns
+    row = tl.program_id(0) // across * rows
+    column = tl.program_id(0) % across * columns
+    both = tl.zeros((rows, 2 * columns), tl.float32)
+    for first in range(0, size, depth):
+        weight = gate_up.load([0, column, first]).reshape(2 * columns, depth)
+        both = tl.dot(x.load([row, first]), weight.T, both)
+    gated.store([row, column], swiglu(both).to(gated.dtype))
+
+
+@triton.jit
+def mlp_kernel(
+    x: tl.tensor_descriptor,
+    gate_up: tl.tensor_descriptor,
+    down: tl.tensor_descriptor,
+    output: tl.tensor_descriptor,
+    eps: tl.tensor,
+    size: tl.constexpr,
+    inner: tl.constexpr,
+) -> None:
+    """rms_norm(x + (silu(x @ gate.T) * (x @ up.T)) @ down.T) for some rows.
+
+    x, output: (rows, size); gate_up: (2, inner, size); down: (size, inner).
+    """
+    columns: tl.constexpr = down.block_shape[1]
+    width: tl.constexpr = down.block_shape[0]
+    row = tl.program_id(0) * x.block_shape[0]
+    part = x.load([row, 0])
+    total = part.to(tl.float32)
+    for column in range(0, inner, columns):
+        weight = gate_up.load([0, column, 0]).reshape(2 * columns, width)
+        gated = swiglu(tl.dot(part, weight.T)).to(x.dtype)
+        total = tl.dot(gated, down.load([0, column]).T, total)
+    output.store([row, 0], normalised(total, eps, size).to(output.dtype))
+
+
+@triton.jit
+def swiglu(both: tl.tensor) -> tl.tensor:
+    """silu(gate) * up of both, which lie side by side in the last dimension."""
+    halves = both.reshape(both.shape[0], 2, both.shape[1] // 2)
+    gate, up = tl.split(halves.permute(0, 2, 1))
+    return gate / (1 + tl.exp(-gate)) * up
+
+
+@triton.jit
+def normalised(x: tl.tensor, eps: tl.tensor, size: tl.constexpr) -> tl.tensor:
+    """Rows divided by the roots of their mean squares. What fills them up beyond `size` is 0."""
+    return x * tl.rsqrt(tl.sum(x * x, 1) / size + eps)[:, None]
