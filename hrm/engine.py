@@ -10,19 +10,30 @@ batch to form or to finish, and a step computes only the slots that are taken: e
 its examples in the first rows of fixed memory (a lane), which threads of a CPU share, while a GPU
 replays a step that was captured for the nearest of a few sizes. There the host prepares and
 delivers while the device computes, and waits for it once a turn, for two numbers of each example:
-whether to halt. Several networks are an ensemble: an example takes one slot, leaves each network
-when it halts there, and frees the slot when the last is done. Where the device's memory does not
-suffice, the examples in slots go back to the front of the queue, and the engine goes on with half
-the slots.
+whether to halt.
+
+A CPU's step takes as long as it has rows, so that examples which meet slow each other. While slots
+are free, a turn there is only for one of them, or for as many as there are threads where these are
+more than two. Under `q` it is for those with the fewest steps done: most examples halt after one
+or two, a few after many, and nobody knows before (least attained service first, Kleinrock, 1976).
+Else it is for those with the fewest steps left. When all slots are taken, a turn is for all of
+them: none starves, and slots become free.
+
+Several networks are an ensemble: an example takes one slot, leaves each network when it halts
+there, and frees the slot when the last is done. Where the device's memory does not suffice, the
+examples in slots go back to the front of the queue, and the engine goes on with half the slots.
 """
 
+import contextlib
 import gc
+import heapq
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -37,13 +48,17 @@ from hrm.prediction import (
     InferenceError,
     Prediction,
 )
-from hrm.threads import Team
+from hrm.threads import Team, end_openmp_threads
 from schemas import HaltedBy, HRMExample
 
 logger = logging.getLogger(__name__)
 
 MIN_QUEUE_LIMIT = 1024
 """Examples that may wait, or twice the slots where these are many: all slots can free at once."""
+
+THREADS_OF_AN_EXAMPLE = 2
+"""So many of a CPU take 3.0 ms for a step of one example, of which one takes 5.0: hardly more than
+for a share of two examples, and the first is through sooner. More were not measured."""
 
 Join = Callable[[Sequence[Prediction]], Prediction]
 """The predictions of several networks, in their order, to one."""
@@ -60,6 +75,8 @@ class _Work:
     """By network."""
     halted: int = 0
     """At how many networks."""
+    steps: int = 0
+    """ACT steps that were computed for it."""
     settled: bool = False
 
     def settle(self, outcome: Prediction | Exception) -> None:
@@ -117,10 +134,13 @@ class Engine:
         """In slots, the oldest first."""
         self._answers: list[tuple[int, Answers[_Work]]] = []
         """What halted, by network, and was not delivered yet."""
+        self._cancelled: deque[Future[Prediction]] = deque()
+        """Since the last turn."""
         self._closed = False
         self._changed = threading.Condition()
         self._lanes: list[Lane[_Work]] = []
         self._make_lanes()
+        end_openmp_threads()  # that it took to load the network: they would slow the engine's
         self._thread = threading.Thread(target=self._run, name="hrm-engine", daemon=True)
         self._thread.start()
 
@@ -166,11 +186,13 @@ class Engine:
         take, `EngineFullError` where `queue_limit` examples wait, and `EngineClosedError` after
         `close`. The future raises `InferenceError` where a network's answer is not finite, and
         `EngineClosedError` where the engine closed before the example took a slot. Cancelling the
-        future frees its slot.
+        future frees its slot, or its place among those that wait, at the next turn.
         """
         for network in self.networks:
             check_fits(example, network.config)
         work = _Work(example, max_steps)
+        # Not the engine itself, which a future may outlive.
+        work.future.add_done_callback(partial(_note_if_cancelled, self._cancelled))
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine is closed")
@@ -219,18 +241,13 @@ class Engine:
             self._changed.wait_for(
                 lambda: self._active or self._answers or self._waiting or self._closed
             )
-            cancelled = {work for work in self._active if work.future.cancelled()}
-            for work in cancelled:
-                del self._active[work]
+            cancelled = self._drop_cancelled()
             if self._closed:
                 refused = list(self._waiting)
                 self._waiting.clear()
             at_work = bool(self._active)
             while self._waiting and len(self._active) < self._slots:
                 work = self._waiting.popleft()
-                if work.future.cancelled():
-                    refused.append(work)
-                    continue
                 self._active[work] = None
                 self._fresh.append(work)
                 self._refills += at_work
@@ -240,6 +257,16 @@ class Engine:
             lane.remove(cancelled)
         _settle([*cancelled, *refused], EngineClosedError("the engine is closed"))
         return goes_on
+
+    def _drop_cancelled(self) -> set[_Work]:
+        """Take what was cancelled since the last turn out of slots and queue, and return it."""
+        futures = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        if not futures:
+            return set()
+        dropped = {work for work in (*self._active, *self._waiting) if work.future in futures}
+        self._active = {work: None for work in self._active if work not in dropped}
+        self._waiting = deque(work for work in self._waiting if work not in dropped)
+        return dropped
 
     def _turn(self) -> None:
         error: Exception | None = None
@@ -267,9 +294,13 @@ class Engine:
                     [work.example for work in fresh],
                     [work.max_steps or limit for work in fresh],
                 )
-        launch(self._lanes, self._team)
-        self._steps += bool(self._active)
-        self._occupied += len(self._active)
+        chosen = self._chosen()
+        launch(self._lanes, self._team, chosen)
+        computed = self._active if chosen is None else chosen
+        self._steps += bool(computed)
+        self._occupied += len(computed)
+        for work in computed:
+            work.steps += 1
         self._deliver()  # what halted at the step before, while the device computes this one
         for number, lane in enumerate(self._lanes):
             answers = lane.finish()
@@ -282,6 +313,20 @@ class Engine:
                     del self._active[work]
         if not self._lanes[0].is_asynchronous:
             self._deliver()
+
+    def _chosen(self) -> Sequence[_Work] | None:
+        """The examples that this turn is for, the oldest first among equals; None: all in slots."""
+        if len(self._active) == self._slots or not self._lanes[0].needs_threads:
+            return None
+        threads = self._team.threads
+        count = threads if threads > THREADS_OF_AN_EXAMPLE else 1
+        return heapq.nsmallest(count, self._active, key=self._rank)
+
+    def _rank(self, work: _Work) -> int:
+        """The lowest is for the next turn: see the module's docstring."""
+        if self.halting is HaltedBy.Q:
+            return work.steps
+        return (work.max_steps or self.max_steps) - work.steps
 
     def _deliver(self) -> None:
         """Answer what has halted at every network, and fail what one could not answer."""
@@ -331,7 +376,9 @@ class Engine:
             self._waiting.extendleft(
                 _Work(work.example, work.max_steps, work.future) for work in reversed(works)
             )
-            self._reduce_slots(min(self._slots, len(works)) // 2)
+            # A GPU's memory is taken for all slots in advance, a CPU's for those in work.
+            taken = self._slots if self._lanes[0].is_asynchronous else len(works)
+            self._reduce_slots(taken // 2)
         self._make_lanes()
 
     @torch.inference_mode()
@@ -369,7 +416,14 @@ class Engine:
         self._slot_reductions += 1
         self._lanes = []
         gc.collect()
-        torch.cuda.empty_cache()
+        # Only a help, and after a capture that broke off torch 2.11 cannot give it.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+def _note_if_cancelled(cancelled: deque[Future[Prediction]], future: Future[Prediction]) -> None:
+    if future.cancelled():
+        cancelled.append(future)
 
 
 def _settle(works: Iterable[_Work], error: Exception) -> None:

@@ -20,12 +20,15 @@ WARM_UP_RUNS = 3
 
 
 def sizes(capacity: int) -> list[int]:
-    """Batch sizes up to `capacity`, which is the last: each at most one and a half of the one
-    before from 8 on, so that no more than a third of a step is for empty rows.
+    """Batch sizes up to `capacity`, which is the last: each at most twice the one before, from 8 on
+    one and a half of it, and from 64 on nine eighths: of a step over more than 64 rows, at most a
+    ninth is for empty ones.
     """
-    powers = [2**exponent for exponent in range(capacity.bit_length())]
-    between = [3 * power // 2 for power in powers if power >= 8]  # noqa: PLR2004 - see above
-    return sorted({size for size in (*powers, *between) if size < capacity} | {capacity})
+    chosen = {capacity}
+    for power in (2**exponent for exponent in range(capacity.bit_length())):
+        parts = 8 if power >= 64 else 2 if power >= 8 else 1  # noqa: PLR2004 - see above
+        chosen.update(range(power, min(2 * power, capacity), power // parts))
+    return sorted(chosen)
 
 
 class Graphs:

@@ -1,4 +1,4 @@
-"""The rows of one network on its device: fixed memory, of which the first rows are in work.
+"""The rows of one network on its device: fixed memory, of which some rows are in work.
 
 Knows tensors and ACT steps; nothing of futures, queues or other networks. What a row is for is its
 occupant, which is of no concern here.
@@ -14,17 +14,20 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from hrm.batch import encode
+from hrm.batch import encode_inputs
 from hrm.graphs import Capture, Graphs, cuda_capture
 from hrm.network import HRM, State
 from hrm.prediction import InferenceError, Prediction
-from hrm.threads import Team
+from hrm.threads import Team, Work
 from hrm.transfers import ToHost, to_device
 from schemas import HaltedBy, HRMExample
 
 Occupant = TypeVar("Occupant")
 
 logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+"""What errors say for which torch has no type: of CUDA and Triton, of the CPU, of cuBLAS."""
 
 
 class Answers(Generic[Occupant]):
@@ -122,6 +125,9 @@ class Lane(Generic[Occupant]):
             torch.zeros(capacity, dtype=torch.int64) for _ in range(3)
         )
         self._preferred_halt = torch.zeros(capacity, dtype=torch.bool)
+        self._numbers = torch.arange(capacity)
+        self._rows: slice | Tensor = slice(0)
+        """Of the step in flight."""
         self._sent: ToHost | None = None
 
     @property
@@ -145,11 +151,11 @@ class Lane(Generic[Occupant]):
         end = len(self._occupants)
         self._occupants += [None] * max(0, len(occupants) - len(holes))
         rows = [*holes, *range(end, len(self._occupants))][: len(occupants)]
-        batch = encode(examples, self.network.config)
+        inputs, puzzle_ids = encode_inputs(examples, self.network.config)
         with self._on_stream():
             index = self._index(rows)
-            puzzles = self.network.puzzle_embedding(to_device(batch.puzzle_ids, self.device))
-            x = self.network.embed(to_device(batch.inputs, self.device), puzzles)
+            puzzles = self.network.puzzle_embedding(to_device(puzzle_ids, self.device))
+            x = self.network.embed(to_device(inputs, self.device), puzzles)
             state = self.network.initial_state(len(rows))
             for memory, values in ((self._x, x), (self._z_H, state.z_H), (self._z_L, state.z_L)):
                 memory[index] = values
@@ -159,7 +165,9 @@ class Lane(Generic[Occupant]):
             self._occupants[row] = occupant
 
     def remove(self, occupants: Collection[Occupant]) -> None:
-        """Free the rows of `occupants`, where they have one."""
+        """Free the rows of `occupants`, where they have one, in the midst of a step too."""
+        if not occupants:
+            return
         for row, occupant in enumerate(self._occupants):
             if occupant is not None and occupant in occupants:
                 self._occupants[row] = None
@@ -169,14 +177,22 @@ class Lane(Generic[Occupant]):
         self._occupants.clear()
         self._sent = None
 
-    def begin(self) -> int:
-        """Bring the rows in work together for the next step; how many there are."""
-        self._compact()
-        return len(self._occupants)
+    def begin(self, chosen: Collection[Occupant] | None = None) -> list[tuple[Work, int]]:
+        """Prepare a step over the rows of `chosen`, or over all, which are brought together.
 
-    def compute(self, first: int, end: int) -> None:
-        """One ACT step over these rows, in place."""
-        rows = slice(first, end)
+        Returns what computes them, and how many each.
+        """
+        if chosen is None:
+            self._compact()
+            self._rows = slice(len(self._occupants))
+            return [(partial(self.compute, 0), len(self._occupants))]
+        rows = [row for row, occupant in enumerate(self._occupants) if occupant in chosen]
+        self._rows = torch.tensor(rows, dtype=torch.int64)
+        return [(partial(self.compute, row), 1) for row in rows]
+
+    def compute(self, offset: int, first: int, end: int) -> None:
+        """One ACT step in place, over the rows from `first` up to `end`, counted from `offset`."""
+        rows = slice(offset + first, offset + end)
         state = self.network.step(State(self._z_H[rows], self._z_L[rows]), self._x[rows])
         self._z_H[rows] = state.z_H
         self._z_L[rows] = state.z_L
@@ -192,36 +208,38 @@ class Lane(Generic[Occupant]):
         """Have the step's Q logits on their way to the host."""
         if self._occupants:
             with self._on_stream():
-                self._sent = ToHost(self._q_logits[: len(self._occupants)])
+                self._sent = ToHost(self._q_logits[self._rows])
 
     def finish(self) -> Answers[Occupant] | None:
         """Wait for the step. The rows that halt at it are free, and their answers are begun."""
         if self._sent is None:
             return None
-        q_logits, self._sent = self._sent.read(), None
-        rows = len(q_logits)
-        self._act_steps[:rows] += 1
+        q_logits, rows, self._sent = self._sent.read(), self._rows, None
+        self._act_steps[rows] += 1
         prefers_halt = q_logits[:, 0] > q_logits[:, 1]
-        turned = prefers_halt != self._preferred_halt[:rows]
-        self._q_flips[:rows] += turned & (self._act_steps[:rows] > 1)
-        self._preferred_halt[:rows] = prefers_halt
-        halts = self._act_steps[:rows] >= self._limits[:rows]
+        turned = prefers_halt != self._preferred_halt[rows]
+        self._q_flips[rows] += turned & (self._act_steps[rows] > 1)
+        self._preferred_halt[rows] = prefers_halt
+        halts = self._act_steps[rows] >= self._limits[rows]
         if self._halting is HaltedBy.Q:
             halts |= prefers_halt
-        halted = halts.nonzero().squeeze(1)
-        numbers: list[int] = halted.tolist()
-        if not numbers:
-            return None
+        numbers: list[int] = self._numbers[rows].tolist()
+        places: list[int] = []
         occupants: list[Occupant] = []
-        for row in numbers:
+        for place in halts.nonzero().squeeze(1).tolist():
+            row = numbers[place]
             occupant, self._occupants[row] = self._occupants[row], None
-            assert occupant is not None  # a launch leaves no holes  # noqa: S101
-            occupants.append(occupant)
+            if occupant is not None:  # else it was removed in the midst of the step
+                places.append(place)
+                occupants.append(occupant)
+        if not occupants:
+            return None
+        halted = self._numbers[rows][places]
         with self._on_stream():
             return Answers(
                 occupants,
                 self.network.token_logits(self._z_H[to_device(halted, self.device)]),
-                q_logits[halted],
+                q_logits[places],
                 self._act_steps[halted],
                 self._q_flips[halted],
                 halting=self._halting,
@@ -250,7 +268,7 @@ class Lane(Generic[Occupant]):
 
     def _captured(self, capacity: int, capture: Capture) -> Callable[[int], None]:
         """What computes so many of the first rows."""
-        compute = partial(self.compute, 0)
+        compute = partial(self.compute, 0, 0)
         try:
             return Graphs(compute, capacity, capture)
         except RuntimeError as error:
@@ -258,7 +276,8 @@ class Lane(Generic[Occupant]):
                 raise
             said = str(error).partition("\n")[0]
             logger.warning("steps are launched kernel by kernel: they cannot be captured: %s", said)
-            return compute
+            # Of the same few sizes, since libraries make plans for every new one.
+            return Graphs(compute, capacity, lambda work: work)
 
     def _index(self, rows: Sequence[int]) -> Tensor:
         return to_device(torch.tensor(rows, dtype=torch.int64), self.device)
@@ -271,11 +290,16 @@ class Lane(Generic[Occupant]):
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
-def launch(lanes: Sequence[Lane[Occupant]], team: Team) -> None:
-    """Begin one ACT step over all rows of all lanes; on a CPU, `team` shares them in one pass."""
-    rows = [lane.begin() for lane in lanes]
+def launch(
+    lanes: Sequence[Lane[Occupant]], team: Team, chosen: Collection[Occupant] | None = None
+) -> None:
+    """Begin one ACT step over all rows of all lanes; on a CPU, `team` shares them in one pass.
+
+    chosen: there, only their rows.
+    """
+    works = [work for lane in lanes for work in lane.begin(chosen)]
     if lanes[0].needs_threads:
-        team.run([(lane.compute, count) for lane, count in zip(lanes, rows, strict=True)])
+        team.run(works)
     else:
         for lane in lanes:
             lane.replay()
@@ -283,9 +307,10 @@ def launch(lanes: Sequence[Lane[Occupant]], team: Team) -> None:
         lane.send()
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device's memory is the matter; torch has no one type for that."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("can't allocate memory" in str(error) or "CUDA error: out of memory" in str(error))
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the device's memory is the matter, also where it led to another error."""
+    return error is not None and (
+        isinstance(error, torch.OutOfMemoryError)
+        or (isinstance(error, RuntimeError) and any(each in str(error) for each in OUT_OF_MEMORY))
+        or is_out_of_memory(error.__context__)
     )

@@ -50,10 +50,10 @@ class EngineStatistics:
     """What an engine did since its start."""
 
     steps: int = 0
-    """ACT steps, each over all examples in work."""
+    """Turns, each an ACT step over all examples in slots or over a few of them."""
     occupied: int = 0
-    """Slots with an example in them, summed over the steps: divided by `steps` and by the slots,
-    the mean occupancy."""
+    """Examples that a turn computed, summed over the turns: divided by `steps` and by the slots,
+    the share of the slots that a turn computes in the mean."""
     refills: int = 0
     """Examples that took a slot while others were at work."""
     slot_reductions: int = 0

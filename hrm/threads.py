@@ -9,6 +9,7 @@ shared. And OpenMP's threads stop waiting actively once a process has two sets o
 one of the thread that loads and one of the thread that computes: 6.3 instead of 8.3 split.
 """
 
+import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,6 +18,20 @@ import torch
 
 Work = Callable[[int, int], None]
 """Computes the rows from the first number up to, not including, the second."""
+
+
+_PAUSE = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)
+_SOFT = 1
+
+
+def end_openmp_threads() -> None:
+    """End OpenMP's threads of the calling thread; the next operation that is split starts others.
+
+    After an operation they wait actively for some 5 ms, on cores that other threads may need. And
+    with two sets of them on two cores a step of one example takes 5.5 ms instead of 3.2.
+    """
+    if _PAUSE is not None:
+        _PAUSE(_SOFT)
 
 
 class Team:
@@ -36,6 +51,8 @@ class Team:
         parts = min(self.threads, rows)
         if not parts:
             return
+        if parts > 1:  # the cores are for the other threads, after a step over a single row
+            end_openmp_threads()
         bounds = [rows * part // parts for part in range(parts + 1)]
         own, *others = itertools.pairwise(bounds)
         futures = [self._others.submit(self._run, works, *part, parts) for part in others]

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hrm.batch import Batch, ExampleError, check_fits, encode
+from hrm.batch import Batch, ExampleError, check_fits, encode, encode_inputs
 from schemas import Difficulty, ExampleMetadata, HRMExample
 from tests.unit.tiny_checkpoints import TINY
 
@@ -39,6 +41,15 @@ def test_no_examples_are_an_empty_batch_of_the_right_width() -> None:
     assert batch.inputs.shape == batch.labels.shape == (0, 7)
 
 
+@given(st.lists(st.lists(st.integers(0, 11), min_size=2, max_size=7), max_size=4))
+def test_inputs_are_encoded_alone_as_with_their_labels(sequences: list[list[int]]) -> None:
+    examples = [example(row, inputs=tuple(each)) for row, each in enumerate(sequences)]
+    inputs, puzzle_ids = encode_inputs(examples, TINY)
+    assert inputs.tolist() == [each + [0] * (7 - len(each)) for each in sequences]
+    assert inputs.dtype == puzzle_ids.dtype == torch.int64
+    assert puzzle_ids.tolist() == list(range(len(sequences)))
+
+
 def test_the_last_row_and_the_full_length_fit() -> None:
     full = tuple(range(7))
     check_fits(example(4, full, full), TINY)
@@ -61,7 +72,9 @@ def test_what_does_not_fit_is_refused_in_one_line(refused: HRMExample, wording: 
 
 
 def test_without_a_puzzle_table_any_puzzle_fits() -> None:
-    check_fits(example(10**6), TINY.model_copy(update={"puzzle_emb_ndim": 0}))
+    without = TINY.model_copy(update={"puzzle_emb_ndim": 0})
+    check_fits(example(10**6), without)
+    assert encode([example(10**400)], without).puzzle_ids.tolist() == [0]
 
 
 def counting(start: int, rows: int) -> Batch:

@@ -5,7 +5,7 @@ has always finished by the time that it is asked.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from hrm.lane import Lane
 from hrm.prediction import EngineClosedError, InferenceError, Prediction
 from schemas import HaltedBy
 from tests.unit import reference_data
-from tests.unit.test_engine import DEADLINE, assert_same, loop_predictions, wait_until
+from tests.unit.test_engine import DEADLINE, Works, assert_same, loop_predictions, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +52,12 @@ def test_out_of_memory_loses_neither_what_is_in_work_nor_what_is_not_delivered(
 ) -> None:
     begin, count = Lane.begin, 0
 
-    def begin_or_fail(self: Lane[object]) -> int:
+    def begin_or_fail(self: Lane[object], chosen: Collection[object] | None = None) -> Works:
         nonlocal count
         count += 1
         if count == failing_step:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return begin(self)
+        return begin(self, chosen)
 
     monkeypatch.setattr(Lane, "begin", begin_or_fail)
     with contextlib.closing(
@@ -90,6 +90,38 @@ def test_members_of_an_ensemble_halt_each_for_itself_and_one_may_fail() -> None:
         wait_until(lambda: engine.busy_slots == 0)
     assert len(given) == 8
     assert all(one == other for one, other in given)
+
+
+def test_what_one_member_fails_leaves_another_that_halts_at_the_step_in_flight() -> None:
+    examples = reference_data.examples()
+    networks = [reference_data.network(), reference_data.network()]
+    networks[0].puzzle_emb.weights[examples[0].puzzle_id] = torch.nan
+    for network, limit in zip(networks, (2, 3), strict=True):
+        network.config = network.config.model_copy(update={"halt_max_steps": limit})
+    with contextlib.closing(Engine(networks, slots=9, join=lambda members: members[1])) as engine:
+        first, *others = [engine.submit(each) for each in examples]
+        with pytest.raises(InferenceError):
+            first.result(DEADLINE)
+        wanted = loop_predictions(HaltedBy.MAX_STEPS, 3)[1:]
+        for future, each in zip(others, wanted, strict=True):
+            assert_same(future.result(DEADLINE), each)
+        wait_until(lambda: engine.busy_slots == 0)
+
+
+def test_without_memory_half_the_slots_are_kept_however_few_are_in_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = Lane.begin
+
+    def begin_or_fail(self: Lane[object], chosen: Collection[object] | None = None) -> Works:
+        if engine.slots > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return begin(self, chosen)
+
+    monkeypatch.setattr(Lane, "begin", begin_or_fail)
+    with contextlib.closing(Engine(reference_data.network(), slots=8, max_steps=1)) as engine:
+        assert engine.submit(reference_data.examples()[0]).result(DEADLINE).act_steps == 1
+        assert engine.slots == 4
 
 
 def test_closing_delivers_what_has_halted() -> None:

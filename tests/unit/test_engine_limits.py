@@ -1,9 +1,11 @@
 """The engine at its limits: a full queue, limits of one example, too little memory, the end."""
 
 import contextlib
+import gc
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, wait
 
 import pytest
 import torch
@@ -16,7 +18,14 @@ from hrm.network import HRM
 from hrm.prediction import DeviceMemoryError, EngineClosedError, EngineFullError, Prediction
 from schemas import HaltedBy, HRMExample
 from tests.unit import reference_data
-from tests.unit.test_engine import DEADLINE, Gate, assert_same, loop_predictions, wait_until
+from tests.unit.test_engine import (
+    DEADLINE,
+    Gate,
+    Works,
+    assert_same,
+    loop_predictions,
+    wait_until,
+)
 
 OUT_OF_MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -78,9 +87,9 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             check(len(self._occupants) + len(occupants))
             admit(self, occupants, examples, limits)
 
-        def limited_begin(self: Lane[str]) -> int:
+        def limited_begin(self: Lane[str], chosen: Collection[str] | None = None) -> Works:
             check(sum(occupant is not None for occupant in self._occupants))
-            return begin(self)
+            return begin(self, chosen)
 
         name, limited = {
             "memory": ("__init__", limited_hold),
@@ -134,6 +143,62 @@ def test_the_queue_holds_what_all_slots_can_take_at_once(network: HRM) -> None:
     for slots, limit in ((1, 1024), (2000, 4000)):
         with contextlib.closing(Engine(network, slots=slots)) as engine:
             assert engine.queue_limit == limit
+
+
+def test_what_is_cancelled_leaves_the_queue_at_the_next_turn(
+    network: HRM, examples: list[HRMExample], gate: Gate
+) -> None:
+    second_step, go_on = threading.Event(), threading.Event()
+
+    def hold_the_second_step() -> None:
+        if len(gate.rows) == 2:
+            second_step.set()
+            assert go_on.wait(DEADLINE)
+
+    gate.before_step = hold_the_second_step
+    with contextlib.closing(Engine(network, slots=1, max_steps=2, queue_limit=2)) as engine:
+        active = engine.submit(examples[0])
+        assert gate.reached.wait(DEADLINE)
+        first, cancelled = (engine.submit(example) for example in examples[1:3])
+        assert cancelled.cancel()
+        gate.opened.set()
+        assert second_step.wait(DEADLINE)
+        assert engine.wait_for_room(0)
+        last = engine.submit(examples[3])
+        assert not active.done()
+        go_on.set()
+        for future in (active, first, last):
+            assert future.result(DEADLINE).act_steps == 2
+    assert wait([cancelled], timeout=0).done, "who waits for it is told"
+
+
+def test_a_turn_asks_no_example_whether_it_was_cancelled(
+    network: HRM, examples: list[HRMExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    is_cancelled = Future.cancelled
+
+    def count(self: Future[Prediction]) -> bool:
+        nonlocal asked
+        asked += 1
+        return is_cancelled(self)
+
+    monkeypatch.setattr(Future, "cancelled", count)
+    with contextlib.closing(Engine(network, slots=9)) as engine:
+        for future in [engine.submit(each) for each in examples]:
+            future.result(DEADLINE)
+    assert asked == len(examples), "once it is done"
+
+
+def test_a_future_does_not_keep_the_engine_alive(network: HRM, examples: list[HRMExample]) -> None:
+    engine = Engine(network, slots=1, max_steps=1)
+    future = engine.submit(examples[0])
+    assert future.result(DEADLINE).act_steps == 1
+    engine.close()
+    kept = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert kept() is None
 
 
 # Limits of one example.
@@ -240,6 +305,25 @@ def test_what_does_not_fit_alone_fails_alone(
         assert engine.statistics.slot_reductions == 0
 
 
+def test_a_cache_of_memory_that_cannot_be_freed_does_not_end_the_engine(
+    network: HRM,
+    examples: list[HRMExample],
+    expected: dict[HaltedBy, list[Prediction]],
+    small_memory: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    small_memory(1)
+    with contextlib.closing(Engine(network, slots=2, halting=HaltedBy.Q)) as engine:
+        futures = [engine.submit(each) for each in examples]
+        for future, wanted in zip(futures, expected[HaltedBy.Q], strict=True):
+            assert_same(future.result(DEADLINE), wanted)
+        assert engine.slots == 1
+
+
 def test_an_engine_without_memory_for_one_slot_is_not_made(
     network: HRM, small_memory: Callable[..., None]
 ) -> None:
@@ -279,12 +363,12 @@ def test_whatever_is_cancelled_or_fails_the_others_are_answered_as_ever(
     begin, failing = Lane.begin, data.draw(st.sets(st.integers(1, 40), max_size=2))
     count = 0
 
-    def begin_or_fail(self: Lane[str]) -> int:
+    def begin_or_fail(self: Lane[str], chosen: Collection[str] | None = None) -> Works:
         nonlocal count
         count += 1
         if count in failing and engine.slots > 1:
             raise OUT_OF_MEMORY[0]
-        return begin(self)
+        return begin(self, chosen)
 
     rows = data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=12))
     cancelled = data.draw(st.sets(st.sampled_from(range(len(rows)))))

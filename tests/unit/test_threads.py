@@ -2,15 +2,23 @@
 
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.threads import Team
+from hrm.engine import Engine
+from hrm.threads import Team, end_openmp_threads
+from tests.unit import reference_data
+from tests.unit.test_engine import wait_until
+
+TASKS = Path("/proc/self/task")
+"""The threads of this process."""
 
 
 @given(threads=st.integers(1, 5), rows=st.integers(1, 20))
@@ -83,3 +91,37 @@ def test_the_rows_of_several_works_are_shared_as_if_they_were_one(
         ((number, row) for number, count in enumerate(counts) for row in range(count)), 1
     )
     assert sum(shares.values()) == sum(counts)
+
+
+def split(*_: int) -> None:
+    """What torch splits among OpenMP's threads."""
+    torch.ones(1_000_000).sum()
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="counts threads as Linux shows them")
+@pytest.mark.parametrize("ending", ["itself", "a team", "an engine"])
+def test_openmp_threads_end_before_they_slow_others(ending: str) -> None:
+    def others() -> set[Path]:
+        return set(TASKS.iterdir()) - before
+
+    def work() -> None:
+        torch.set_num_threads(2)
+        with closing(Team(2)) as team:
+            team.run([(split, 1)])
+            started = others()
+            assert len(started) == 1
+            match ending:
+                case "itself":
+                    end_openmp_threads()
+                case "a team":
+                    team.run([(lambda *_: None, 2)])
+                case "an engine":
+                    Engine(reference_data.network(), slots=8).close()
+            wait_until(lambda: not started & others())
+            team.run([(split, 1)])  # they start again where they are needed
+            assert others()
+
+    with ThreadPoolExecutor(1) as own:
+        own.submit(threading.get_ident).result()  # has the thread started
+        before = set(TASKS.iterdir())
+        own.submit(work).result()
