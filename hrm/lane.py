@@ -223,11 +223,11 @@ class Lane(Generic[Occupant]):
         halts = self._act_steps[rows] >= self._limits[rows]
         if self._halting is HaltedBy.Q:
             halts |= prefers_halt
-        numbers: list[int] = self._numbers[rows].tolist()
+        halting = halts.nonzero().squeeze(1)
+        numbers = self._numbers[rows][halting]
         places: list[int] = []
         occupants: list[Occupant] = []
-        for place in halts.nonzero().squeeze(1).tolist():
-            row = numbers[place]
+        for place, row in zip(halting.tolist(), numbers.tolist(), strict=True):
             occupant, self._occupants[row] = self._occupants[row], None
             if occupant is not None:  # else it was removed in the midst of the step
                 places.append(place)

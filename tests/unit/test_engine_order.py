@@ -127,7 +127,9 @@ def test_two_threads_share_an_example_and_of_more_each_has_one(
     assert max(chosen_together) == turn
 
 
-def test_where_examples_wait_for_slots_a_long_one_is_in_every_turn(network: HRM, turns: Turns) -> None:
+def test_where_examples_wait_for_slots_a_long_one_is_in_every_turn(
+    network: HRM, turns: Turns
+) -> None:
     continue_always(network)
     long, short = 2, 0
     with contextlib.closing(Engine(network, slots=2, halting=HaltedBy.Q, threads=1)) as engine:
