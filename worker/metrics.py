@@ -210,7 +210,9 @@ class Metrics:
             done = engine.statistics
             yield _counter("engine_steps", "ACT steps of the engine.", {(): done.steps})
             yield _counter(
-                "engine_occupied_slots", "Busy slots, summed over the steps.", {(): done.occupied}
+                "engine_occupied_slots",
+                "Slots that a step was for, summed over the steps.",
+                {(): done.occupied},
             )
             yield _counter(
                 "engine_refills", "Messages that took a slot beside others.", {(): done.refills}
