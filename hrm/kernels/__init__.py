@@ -1,4 +1,4 @@
-"""Faster forms of the network's blocks: the same numbers but for rounding.
+"""Faster forms of the network's levels and blocks: the same numbers but for rounding.
 
 Knows blocks and devices; which blocks are applied when is said by `HRM.step` alone.
 """
@@ -46,7 +46,7 @@ def accelerate(network: HRM) -> HRM:
 
 
 def describe(network: HRM) -> str:
-    """What computes the blocks: say, `C++ (g++ 12.2.0); packed weights; bfloat16`."""
+    """What computes the blocks: say, `C++ (g++ 12.2.0); bfloat16`."""
     return _described.get(network, f"plain torch; {_name(network.forward_dtype)}")
 
 
