@@ -19,9 +19,11 @@ import torch
 Work = Callable[[int, int], None]
 """Computes the rows from the first number up to, not including, the second."""
 
-
 _PAUSE = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)
+"""Of OpenMP 5.0; None where torch comes with an older one, or has not shown it to others."""
+
 _SOFT = 1
+"""`omp_pause_soft` of omp.h: what threads hold stays as it is."""
 
 
 def end_openmp_threads() -> None:

@@ -44,7 +44,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def accelerate(network: HRM) -> str:
-    """Replace the blocks of `network`, whose weights have its forward dtype; returns by what."""
+    """Replace the levels of `network`, or their parts; its weights have its forward dtype.
+
+    Returns by what.
+    """
     _keep_freed_memory()
     if is_switched_off():
         return f"plain torch, because {SWITCH} is off"
