@@ -29,7 +29,6 @@ from hrm.checkpoint_config import (
     check_finite,
     check_tensors,
     config_json,
-    first_problem,
     read_configuration,
 )
 from hrm.checkpoint_files import (
@@ -42,9 +41,10 @@ from hrm.checkpoint_files import (
     read_state,
     weights_file,
 )
-from hrm.config import ConversionConfig, HRMConfig
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig
 from hrm.network import HRM
-from schemas import VOCABULARY_SIZE
+from schemas import VOCABULARY_SIZE, first_problem
 
 __all__ = [
     "Checkpoint",

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from hrm.checkpoint_files import CheckpointError
-from hrm.config import ConversionConfig, HRMConfig
-from schemas import VOCABULARY_SIZE
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig
+from schemas import VOCABULARY_SIZE, first_problem
 
 CONFIG = "config.json"
 """This project's configuration file."""
@@ -154,16 +155,6 @@ def tensor_shapes(config: HRMConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{block}.mlp.gate_up_proj.weight"] = (2 * inner, size)
             shapes[f"{block}.mlp.down_proj.weight"] = (size, inner)
     return shapes
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first field that does not fit, and why, in one line."""
-    problem = error.errors()[0]
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown field {name!a}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" if name else message
 
 
 class _Sidecar(NamedTuple):

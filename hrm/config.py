@@ -1,10 +1,9 @@
-"""The configuration of a network and of the conversion its checkpoint was trained with.
+"""The sizes of a network, and the padding of its inputs and labels.
 
 Field names are those of the reference's configuration files, so that a reader of one knows the
 other.
 """
 
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,32 +15,6 @@ PADDING_TOKEN = 0
 
 IGNORE_LABEL = -100
 """Labels are padded with this; such positions count neither in losses nor in figures."""
-
-
-class WordHash(StrEnum):
-    """The digest that gives a token to a word without a vocabulary entry."""
-
-    MD5 = "md5"
-    SHA256 = "sha256"
-
-
-class PuzzlePolicy(StrEnum):
-    """How a message without `puzzle_id` gets one."""
-
-    LINE_INDEX = "line_index"
-    """In a file: the line's index modulo the puzzle space."""
-    PROMPT_HASH = "prompt_hash"
-    """In a stream: md5 of the prompt modulo the puzzle space, the same in every process."""
-
-
-class ConversionConfig(BaseModel):
-    """How messages become examples. A checkpoint records what it was trained with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    word_hash: WordHash = WordHash.MD5
-    puzzle_policy: PuzzlePolicy = PuzzlePolicy.PROMPT_HASH
-    puzzle_space: int = Field(default=1000, ge=1, description="Puzzle ids the policies give.")
 
 
 class HRMConfig(BaseModel):

@@ -7,7 +7,7 @@ files (`hrm.files`) or queues.
 import hashlib
 from typing import Literal
 
-from hrm.config import ConversionConfig, PuzzlePolicy
+from hrm.conversion_config import ConversionConfig, PuzzlePolicy
 from hrm.vocabulary import Tokenizer
 from schemas import (
     MAX_SEQUENCE_LENGTH,

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hrm.outputs import log_probabilities
+
 PRIOR_STRENGTH = 1.0
 """Of stacking: a normal prior of deviation 1 around the weighted average, as strong as what
 a few tokens say. Less fits the noise of a small calibration file, more keeps to the average."""
@@ -29,18 +31,6 @@ class Strategy(StrEnum):
     """What most members say; of a tie, what the heaviest of its members says, then the first."""
     STACKING = "stacking"
     """Logistic regression on all log-probabilities, fitted on calibration examples."""
-
-
-def log_probabilities(logits: Tensor) -> Tensor:
-    """Of every token: float (…, V) to float64 (…, V).
-
-    Under stablemax, which the token head is trained with (`hrm.losses`): minus the training loss
-    that each token would have as the label. Softmax would read probabilities out of the logits
-    that no loss ever asked for, and weigh a member by the scale of its logits.
-    """
-    wide = logits.double()
-    mass = torch.where(wide < 0, 1 / (1 - wide.clamp(max=0)), wide + 1)
-    return mass.log() - mass.sum(-1, keepdim=True).log()
 
 
 def weighted_average(logits: Tensor, weights: Tensor) -> Tensor:

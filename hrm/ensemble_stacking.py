@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from hrm.batch import ExampleError
-from hrm.checkpoint_config import first_problem
 from hrm.ensemble_combiners import StackingCoefficients
 from hrm.prediction import InferenceError, Prediction, Predictor, submit_when_room
-from schemas import HRMExample, SQEHRMError
+from schemas import HRMExample, SQEHRMError, first_problem
 
 
 class EnsembleError(SQEHRMError):

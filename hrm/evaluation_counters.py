@@ -101,7 +101,7 @@ class FiguresCounter:
         self._q_halt.add(verdict.q_halt)
         self._q_continue.add(verdict.q_continue)
         self._q_flips.add(verdict.q_flips)
-        self._q_right += (verdict.q_halt >= 0) == verdict.solved
+        self._q_right += verdict.q_right
         self._seconds.add(verdict.timings.inference)
 
     def figures(self) -> Figures:

@@ -15,8 +15,9 @@ from typing import Any, Protocol, Self
 from hrm.batch import ExampleError
 from hrm.categories import categorize
 from hrm.checkpoint import CheckpointError, TrainingRecord, find_checkpoint, load_checkpoint
-from hrm.config import ConversionConfig, HRMConfig
+from hrm.config import HRMConfig
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig
 from hrm.engine import Engine
 from hrm.inference import Inference
 from hrm.prediction import (

@@ -25,6 +25,7 @@ from schemas import (
     MessageRejected,
     RejectionReason,
     SQEMessage,
+    first_problem,
     parse_message,
 )
 from schemas.message import Text
@@ -145,14 +146,13 @@ def parse_line_or_example(
     try:
         return HRMExample.model_validate_json(line)
     except ValidationError as invalid:
-        problem = invalid.errors()[0]
-    if problem["type"] == "json_invalid" or "input_sequence" not in from_json(line):
+        problem = first_problem(invalid)
+    if problem.kind == "json_invalid" or "input_sequence" not in from_json(line):
         # No JSON at all, or a message whose texts mention the key.
         return parse_line(line, max_message_bytes=max_message_bytes)
-    field = ".".join(str(part) for part in problem["loc"])
     raise MessageRejected(
         RejectionReason.NOT_A_MESSAGE,
-        f"neither a message nor an HRM example: field {field!a}: {problem['msg']}",
+        f"neither a message nor an HRM example: field {problem.field!a}: {problem.message}",
     )
 
 

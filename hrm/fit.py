@@ -8,60 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
-
 from hrm.batch import Batch
-from hrm.losses import Correctness
-from hrm.network import HRM
-from hrm.reference_loop import evaluate_batch
-from hrm.statistics import Share
+from hrm.measurement import BothRules, measure_both_rules
 from hrm.training import StepReport, Trainer
-from schemas import HaltedBy
-
-MEASURE_BATCH = 128
-"""Examples evaluated at once: bounds memory, and larger batches are not faster."""
 
 LEARNED_IN_A_ROW = 2
 """Training stops when so many measurements in a row found nothing left to learn."""
 
 QUICK_SHARE = 3 / 8
 """Of `halt_max_steps` (6 of 16): a network that halts later under `q` has more to learn."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What inference over a set of examples found under one halting rule."""
-
-    examples: int
-    solved: int
-    token_accuracy: float
-    """Mean over the examples."""
-    q_accuracy: float
-    """Share of examples where `q_halt >= 0` says rightly whether they are solved."""
-    mean_act_steps: float
-
-    @property
-    def solve_rate(self) -> Share:
-        """With its 95 % Wilson interval."""
-        return Share.measured(self.solved, self.examples)
-
-    @property
-    def perfect(self) -> bool:
-        """Everything solved, and the Q head knows it."""
-        return self.solved == self.examples and self.q_accuracy == 1.0
-
-
-@dataclass(frozen=True)
-class BothRules:
-    """Of one set of examples, under both halting rules."""
-
-    max_steps: Figures
-    q: Figures
-
-    @property
-    def perfect(self) -> bool:
-        """Perfect under both rules."""
-        return self.max_steps.perfect and self.q.perfect
 
 
 @dataclass(frozen=True)
@@ -150,26 +105,6 @@ class Progress:
         return None
 
 
-def measure(network: HRM, examples: Batch, halting: HaltedBy) -> Figures:
-    """Evaluate `examples` (at least one) with the plain loop."""
-    accuracy, solved, q_right, steps = [], [], [], []
-    for start in range(0, len(examples), MEASURE_BATCH):
-        batch = examples[slice(start, start + MEASURE_BATCH)]
-        output = evaluate_batch(network, batch, halting=halting)
-        correctness = Correctness.of(output.predictions, batch.labels)
-        accuracy.append(correctness.accuracy)
-        solved.append(correctness.solved)
-        q_right.append((output.q_logits[:, 0] >= 0) == correctness.solved)
-        steps.append(output.steps)
-    return Figures(
-        examples=len(examples),
-        solved=int(torch.cat(solved).sum()),
-        token_accuracy=float(torch.cat(accuracy).mean()),
-        q_accuracy=float(torch.cat(q_right).double().mean()),
-        mean_act_steps=float(torch.cat(steps).double().mean()),
-    )
-
-
 def fit(
     trainer: Trainer,
     progress: Progress,
@@ -192,15 +127,8 @@ def fit(
         network = trainer.averaged_network
         measurement = Measurement(
             report.step,
-            training=_under_both(network, trainer.examples),
-            held_out=None if held_out is None else _under_both(network, held_out),
+            training=measure_both_rules(network, trainer.examples),
+            held_out=None if held_out is None else measure_both_rules(network, held_out),
         )
         progress.add(measurement)
         on_measurement(measurement)
-
-
-def _under_both(network: HRM, examples: Batch) -> BothRules:
-    return BothRules(
-        max_steps=measure(network, examples, HaltedBy.MAX_STEPS),
-        q=measure(network, examples, HaltedBy.Q),
-    )

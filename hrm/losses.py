@@ -11,42 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrm.config import IGNORE_LABEL
+from hrm.outputs import Correctness, log_probabilities
 
 Q_LOSS_WEIGHT = 0.5
 """Of each Q loss beside the token loss."""
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-probability of each label under stablemax: float64 (B, S), 0 where ignored.
+    """Negative log-probability of each label: float64 (B, S), 0 where the label is ignored.
 
-    logits: (B, S, V); labels: int64 (B, S). Stablemax (Prieto et al., 2025, arXiv:2501.04697)
-    replaces softmax's exponential by `x + 1` for x >= 0 and `1 / (1 - x)` below; float64 keeps
-    small gradients alive once training has almost converged.
+    logits: (B, S, V); labels: int64 (B, S). float64 keeps small gradients alive once training has
+    almost converged.
     """
-    wide = logits.double()
-    mass = torch.where(wide < 0, 1 / (1 - wide.clamp(max=0)), wide + 1)
-    log_probabilities = mass.log() - mass.sum(-1, keepdim=True).log()
     counted = labels != IGNORE_LABEL
-    chosen = log_probabilities.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    chosen = log_probabilities(logits).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return torch.where(counted, -chosen, 0.0)
-
-
-@dataclass(frozen=True)
-class Correctness:
-    """How a batch's predictions compare with its labels."""
-
-    accuracy: Tensor
-    """float32 (B,): share of right target tokens."""
-    solved: Tensor
-    """bool (B,): every target token right."""
-
-    @staticmethod
-    def of(predictions: Tensor, labels: Tensor) -> "Correctness":
-        """predictions: int64 (B, S); labels: int64 (B, S)."""
-        counted = labels != IGNORE_LABEL
-        targets = counted.sum(-1)
-        correct = (counted & (predictions == labels)).sum(-1)
-        return Correctness(correct / targets.clamp(min=1), correct == targets)
 
 
 @dataclass(frozen=True)

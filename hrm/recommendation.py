@@ -13,7 +13,7 @@ from hrm.batch import ExampleError, check_fits, encode
 from hrm.checkpoint import Checkpoint
 from hrm.conversion import Converter
 from hrm.files import AcceptedPair
-from hrm.fit import MEASURE_BATCH, Figures, measure
+from hrm.measurement import MEASURE_BATCH, RuleFigures, measure
 from hrm.statistics import Share
 from schemas import HaltedBy, HRMExample, SQEHRMError, SQEMessage
 
@@ -126,7 +126,7 @@ class _Candidate:
         self._converter = Converter(checkpoint.conversion)
         self._network = checkpoint.build(device=device)
         self._known = 0
-        self._parts: dict[HaltedBy, list[Figures]] = {rule: [] for rule in rules}
+        self._parts: dict[HaltedBy, list[RuleFigures]] = {rule: [] for rule in rules}
 
     def add(self, lines: Sequence[tuple[int, Content]]) -> None:
         examples = [self._example(index, content) for index, content in lines]

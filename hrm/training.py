@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hrm.batch import Batch
-from hrm.losses import Correctness, act_losses
+from hrm.losses import act_losses
 from hrm.network import HRM, State
+from hrm.outputs import Correctness, q_right
 from schemas import SQEHRMError
 
 
@@ -267,9 +268,9 @@ class Trainer:
 
     def _report(self, loss: float, logits: Tensor, q_logits: Tensor, carry: _Carry) -> StepReport:
         correctness = Correctness.of(logits.argmax(-1), carry.batch.labels)
-        q_right = (q_logits[:, 0] >= 0) == correctness.solved
+        right = q_right(q_logits, correctness.solved)
         figures = torch.stack(
-            (correctness.accuracy, correctness.solved.float(), q_right.float(), carry.steps.float())
+            (correctness.accuracy, correctness.solved.float(), right.float(), carry.steps.float())
         )
         halted = int(carry.halted.sum())
         means = figures[:, carry.halted].mean(-1).tolist() if halted else [None] * 4

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from hrm.fit import BothRules, Measurement, Progress
+from hrm.fit import Measurement, Progress
+from hrm.measurement import BothRules
 from hrm.training import StepReport
 
 if TYPE_CHECKING:

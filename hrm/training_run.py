@@ -22,9 +22,11 @@ from torch import Tensor
 from hrm.batch import Batch
 from hrm.checkpoint import Checkpoint, CheckpointError, TrainingRecord, save_checkpoint
 from hrm.checkpoint_files import other_weights
-from hrm.config import ConversionConfig, HRMConfig
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig
 from hrm.files import replaced_file
-from hrm.fit import BothRules, Measurement, Progress, fit
+from hrm.fit import Measurement, Progress, fit
+from hrm.measurement import BothRules
 from hrm.training import DivergedError, StepReport, Trainer
 from hrm.training_plot import plot_training
 from hrm.training_state import (

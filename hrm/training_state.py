@@ -25,7 +25,7 @@ from hrm.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from hrm.config import ConversionConfig
+from hrm.conversion_config import ConversionConfig
 from hrm.fit import Measurement
 from hrm.training import Trainer
 

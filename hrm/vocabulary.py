@@ -6,7 +6,7 @@ Knows single texts and their token sequences. Knows neither messages nor puzzle 
 
 import hashlib
 
-from hrm.config import WordHash
+from hrm.conversion_config import WordHash
 from schemas import MAX_SEQUENCE_LENGTH
 
 VOCABULARY = (

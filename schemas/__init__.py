@@ -4,7 +4,7 @@ Imports pydantic and nothing of this project.
 """
 
 from schemas.categories import Category, Difficulty
-from schemas.errors import SQEHRMError
+from schemas.errors import SQEHRMError, first_problem
 from schemas.example import (
     MAX_SEQUENCE_LENGTH,
     VOCABULARY_SIZE,
@@ -35,5 +35,6 @@ __all__ = [
     "SolutionStep",
     "Timings",
     "Verdict",
+    "first_problem",
     "parse_message",
 ]

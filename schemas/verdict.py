@@ -76,3 +76,8 @@ class Verdict(BaseModel):
     device: str
     worker: str
     evaluated_at: AwareDatetime
+
+    @property
+    def q_right(self) -> bool:
+        """Whether the Q head says rightly that the example is solved: `q_halt >= 0` says so."""
+        return (self.q_halt >= 0) == self.solved

@@ -8,7 +8,8 @@ import pytest
 import redis
 
 from hrm.checkpoint import save_checkpoint
-from hrm.config import ConversionConfig, HRMConfig
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig
 from hrm.network import HRM
 from tests.processes import REAL, Worker
 from worker import embedded_redis

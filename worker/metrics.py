@@ -151,7 +151,7 @@ class Metrics:
             self._failures.labels(verdict.failure_pattern, verdict.category).inc()
         for (target, predicted), count in confusions.items():
             self._confusions.labels(VOCABULARY[target], VOCABULARY[predicted]).inc(count)
-        if (verdict.q_halt >= 0) == verdict.solved:
+        if verdict.q_right:
             self._q_halt_correct.inc()
         self._token_accuracy.observe(verdict.token_accuracy)
         self._edit_similarity.observe(verdict.edit_similarity)

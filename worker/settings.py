@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError
+from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError, first_problem
 
 PREFIX = "SQE_"
 
@@ -94,12 +94,12 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problem = error.errors(include_input=False)[0]
-            variable = PREFIX + str(problem["loc"][0]).upper()
-            raise SettingsError(f"{variable}: {_mend(problem['msg'])}") from None
+            problem = first_problem(error)
+            variable = PREFIX + problem.field.upper()
+            raise SettingsError(f"{variable}: {_fix(problem.message)}") from None
 
 
-def _mend(message: str) -> str:
+def _fix(message: str) -> str:
     """Pydantic's message, except that a pattern says less than an example."""
     if "match pattern" in message:
         return "give a URL such as redis://localhost:6379/0 (or rediss:// for TLS)"

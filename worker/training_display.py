@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hrm.fit import BothRules, Figures, Measurement
+from hrm.fit import Measurement
+from hrm.measurement import BothRules, RuleFigures
 from hrm.training import StepReport
 
 
@@ -72,7 +73,7 @@ def _both(rules: BothRules) -> str:
     return f"max_steps: {_figures(rules.max_steps)}  q: {_figures(rules.q)}"
 
 
-def _figures(figures: Figures) -> str:
+def _figures(figures: RuleFigures) -> str:
     rate = figures.solve_rate
     interval = "" if rate.low is None else f" ({rate.low:.0%} to {rate.high:.0%})"
     return (

@@ -14,10 +14,10 @@ from click.core import ParameterSource
 from pydantic import ValidationError
 
 from hrm.checkpoint import Checkpoint
-from hrm.checkpoint_config import first_problem
 from hrm.training import TrainingConfig
 from hrm.training_data import MAX_PUZZLES
 from hrm.training_state import Option
+from schemas import first_problem
 from worker import devices
 
 _FILE = click.Path(exists=True, dir_okay=False)
@@ -186,8 +186,8 @@ def recipe_of(asked: Mapping[str, Any]) -> TrainingConfig:
     try:
         return TrainingConfig(**{name: asked[name] for name in names})
     except ValidationError as error:
-        name, _, problem = first_problem(error).partition(": ")
-        raise click.UsageError(f"--{name.replace('_', '-')}: {problem}") from None
+        problem = first_problem(error)
+        raise click.UsageError(f"--{problem.field.replace('_', '-')}: {problem.message}") from None
 
 
 def check_together(asked: Mapping[str, Any], save_every: int | None) -> None:

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hrm.config import ConversionConfig, PuzzlePolicy
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig, PuzzlePolicy
 from hrm.files import RefusedLine, convert_file
 from hrm.vocabulary import VOCABULARY
 from tests.benchmarks.page import paragraphs, table

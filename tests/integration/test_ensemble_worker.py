@@ -5,7 +5,7 @@ from pathlib import Path
 import redis
 
 from hrm.checkpoint import load_checkpoint, save_checkpoint
-from hrm.config import ConversionConfig
+from hrm.conversion_config import ConversionConfig
 from hrm.ensemble import Ensemble
 from hrm.ensemble_combiners import Strategy
 from hrm.inference import Inference

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, save_checkpoint
-from hrm.config import ConversionConfig, HRMConfig
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig
 from hrm.network import HRM
 from schemas import Difficulty, ExampleMetadata, HRMExample
 from tests.unit.tiny_checkpoints import SHA256, TINY

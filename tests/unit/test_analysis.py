@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from hrm.analysis import DatasetStatistics, analyze_file
-from hrm.config import ConversionConfig, PuzzlePolicy
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig, PuzzlePolicy
 from hrm.files import RefusedLine
 from hrm.vocabulary import Tokenizer
 from schemas import Category, Difficulty, RejectionReason

@@ -11,7 +11,7 @@ import torch
 
 from hrm.batch import encode
 from hrm.checkpoint import save_checkpoint
-from hrm.config import ConversionConfig
+from hrm.conversion_config import ConversionConfig
 from hrm.network import HRM
 from hrm.reference_loop import evaluate_batch
 from schemas import HaltedBy, HRMExample

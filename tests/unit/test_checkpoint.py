@@ -23,7 +23,7 @@ from hrm.checkpoint import (
     save_checkpoint,
 )
 from hrm.checkpoint_config import tensor_shapes
-from hrm.config import ConversionConfig
+from hrm.conversion_config import ConversionConfig
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, refusal, state_of, store, write_config
 
 # What is saved is what is loaded.

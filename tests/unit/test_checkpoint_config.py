@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hrm.checkpoint import load_checkpoint
 from hrm.checkpoint_config import tensor_shapes
-from hrm.config import ConversionConfig, HRMConfig, WordHash
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig, WordHash
 from tests.unit.tiny_checkpoints import TINY, refusal, state_of, store, write_arch, write_config
 
 # The configuration and where it is from.

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.conversion import Converter, difficulty_of
+from hrm.conversion_config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.vocabulary import Tokenizer
 from schemas import Difficulty, HRMExample, MessageRejected, RejectionReason, SQEMessage
 

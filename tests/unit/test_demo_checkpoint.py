@@ -13,7 +13,7 @@ from hrm.batch import encode
 from hrm.checkpoint import Checkpoint, load_checkpoint
 from hrm.conversion import Converter
 from hrm.files import AcceptedPair
-from hrm.fit import Figures, measure
+from hrm.measurement import RuleFigures, measure
 from schemas import Category, Difficulty, HaltedBy, HRMExample
 
 FOLDER = Path(__file__).parents[2] / "checkpoints" / "sqe-demo"
@@ -45,7 +45,7 @@ def measured() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(checkpoint: Checkpoint, examples: list[HRMExample]) -> dict[HaltedBy, Figures]:
+def found(checkpoint: Checkpoint, examples: list[HRMExample]) -> dict[HaltedBy, RuleFigures]:
     """Inference over all messages, in float32, under both rules."""
     network = checkpoint.build()
     batch = encode(examples, checkpoint.config)
@@ -102,14 +102,14 @@ def test_all_messages_are_known(checkpoint: Checkpoint, examples: list[HRMExampl
     assert len(checkpoint.training.pair_hashes) == len(examples)
 
 
-def test_at_least_nine_of_ten_are_solved(found: dict[HaltedBy, Figures]) -> None:
+def test_at_least_nine_of_ten_are_solved(found: dict[HaltedBy, RuleFigures]) -> None:
     for figures in found.values():
         assert figures.solved >= 0.9 * figures.examples
 
 
 @pytest.mark.parametrize("halting", HaltedBy)
 def test_the_measured_figures_are_found_again(
-    found: dict[HaltedBy, Figures], measured: dict[str, Any], halting: HaltedBy
+    found: dict[HaltedBy, RuleFigures], measured: dict[str, Any], halting: HaltedBy
 ) -> None:
     recorded = measured["training_examples"][halting]
     figures = found[halting]

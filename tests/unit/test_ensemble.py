@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, pair_hash
-from hrm.config import PuzzlePolicy, WordHash
 from hrm.conversion import Converter
+from hrm.conversion_config import PuzzlePolicy, WordHash
 from hrm.ensemble import MAX_NAME_LENGTH, Ensemble
 from hrm.ensemble_combiners import Strategy
 from hrm.ensemble_evaluation import fit_for, read_examples, without_those_of

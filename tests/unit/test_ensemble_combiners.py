@@ -7,13 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.ensemble_combiners import (
-    StackingCoefficients,
-    log_probabilities,
-    vote,
-    weighted_average,
-)
+from hrm.ensemble_combiners import StackingCoefficients, vote, weighted_average
 from hrm.losses import stablemax_cross_entropy
+from hrm.outputs import log_probabilities
 
 EVEN = torch.tensor([0.5, 0.5], dtype=torch.float64)
 

@@ -14,8 +14,9 @@ import torch
 
 from hrm.batch import encode
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, save_checkpoint
-from hrm.config import ConversionConfig, HRMConfig, PuzzlePolicy
+from hrm.config import HRMConfig
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig, PuzzlePolicy
 from hrm.engine import Engine
 from hrm.evaluator import Evaluator
 from hrm.inference import Inference

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.config import ConversionConfig, PuzzlePolicy
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig, PuzzlePolicy
 from hrm.files import (
     AcceptedPair,
     RefusedLine,

@@ -1,4 +1,4 @@
-"""The best weights are known, training stops when nothing is left, and figures are right."""
+"""The best weights are known, training stops when nothing is left."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,23 +6,24 @@ from typing import NamedTuple, cast
 
 import pytest
 
-from hrm import fit as fit_module
+from hrm import measurement as measurement_module
 from hrm.batch import Batch
-from hrm.fit import BothRules, Figures, Measurement, Progress, Stopped, fit, measure
+from hrm.fit import Measurement, Progress, Stopped, fit
+from hrm.measurement import BothRules, RuleFigures
 from hrm.network import HRM
 from hrm.training import StepReport, Trainer, TrainingConfig
 from schemas import HaltedBy
 from tests.unit import reference_data
 from tests.unit.tiny_checkpoints import TINY
 
-PERFECT = Figures(examples=4, solved=4, token_accuracy=1.0, q_accuracy=1.0, mean_act_steps=2.0)
+PERFECT = RuleFigures(examples=4, solved=4, token_accuracy=1.0, q_accuracy=1.0, mean_act_steps=2.0)
 
 
-def figures(solved: int, q_accuracy: float = 1.0, mean_act_steps: float = 8.0) -> Figures:
-    return Figures(4, solved, solved / 4, q_accuracy, mean_act_steps)
+def figures(solved: int, q_accuracy: float = 1.0, mean_act_steps: float = 8.0) -> RuleFigures:
+    return RuleFigures(4, solved, solved / 4, q_accuracy, mean_act_steps)
 
 
-def measurement(step: int, max_steps: Figures, q: Figures | None = None) -> Measurement:
+def measurement(step: int, max_steps: RuleFigures, q: RuleFigures | None = None) -> Measurement:
     return Measurement(step, BothRules(max_steps, max_steps if q is None else q))
 
 
@@ -51,7 +52,7 @@ def run(
     *,
     steps: int,
     every: int,
-    found: Callable[[int, HaltedBy, Batch], Figures],
+    found: Callable[[int, HaltedBy, Batch], RuleFigures],
     done: Sequence[Measurement] = (),
     held_out: Batch | None = None,
 ) -> Run:
@@ -59,11 +60,11 @@ def run(
     trainer = CountingTrainer(steps)
     trainer.step_count = done[-1].step if done else 0
 
-    def scripted(network: HRM, examples: Batch, halting: HaltedBy) -> Figures:
+    def scripted(network: HRM, examples: Batch, halting: HaltedBy) -> RuleFigures:
         assert network is trainer.averaged_network
         return found(trainer.step_count, halting, examples)
 
-    monkeypatch.setattr(fit_module, "measure", scripted)
+    monkeypatch.setattr(measurement_module, "measure", scripted)
     run = Run(Progress(steps=steps, halt_max_steps=16, measurements=done), [], [])
     fit(
         cast("Trainer", trainer),
@@ -162,7 +163,7 @@ def test_the_first_of_the_best_is_the_best() -> None:
         (figures(3, 1.0, 1.0), None),
     ],
 )
-def test_learned_is_solved_known_and_early(lacking: Figures, stopped: Stopped | None) -> None:
+def test_learned_is_solved_known_and_early(lacking: RuleFigures, stopped: Stopped | None) -> None:
     late = figures(4, 1.0, 16.0)
     assert progress_of(*[measurement(1, late, lacking)] * 2).stopped is stopped
     assert progress_of(measurement(1, late, lacking)).stopped is None
@@ -202,25 +203,3 @@ def test_measurements_are_ranked_by_their_weaker_rule() -> None:
     assert ranks == sorted(ranks)
     assert len(set(ranks)) == len(ranks)
     assert [measurement.training.perfect for measurement in RANKED] == [False] * 5 + [True]
-
-
-@pytest.mark.parametrize("at_once", [2, 9, 128])
-def test_figures_are_the_references(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr(fit_module, "MEASURE_BATCH", at_once)
-    found = measure(reference_data.network(), reference_data.batch(), HaltedBy.MAX_STEPS)
-    wanted = reference_data.facts()["metrics_at_last_step"]
-    assert (found.examples, found.solved) == (9, wanted["exact_accuracy"])
-    assert found.token_accuracy == pytest.approx(wanted["accuracy"] / 9)
-    assert found.q_accuracy == pytest.approx(wanted["q_halt_accuracy"] / 9)
-    assert found.mean_act_steps == 16
-
-
-def test_figures_under_q_are_those_at_the_halting_step() -> None:
-    found = measure(reference_data.network(), reference_data.batch(), HaltedBy.Q)
-    steps = reference_data.halting_steps(HaltedBy.Q)
-    predictions, labels = reference_data.tokens_at(steps), reference_data.batch().labels
-    right = ((predictions == labels) | (labels == -100)).all(-1)
-    q_right = (reference_data.q_logits_at(steps)[:, 0] >= 0) == right
-    assert found.solved == int(right.sum())
-    assert found.q_accuracy == pytest.approx(q_right.double().mean().item())
-    assert found.mean_act_steps == pytest.approx(sum(steps) / 9)

@@ -14,7 +14,8 @@ from torch import Tensor
 from hrm import inspection
 from hrm.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
 from hrm.checkpoint_config import tensor_shapes
-from hrm.config import ConversionConfig, HRMConfig
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig
 from hrm.inspection import Component, component_of, inspect_checkpoint, tensor_statistics
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
 

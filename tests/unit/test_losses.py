@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm.losses import Correctness, act_losses, stablemax_cross_entropy
+from hrm.losses import act_losses, stablemax_cross_entropy
+from hrm.outputs import Correctness
 from tests.unit import reference_data
 
 RELATIVE = 1e-4

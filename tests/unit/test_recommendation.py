@@ -8,10 +8,11 @@ import pytest
 from hrm import recommendation
 from hrm.batch import encode
 from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, pair_hash, save_checkpoint
-from hrm.config import ConversionConfig, HRMConfig
+from hrm.config import HRMConfig
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig
 from hrm.files import AcceptedPair
-from hrm.fit import measure
+from hrm.measurement import measure
 from hrm.recommendation import (
     ComparisonError,
     Measured,

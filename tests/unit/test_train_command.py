@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 
 from hrm.batch import encode
 from hrm.checkpoint import Checkpoint, load_checkpoint
-from hrm.config import PuzzlePolicy
 from hrm.conversion import Converter
-from hrm.fit import measure
+from hrm.conversion_config import PuzzlePolicy
+from hrm.measurement import measure
 from schemas import HaltedBy, HRMExample, SQEHRMError, SQEMessage
 from worker.commands.train import command
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrm.batch import Batch
 from hrm.config import HRMConfig
-from hrm.fit import measure
+from hrm.measurement import measure
 from hrm.network import HRM, State
 from hrm.training import DivergedError, StepReport, Trainer, TrainingConfig, sign_descent_
 from schemas import HaltedBy

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.config import ConversionConfig
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig
 from hrm.training_data import (
     MAX_PUZZLES,
     TrainingDataError,

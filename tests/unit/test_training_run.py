@@ -11,8 +11,10 @@ import torch
 
 from hrm.batch import Batch
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint
-from hrm.config import ConversionConfig, HRMConfig
-from hrm.fit import BothRules, Figures, Measurement, Progress
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig
+from hrm.fit import Measurement, Progress
+from hrm.measurement import BothRules, RuleFigures
 from hrm.network import HRM
 from hrm.training import DivergedError, StepReport, Trainer, TrainingConfig
 from hrm.training_run import TrainingRun, claim_folder, enlarged, latest_step
@@ -270,7 +272,7 @@ def test_new_rows_of_a_larger_table_are_zero(tmp_path: Path) -> None:
 
 
 def test_measurements_survive_a_record_exactly() -> None:
-    third = Figures(3, 1, 1 / 3, 2 / 3, 16 / 3)
+    third = RuleFigures(3, 1, 1 / 3, 2 / 3, 16 / 3)
     measurement = Measurement(7, BothRules(third, third), None)
     record = RunRecord(
         options={"lr": 1e-3, "steps": 1000, "held_out": None, "forward_dtype": "bfloat16"},

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrm import vocabulary
-from hrm.config import WordHash
+from hrm.conversion_config import WordHash
 from hrm.vocabulary import VOCABULARY, Tokenizer, is_cut
 
 NAMES = [

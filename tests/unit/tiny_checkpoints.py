@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, pair_hash
-from hrm.config import ConversionConfig, HRMConfig, PuzzlePolicy, WordHash
+from hrm.config import HRMConfig
+from hrm.conversion_config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.network import HRM
 
 TINY = HRMConfig(

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hrm.analysis import DatasetStatistics, analyze_file
-from hrm.config import WordHash
+from hrm.conversion_config import WordHash
 from hrm.vocabulary import VOCABULARY, Tokenizer
 from schemas import MAX_SEQUENCE_LENGTH, Difficulty, SQEHRMError
 from worker.commands.convert import open_with_progress, refused_line_printer

@@ -13,8 +13,8 @@ import click
 import rich.progress
 from rich.console import Console
 
-from hrm.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.files import BUFFER_BYTES, ConvertedFile, RefusedLine, convert_file, replaced_file
 from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError
 

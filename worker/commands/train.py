@@ -16,16 +16,16 @@ from pydantic import ValidationError
 
 from hrm.batch import Batch, encode
 from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from hrm.checkpoint_config import first_problem
-from hrm.config import ConversionConfig, HRMConfig
+from hrm.config import HRMConfig
 from hrm.conversion import Converter
+from hrm.conversion_config import ConversionConfig
 from hrm.fit import Progress
 from hrm.network import HRM
 from hrm.training import Trainer, TrainingConfig
 from hrm.training_data import hash_of, read_examples, split, training_record
 from hrm.training_run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training_state import Option, RunRecord, SavedStep
-from schemas import HRMExample, SQEHRMError
+from schemas import HRMExample, SQEHRMError, first_problem
 from worker import devices
 from worker.settings import Settings
 from worker.training_display import summary, training_display
