@@ -1,0 +1,147 @@
+"""An agent's install: the distribution without extras, in an environment of its own.
+
+The other tests run in an environment that has every extra, where a requirement that is missing
+from the distribution is there all the same.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.processes import DEADLINE, ROOT, STUB, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSTALL_SECONDS = 600.0
+"""For pip, which may have to download everything first."""
+
+pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 2 * DEADLINE)
+
+SEND = """
+import importlib.util
+import json
+
+import worker
+from schemas import SQEMessage
+from worker.client import result, submit
+
+message = SQEMessage.create(agent_id="planner", prompt="solve", completion="done")
+verdict = result(submit(message), timeout=30)
+print(
+    json.dumps(
+        {
+            "answered": verdict.message_id == message.message_id,
+            "solved": verdict.solved,
+            "code": worker.__file__,
+            "torch": importlib.util.find_spec("torch") is not None,
+        }
+    )
+)
+"""
+"""The agent of the README, and where its code comes from."""
+
+
+@dataclass(frozen=True)
+class Install:
+    """A virtual environment, and a folder outside the checkout to run in."""
+
+    environment: Path
+    folder: Path
+
+    def run(self, program: str, *arguments: str, **variables: str) -> str:
+        """Standard output of a program of the environment."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "PYTHONPATH" and not name.startswith("SQE_")
+        }
+        return checked(
+            [str(self.environment / "bin" / program), *arguments],
+            cwd=self.folder,
+            env={**kept, **variables},
+            timeout=DEADLINE,
+        )
+
+
+def checked(
+    command: list[str], cwd: Path, env: dict[str, str] | None = None, timeout: float | None = None
+) -> str:
+    """Standard output of a command, which has to succeed."""
+    done = subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def copy_sources(to: Path) -> None:
+    """Copy what the image is built from: a build in the checkout would leave folders there."""
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        name = line.removeprefix("!").rstrip("/")
+        if line.startswith("!") and (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name,
+                to / name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+        elif line.startswith("!"):
+            shutil.copy(ROOT / name, to / name)
+
+
+@pytest.fixture(scope="module")
+def install(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Install]":
+    """The distribution without extras, installed as the README says."""
+    folder = tmp_path_factory.mktemp("agent")
+    install = Install(folder / "venv", folder)
+    sources, wheels = folder / "sources", folder / "wheels"
+    sources.mkdir()
+    copy_sources(sources)
+    checked([sys.executable, "-m", "venv", str(install.environment)], cwd=folder)
+    pip = [str(install.environment / "bin" / "python"), "-m", "pip"]
+    checked(
+        [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(sources)],
+        cwd=folder,
+    )
+    (wheel,) = wheels.glob("*.whl")
+    constraints = str(ROOT / "constraints.txt")
+    checked([*pip, "install", "--quiet", "--constraint", constraints, str(wheel)], cwd=folder)
+    yield install
+    # Some tens of megabytes, of which pytest would keep the last three.
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def answering(tmp_path: Path, redis_url: str) -> "Iterator[str]":
+    """The URL of a Redis with a worker."""
+    with Worker.start(STUB, tmp_path, redis_url) as worker:
+        worker.wait_until_ready()
+        yield redis_url
+
+
+def test_an_agent_sends_a_message_and_gets_its_verdict(install: Install, answering: str) -> None:
+    report = json.loads(install.run("python", "-c", SEND, SQE_REDIS_URL=answering))
+    assert Path(report["code"]).is_relative_to(install.environment)
+    assert report["answered"]
+    assert report["solved"]
+    assert not report["torch"]
+
+
+def test_an_agent_sends_a_file(install: Install, answering: str, tmp_path: Path) -> None:
+    file, output = tmp_path / "pairs.jsonl", tmp_path / "verdicts.jsonl"
+    file.write_text('{"prompt": "solve", "completion": "done"}\n' * 2)
+    said = install.run(
+        *("sqe-hrm", "submit", "--data-path", str(file), "--output", str(output)),
+        SQE_REDIS_URL=answering,
+    )
+    assert said.startswith("2 sent, 2 verdicts, 2 solved, ")
+    verdicts = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [verdict["solved"] for verdict in verdicts] == [True, True]
