@@ -1,7 +1,7 @@
 """A trained model as one object: weights, configuration, and what it was trained on.
 
-Knows what a checkpoint consists of and how one is written; finding and reading files is
-`hrm.checkpoint_files`, configurations are `hrm.checkpoint_config`.
+Knows what a checkpoint consists of and how one is written; finding it is `hrm.checkpoint_names`,
+reading its file `hrm.checkpoint_files`, configurations are `hrm.checkpoint_config`.
 """
 
 import hashlib
@@ -31,14 +31,13 @@ from hrm.checkpoint_config import (
     config_json,
     read_configuration,
 )
-from hrm.checkpoint_files import (
-    KEY_PREFIX,
+from hrm.checkpoint_files import KEY_PREFIX, read_state
+from hrm.checkpoint_names import (
     WEIGHTS,
     CheckpointError,
     checkpoint_name,
     find_checkpoint,
     other_weights,
-    read_state,
     weights_file,
 )
 from hrm.config import HRMConfig

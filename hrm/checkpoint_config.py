@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from hrm.checkpoint_files import CheckpointError
+from hrm.checkpoint_names import CheckpointError
 from hrm.config import HRMConfig
 from hrm.conversion_config import ConversionConfig
 from schemas import VOCABULARY_SIZE, first_problem

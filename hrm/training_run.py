@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hrm.batch import Batch
 from hrm.checkpoint import Checkpoint, CheckpointError, TrainingRecord, save_checkpoint
-from hrm.checkpoint_files import other_weights
+from hrm.checkpoint_names import other_weights
 from hrm.config import HRMConfig
 from hrm.conversion_config import ConversionConfig
 from hrm.files import replaced_file

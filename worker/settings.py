@@ -33,7 +33,7 @@ class Settings(BaseModel):
     """Name or path of the checkpoint, where the command line gives none."""
 
     checkpoint_dir: Path = Path("checkpoints")
-    """Where a checkpoint's name is looked up."""
+    """Folder in which a checkpoint's name is looked up, before the shipped checkpoints."""
 
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""

@@ -1,7 +1,7 @@
 """An agent's install: the distribution without extras, in an environment of its own.
 
-The other tests run in an environment that has every extra, where a requirement that is missing
-from the distribution is there all the same.
+The other tests run in the checkout, in an environment that has every extra: a file or a
+requirement that the distribution lacks is there all the same.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,17 @@ INSTALL_SECONDS = 600.0
 """For pip, which may have to download everything first."""
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 2 * DEADLINE)
+
+SHIPPED = ("sqe-demo", "sqe-demo-600")
+
+CHECKPOINT = (
+    "README.md",
+    "config.json",
+    "measured.json",
+    "model.safetensors",
+    "training_pairs.json",
+)
+"""The files of a shipped checkpoint."""
 
 SEND = """
 import importlib.util
@@ -55,6 +67,7 @@ class Install:
 
     environment: Path
     folder: Path
+    wheel: Path
 
     def run(self, program: str, *arguments: str, **variables: str) -> str:
         """Standard output of a program of the environment."""
@@ -101,12 +114,14 @@ def copy_sources(to: Path) -> None:
 def install(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Install]":
     """The distribution without extras, installed as the README says."""
     folder = tmp_path_factory.mktemp("agent")
-    install = Install(folder / "venv", folder)
-    sources, wheels = folder / "sources", folder / "wheels"
+    environment, sources, wheels = folder / "venv", folder / "sources", folder / "wheels"
     sources.mkdir()
     copy_sources(sources)
-    checked([sys.executable, "-m", "venv", str(install.environment)], cwd=folder)
-    pip = [str(install.environment / "bin" / "python"), "-m", "pip"]
+    for trained in ("mine", "sqe-demo/step_1"):
+        (sources / "checkpoints" / trained).mkdir()
+        (sources / "checkpoints" / trained / "model.safetensors").write_text("")
+    checked([sys.executable, "-m", "venv", str(environment)], cwd=folder)
+    pip = [str(environment / "bin" / "python"), "-m", "pip"]
     checked(
         [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(sources)],
         cwd=folder,
@@ -114,9 +129,18 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Install]":
     (wheel,) = wheels.glob("*.whl")
     constraints = str(ROOT / "constraints.txt")
     checked([*pip, "install", "--quiet", "--constraint", constraints, str(wheel)], cwd=folder)
-    yield install
+    yield Install(environment, folder, wheel)
     # Some tens of megabytes, of which pytest would keep the last three.
     shutil.rmtree(folder)
+
+
+def files_in(folder: str, *endings: str) -> set[str]:
+    """Files of the checkout, as a wheel names them."""
+    return {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / folder).rglob("*")
+        if file.name.endswith(endings)
+    }
 
 
 @pytest.fixture
@@ -145,3 +169,28 @@ def test_an_agent_sends_a_file(install: Install, answering: str, tmp_path: Path)
     assert said.startswith("2 sent, 2 verdicts, 2 solved, ")
     verdicts = [json.loads(line) for line in output.read_text().splitlines()]
     assert [verdict["solved"] for verdict in verdicts] == [True, True]
+
+
+def test_the_wheel_has_the_shipped_checkpoints_and_nothing_of_others(install: Install) -> None:
+    with zipfile.ZipFile(install.wheel) as wheel:
+        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    shipped = {f"hrm/shipped/{name}/{file}" for name in SHIPPED for file in CHECKPOINT}
+    shipped.add("hrm/shipped/sqe-demo/messages.jsonl")
+    code = {
+        *files_in("hrm", ".py", ".cpp", "py.typed"),
+        *files_in("schemas", ".py", ".json", "py.typed"),
+        *files_in("worker", ".py", "py.typed"),
+    }
+    assert found == shipped | code
+
+
+def test_an_install_finds_the_shipped_checkpoint(install: Install) -> None:
+    find = (
+        "from pathlib import Path; from hrm.checkpoint_names import find_checkpoint; "
+        "print(find_checkpoint('sqe-demo', Path('checkpoints')))"
+    )
+    found = Path(install.run("python", "-c", find).strip())
+    assert found.is_relative_to(install.environment)
+    assert (found / "model.safetensors").read_bytes() == (
+        ROOT / "checkpoints" / "sqe-demo" / "model.safetensors"
+    ).read_bytes()

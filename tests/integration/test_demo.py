@@ -7,16 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.processes import wait_for
+import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import wait_for
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "worker", "demo", *options],
         cwd=folder,
-        env={**os.environ, "SQE_CHECKPOINT_DIR": str(ROOT / "checkpoints")},
+        env={name: value for name, value in os.environ.items() if not name.startswith("SQE_")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -38,6 +38,23 @@ def test_every_message_has_one_outcome_and_the_counts_agree(tmp_path: Path) -> N
     solved = re.search(r"known +(\d+)/(\d+) +100.0%", output)
     assert solved is not None
     assert not list((tmp_path / ".sqe").glob("demo-*/")), "the demo's Redis left its data behind"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said"),
+    [
+        ("nonesuch", "/checkpoints does not exist; "),
+        ("sqe-demo-600", "/sqe-demo-600/messages.jsonl: give accepted messages with --data-path"),
+    ],
+)
+def test_a_demo_without_checkpoint_or_messages_starts_nothing(
+    tmp_path: Path, checkpoint: str, said: str
+) -> None:
+    demo = start(tmp_path, "--checkpoint", checkpoint)
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode != 0
+    assert said in errors.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_an_end_it_runs_until_ctrl_c(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -219,3 +220,31 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(
     assert done.returncode == status, done.stderr
     assert message_ in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--checkpoint nonesuch", "no checkpoint 'nonesuch' "),
+        ("--checkpoints sqe-demo nonesuch", "no checkpoint 'nonesuch' "),
+        ("--checkpoint .", ".: no weights in this folder"),
+    ],
+)
+def test_a_worker_without_its_checkpoint_starts_nothing(
+    tmp_path: Path, options: str, said: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = subprocess.run(
+            [*REAL, *options.split(), "--metrics-port", str(taken.getsockname()[1])],
+            cwd=tmp_path,
+            env={**os.environ, "SQE_REDIS_URL": "", "SQE_METRICS_HOST": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert done.returncode == 1
+    # The metrics port, which is taken, would have been the error of a worker that opened it first.
+    assert done.stderr.startswith(f"sqe-hrm: error: {said}")
+    assert done.stderr.count("\n") == 1, "and not a line of log before it"
+    assert not list(tmp_path.iterdir()), "no folder for a Redis"

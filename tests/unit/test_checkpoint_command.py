@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +151,20 @@ def test_inspect_as_json_is_complete() -> None:
     assert content["training"]["pairs"] == 2
 
 
-def test_an_unknown_checkpoint_is_refused_with_what_is_there() -> None:
-    assert "which holds early/, late/: name one of these" in refused("inspect", "middle")
+def test_an_unknown_checkpoint_is_refused_with_what_is_there(folder: Path) -> None:
+    assert f"{folder} holds early/, late/; " in refused("inspect", "middle")
+
+
+def test_a_shipped_checkpoint_is_found_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "checkpoint", "inspect", "sqe-demo", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "sqe-demo"
     assert "no checkpoint 'middle'" in refused("compare", "early", "middle")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from hrm import checkpoint_names
 from hrm.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from tests.unit.tiny_checkpoints import TINY, state_of, store
 
@@ -19,6 +20,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for the folder of the shipped checkpoints, with `demo` in it."""
+    shipped = tmp_path / "shipped"
+    (shipped / "demo").mkdir(parents=True)
+    monkeypatch.setattr(checkpoint_names, "SHIPPED", shipped)
+    return shipped
 
 
 @pytest.mark.parametrize("prefix", ["", "checkpoints_hrm_v9_optimized_"])
@@ -61,18 +71,44 @@ def test_a_folder_can_be_named_relative_to_here(folder: Path, name: str) -> None
     assert find_checkpoint(name, folder).resolve() == Path(name).resolve()
 
 
-def test_an_unknown_name_says_what_was_tried_and_what_is_there(folder: Path) -> None:
+def test_a_shipped_checkpoint_is_found_after_all_others(
+    folder: Path, tmp_path: Path, shipped: Path
+) -> None:
+    assert find_checkpoint("demo", folder) == shipped / "demo"
+    assert find_checkpoint("demo", tmp_path / "none") == shipped / "demo"
+    (tmp_path / "demo").mkdir()
+    assert find_checkpoint("demo", folder) == Path("demo")
     (folder / "demo").mkdir()
+    assert find_checkpoint("demo", folder) == folder / "demo"
+
+
+def test_the_shipped_checkpoints_are_those_of_the_repository() -> None:
+    assert checkpoint_names.SHIPPED.resolve() == Path(__file__).parents[2] / "checkpoints"
+    for name in ("sqe-demo", "sqe-demo-600"):
+        assert load_checkpoint(checkpoint_names.SHIPPED / name).name == name
+
+
+def test_an_unknown_name_says_what_was_tried_and_what_is_there(
+    folder: Path, tmp_path: Path, shipped: Path
+) -> None:
+    (folder / "mine").mkdir()
     (folder / "step_1.pt").write_text("")
     (folder / "README.md").write_text("")
     with pytest.raises(CheckpointError) as caught:
-        find_checkpoint("step_2", folder)
-    long = "checkpoints_hrm_v9_optimized_step_2"
+        find_checkpoint("step_2", Path("checkpoints"))
     assert str(caught.value) == (
-        "no checkpoint 'step_2': tried step_2/, step_2.safetensors, step_2.pt, step_2, "
-        f"{long}/, {long}.safetensors, {long}.pt, {long} in {folder}, "
-        "which holds demo/, step_1.pt: name one of these or a path"
+        "no checkpoint 'step_2' (tried step_2/, step_2.safetensors, step_2.pt, step_2, "
+        "and each with the prefix checkpoints_hrm_v9_optimized_): "
+        f"{folder} holds mine/, step_1.pt; {tmp_path}/step_2 does not exist; "
+        f"{shipped} holds demo/: name one of these or a path"
     )
+
+
+def test_the_shipped_checkpoints_are_listed_once(folder: Path) -> None:
+    (folder / "link").symlink_to(checkpoint_names.SHIPPED)
+    with pytest.raises(CheckpointError) as caught:
+        find_checkpoint("step_2", folder / "link")
+    assert str(caught.value).count("sqe-demo/") == 1
 
 
 @pytest.mark.parametrize("name", ["", "no/such/file.pt", "/no/such/file", "a" * 5000])
@@ -81,9 +117,22 @@ def test_a_path_that_is_not_there_is_refused(folder: Path, name: str) -> None:
         find_checkpoint(name, folder)
 
 
-def test_a_checkpoint_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="which holds nothing: name one of these or a path"):
-        find_checkpoint("a", tmp_path / "none")
+def test_a_path_that_is_not_there_is_named_in_full(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"^no checkpoint at {folder.parent}/no/such: "):
+        find_checkpoint("no/such", folder)
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_folder_without_checkpoints_and_none_at_all_are_told_apart(
+    folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=f": {folder} holds no checkpoint; "):
+        find_checkpoint("a", folder)
+    with pytest.raises(CheckpointError, match=f": {tmp_path}/none does not exist; "):
+        find_checkpoint("a", Path("none"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=f": {tmp_path}/file is not a folder; "):
+        find_checkpoint("a", tmp_path / "file")
 
 
 @pytest.mark.parametrize(

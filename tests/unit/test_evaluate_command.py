@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hrm.checkpoint import TrainingRecord, save_checkpoint
-from hrm.checkpoint_files import CheckpointError
+from hrm.checkpoint_names import CheckpointError
 from hrm.evaluation_report import EvaluationReport
 from schemas import SQEHRMError, Verdict
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, state_of

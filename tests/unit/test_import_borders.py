@@ -59,6 +59,16 @@ def test_the_model_knows_no_broker_and_no_metrics_server() -> None:
     ],
 )
 def test_what_an_agent_uses_loads_no_model(statement: str, heavy: set[str]) -> None:
+    assert_not_loaded(statement, heavy)
+
+
+@pytest.mark.parametrize("command", ["demo", "worker"])
+def test_a_command_finds_its_checkpoint_without_torch(command: str) -> None:
+    """Torch takes seconds to load, and a worker has to pin its device before."""
+    assert_not_loaded(f"import worker.commands.{command}", {"torch"})
+
+
+def assert_not_loaded(statement: str, heavy: set[str]) -> None:
     code = f"{statement}\nimport sys\nprint({heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

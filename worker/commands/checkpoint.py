@@ -30,7 +30,8 @@ RULES = {
 def command() -> None:
     """Inspect a checkpoint, or compare several.
 
-    A checkpoint is a path, or a name looked up in SQE_CHECKPOINT_DIR (default: checkpoints).
+    A checkpoint is a path, or a name looked up in SQE_CHECKPOINT_DIR (default: checkpoints), then
+    among the shipped checkpoints.
     """
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from hrm.checkpoint_names import find_checkpoint
 from worker import embedded_redis
 from worker.demo.session import exchange, running_worker
 from worker.demo.tally import Tally
@@ -18,7 +19,7 @@ from worker.demo.view import live_view, summary
 from worker.settings import Settings
 
 MESSAGES = "messages.jsonl"
-"""The accepted messages that lie beside a shipped checkpoint."""
+"""File of accepted messages beside the weights of a shipped checkpoint."""
 
 SHARE = click.FloatRange(0, 1)
 
@@ -88,9 +89,10 @@ def command(
     if changed + malformed > 1:
         raise click.UsageError("--changed and --malformed exceed 1 together")
     settings = Settings.from_env()
-    messages = data_path or settings.checkpoint_dir / checkpoint / MESSAGES
+    found = find_checkpoint(checkpoint, settings.checkpoint_dir)
+    messages = data_path or (found if found.is_dir() else found.parent) / MESSAGES
     if not messages.is_file():
-        raise click.UsageError(f"no {messages}: give accepted messages with --data-path")
+        raise click.UsageError(f"no {messages.absolute()}: give accepted messages with --data-path")
     accepted = read_accepted(messages)
     console = Console()
     options = ["--checkpoint", checkpoint, "--device", device, "--halting", halting]

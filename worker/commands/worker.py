@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from hrm.checkpoint_names import find_checkpoint, weights_file
 from worker import devices, embedded_redis
 from worker.ensemble_options import DEFAULT_STRATEGY, ListCommand, ensemble_options
 from worker.inference_options import device_option, dtype_option, halting_option
@@ -72,6 +73,9 @@ def command(
         metrics_port=metrics_port,
         threads=threads,
     )
+    # Without a checkpoint nothing is started: no Redis, no port, no torch.
+    for name in checkpoints or (settings.checkpoint,):
+        weights_file(find_checkpoint(name, settings.checkpoint_dir))
     configure_logging()
     try:
         pinned = devices.pin(settings.device)
