@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 
 from schemas import SQEHRMError
+from worker.installation import DISTRIBUTION, import_problem
 
 COMMANDS = {
     "analyze": "counts, lengths, difficulty, categories and tokens of a file",
@@ -52,7 +53,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sqe-hrm-worker", prog_name="sqe-hrm")
+@click.version_option(package_name=DISTRIBUTION, prog_name="sqe-hrm")
 def cli() -> None:
     """Evaluate the messages of SQE agents with a Hierarchical Reasoning Model.
 
@@ -73,10 +74,7 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in {"hrm", "schemas", "worker"}:
             raise
-        click.echo(
-            f"sqe-hrm: error: this needs {error.name}: pip install 'sqe-hrm-worker[worker]'",
-            err=True,
-        )
+        click.echo(f"sqe-hrm: error: {import_problem(error)}", err=True)
         sys.exit(1)
     except SQEHRMError as error:
         click.echo(f"sqe-hrm: error: {error}", err=True)

