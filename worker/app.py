@@ -26,7 +26,7 @@ MAX_BATCH = 256
 a batch is never more than a few megabytes or long in one worker's hands."""
 
 ENQUEUED_AT = "sqe_enqueued_at"
-"""Task header: when the client enqueued it, in Unix seconds."""
+"""Task header: when the client enqueued it, in Unix seconds. Any other value counts as absent."""
 
 CONNECT_TIMEOUT = 5.0
 """Seconds: a Redis that is there accepts within milliseconds, also across regions."""

@@ -5,23 +5,42 @@ item of a queue, whatever it is, reaches Celery's own code unchecked. Knows noth
 """
 
 import base64
+import contextlib
 import json
+import logging
+import math
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from schemas import MessageRejected, RejectionReason
 from worker.app import ENQUEUED_AT, TASKS
 
+logger = logging.getLogger(__name__)
+
 _MAX_TASK_ID = 255
 """Characters: Celery's ids are UUIDs of 36; an id becomes part of a Redis key."""
 
 
 class EnvelopeRejected(MessageRejected):
-    """No task of this worker. `task_id` is set where one could be read, for whoever waits on it."""
+    """An item that is no task of this worker.
 
-    def __init__(self, reason: RejectionReason, detail: str, task_id: str | None = None) -> None:
+    `task_id` is set if one could be read, since someone may wait for its outcome. `unexpected` says
+    that reading the item raised an error that nobody foresaw.
+    """
+
+    def __init__(
+        self,
+        reason: RejectionReason,
+        detail: str,
+        task_id: str | None = None,
+        *,
+        unexpected: bool = False,
+    ) -> None:
         super().__init__(reason, detail)
         self.task_id = task_id
+        self.unexpected = unexpected
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,44 +53,73 @@ class Envelope:
     body: bytes
     """The task's arguments as sent: the JSON text `[args, kwargs, embed]`."""
     enqueued_at: float | None
-    """Unix seconds; None from producers that do not say."""
+    """Unix seconds, finite; None if the producer gave no number. May still be implausible."""
     keep_result: bool
     """Whether the sender wants the outcome under the task's id, too."""
 
 
 def read_envelope(item: bytes, queue: str) -> Envelope:
-    """The envelope that `item` of `queue` holds. Raises `EnvelopeRejected`."""
-    envelope = _object(read_json(item), "the item")
-    properties = _object(envelope.get("properties"), "'properties'")
-    headers = _object(envelope.get("headers"), "'headers'")
-    task_id = _task_id(headers.get("id"))
-    try:
+    """The envelope that `item` of `queue` holds. Raises `EnvelopeRejected` and nothing else."""
+    with reading():
+        envelope = _object(read_json(item), "the item")
+        properties = _object(envelope.get("properties"), "'properties'")
+        headers = _object(envelope.get("headers"), "'headers'")
+        task_id = _task_id(headers.get("id"))
+    with reading(task_id):
         _check_encoding(envelope, headers)
         body = _body(envelope.get("body"), properties.get("body_encoding"))
+        return Envelope(
+            task=_task(headers.get("task")),
+            task_id=task_id,
+            queue=queue,
+            body=body,
+            enqueued_at=_seconds(headers.get(ENQUEUED_AT)),
+            keep_result=headers.get("ignore_result") is not True,
+        )
+
+
+@contextlib.contextmanager
+def reading(task_id: str | None = None) -> Iterator[None]:
+    """The boundary around code that reads an item: it raises `EnvelopeRejected` and nothing else.
+
+    An item of a queue is whatever somebody wrote into Redis. If reading it raised anything that
+    ends the worker, it would come back after the visibility timeout and end the next worker, too.
+    Nobody can list every error that bytes can cause. So catching `Exception` is the design here:
+    an error that was not foreseen costs one message, which becomes a dead letter.
+    """
+    try:
+        yield
     except MessageRejected as rejected:
         raise EnvelopeRejected(rejected.reason, rejected.detail, task_id) from None
-    task = headers.get("task")
-    if task not in TASKS:
+    except Exception as error:  # noqa: BLE001 - see above
+        name = type(error).__name__
+        # Without the error's text, which may quote the item.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("unexpected %s while reading an item\n%s", name, frames)  # noqa: TRY400
         raise EnvelopeRejected(
-            RejectionReason.UNKNOWN_TASK,
-            f"task {str(task)[:80]!a}, but this worker has {' and '.join(TASKS)}",
+            _reason(error),
+            f"cannot be read (unexpected {name}): see the worker's log",
             task_id,
-        )
-    enqueued_at = headers.get(ENQUEUED_AT)
-    return Envelope(
-        task=task,
-        task_id=task_id,
-        queue=queue,
-        body=body,
-        enqueued_at=float(enqueued_at) if isinstance(enqueued_at, int | float) else None,
-        keep_result=headers.get("ignore_result") is not True,
-    )
+            unexpected=True,
+        ) from None
+
+
+def _reason(error: Exception) -> RejectionReason:
+    match error:
+        case RecursionError():
+            return RejectionReason.TOO_DEEP
+        case MemoryError():
+            return RejectionReason.TOO_LARGE
+        case UnicodeError():
+            return RejectionReason.INVALID_UNICODE
+        case _:
+            return RejectionReason.NOT_A_MESSAGE
 
 
 def read_json(text: bytes) -> Any:  # noqa: ANN401 - any JSON value
     """The value of a JSON text. Raises `MessageRejected` for what is none."""
     try:
-        return json.loads(text.decode())
+        return json.loads(text.decode(), parse_int=_integer)
     except UnicodeDecodeError:
         raise MessageRejected(
             RejectionReason.INVALID_UNICODE, "not valid UTF-8: send UTF-8 text"
@@ -82,6 +130,17 @@ def read_json(text: bytes) -> Any:  # noqa: ANN401 - any JSON value
         ) from None
     except ValueError as error:
         raise MessageRejected(RejectionReason.NOT_JSON, f"not JSON: {error}") from None
+
+
+def _integer(digits: str) -> int | float:
+    """The integer; infinity, as for `1e999`, if it has more digits than Python converts (4300).
+
+    Otherwise one such number would make the whole item, or all messages of a batch, no JSON.
+    """
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
 
 
 def _object(value: object, name: str) -> dict[str, Any]:
@@ -100,6 +159,30 @@ def _task_id(value: object) -> str:
         RejectionReason.NOT_A_MESSAGE,
         "no task id in the headers: send tasks in Celery's protocol 2 (task_protocol=2)",
     )
+
+
+def _task(value: object) -> str:
+    if isinstance(value, str) and value in TASKS:
+        return value
+    raise MessageRejected(
+        RejectionReason.UNKNOWN_TASK,
+        f"task {str(value)[:80]!a}, but this worker has {' and '.join(TASKS)}",
+    )
+
+
+def _seconds(value: object) -> float | None:
+    """A finite number of seconds; None for anything else, which is no reason to refuse a message.
+
+    JSON's numbers have no limits: Python reads `1e999` and `Infinity` as infinite floats, and
+    integers that no float can hold.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _check_encoding(envelope: dict[str, Any], headers: dict[str, Any]) -> None:

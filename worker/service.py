@@ -25,7 +25,7 @@ from schemas import (
     Verdict,
 )
 from worker.delivery import Answer, Delivery, Outcome
-from worker.envelope import Envelope
+from worker.envelope import Envelope, EnvelopeRejected
 from worker.metrics import Engine, ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,15 @@ logger = logging.getLogger(__name__)
 MAX_ERRORS_IN_A_ROW = 8
 """Unexpected errors, without one success between, after which the fault is this worker's (a lost
 GPU) and not the messages': it stops before it turns a whole queue into dead letters."""
+
+LONGEST_WAIT = 30 * 86_400.0
+"""Seconds in a queue. A producer's time from longer ago is a wrong clock or unit rather than a wait
+(a clock that starts in 1970, a zero), and one of them would outweigh all others in a histogram's
+sum."""
+
+CLOCK_SKEW = 300.0
+"""Seconds that a producer's clock may be ahead of this machine's. Machines that keep time differ by
+far less; Kerberos allows as much. Milliseconds instead of seconds are far beyond it."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -146,6 +155,8 @@ class Service:
         identity: str,
         task_id: str | None,
     ) -> Outcome:
+        if isinstance(rejected, EnvelopeRejected) and rejected.unexpected:
+            self._metrics.error(ErrorKind.INTERNAL)
         answer = self._delivery.dead_letter(
             Rejection(message_id=task_id, reason=rejected.reason, detail=rejected.detail),
             body,
@@ -234,16 +245,25 @@ class Service:
 
 
 def _queued_seconds(enqueued_at: float | None) -> float | None:
-    """Not below 0: clocks of two machines differ."""
-    return None if enqueued_at is None else max(0.0, time.time() - enqueued_at)
+    return None if enqueued_at is None else _plausible_wait(time.time() - enqueued_at)
+
+
+def _plausible_wait(seconds: float) -> float | None:
+    """A time in the queue by a producer's clock; None if that clock cannot be right.
+
+    Not below 0: clocks of two machines differ.
+    """
+    return max(0.0, seconds) if -CLOCK_SKEW <= seconds <= LONGEST_WAIT else None
 
 
 def _with_queue_time(verdict: Verdict, message: SQEMessage, queued: float | None) -> Verdict:
-    """The time in the queue from `created_at`, where the producer did not say when it enqueued."""
+    """Take the time in the queue from `created_at` if the producer did not say when it enqueued."""
     if queued is not None or message.created_at is None:
         return verdict
     total = (verdict.evaluated_at - message.created_at).total_seconds()
-    waited = max(0.0, total - verdict.timings.total)
+    waited = _plausible_wait(total - verdict.timings.total)
+    if waited is None:
+        return verdict
     timings = verdict.timings.model_copy(
         update={"queue": waited, "total": waited + verdict.timings.total}
     )
@@ -254,7 +274,8 @@ def _own_id(body: Any) -> str | None:  # noqa: ANN401
     """The `message_id` in a refused message, where one can be read."""
     if isinstance(body, str):
         try:
-            body = json.loads(body)
+            # A number of any length must not hide the id.
+            body = json.loads(body, parse_int=float)
         except (ValueError, RecursionError):
             return None
     own_id = body.get("message_id") if isinstance(body, dict) else None

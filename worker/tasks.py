@@ -12,7 +12,7 @@ from celery.exceptions import Reject
 from schemas import MessageRejected, RejectionReason, SQEHRMError
 from worker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH
 from worker.delivery import DeliveryAborted
-from worker.envelope import Envelope, read_json
+from worker.envelope import Envelope, read_json, reading
 from worker.service import Service
 
 
@@ -39,7 +39,8 @@ def register_tasks(app: Celery, service: Service) -> None:
     def process(envelope: Envelope, read: Callable[[bytes], list[Any]], *, batch: bool) -> None:
         try:
             try:
-                bodies = read(envelope.body)
+                with reading():
+                    bodies = read(envelope.body)
             except MessageRejected as rejected:
                 service.refuse(envelope, rejected)
                 return

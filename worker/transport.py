@@ -188,7 +188,7 @@ class Channel(redis.Channel):
     def _hand_over(self, item: bytes, tag: str) -> None:
         queue = queue_of(tag)
         try:
-            envelope = read_envelope(item, queue)
+            envelope = read_envelope(item, queue)  # raises nothing else, whatever the item is
         except MessageRejected as rejected:
             self.on_refused(item, queue, tag, rejected)
             self.qos._remove_from_indices(tag).execute()  # noqa: SLF001 - kombu's, for subclasses

@@ -1,16 +1,26 @@
 """Whatever lies in a queue becomes one dead letter with its reason, and the worker goes on."""
 
+import base64
 import json
+import math
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from schemas import RejectionReason
+from schemas import RejectionReason, SQEMessage, Verdict
 from tests.processes import entries, wait_for
 from tests.stubs import message
 from worker.app import EVALUATE, EVALUATE_BATCH, create_app
-from worker.redis_keys import DEAD_LETTERS, LIVE_QUEUE, UNACKED
+from worker.redis_keys import (
+    BACKFILL_QUEUE,
+    DEAD_LETTERS,
+    LIVE_QUEUE,
+    UNACKED,
+    UNACKED_INDEX,
+    delivery_tag,
+)
 
 if TYPE_CHECKING:
     from tests.conftest import Site
@@ -159,6 +169,107 @@ def test_an_item_that_is_no_task_is_a_dead_letter(site: "Site", item: bytes) -> 
     site.store.lpush(LIVE_QUEUE, item)
     (letter,) = new_letters(site, before)
     assert letter["body"] == item
+
+
+DIGITS = "9" * 5000
+"""More than Python turns into an integer."""
+
+
+def task_item(argument: str, **headers: str) -> bytes:
+    """An item as a producer in any language may write it: all values are JSON texts."""
+    body = base64.b64encode(f"[[{argument}], {{}}, {{}}]".encode()).decode()
+    texts = {"task": json.dumps(EVALUATE), "id": json.dumps(str(uuid.uuid4())), **headers}
+    written = ", ".join(f"{json.dumps(key)}: {text}" for key, text in texts.items())
+    return (
+        f'{{"body": "{body}", "content-type": "application/json", "headers": {{{written}}}, '
+        f'"properties": {{"body_encoding": "base64", "correlation_id": {DIGITS}}}}}'
+    ).encode()
+
+
+TIMES = [
+    *("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e308", "-1e308"),
+    *(str(10**400), str(-(10**400)), DIGITS, f"-{DIGITS}"),
+    *("0", "-1", "true", '"now"', "null", "[]", "{}", "[" * 500 + "]" * 500),
+    *(str(time.time() * 1000), str(time.time() + 86_400), str(time.time() - 86_400 * 365)),
+]
+
+NEEDLESS = [
+    {key: text}
+    for key in ("eta", "expires", "retries", "timelimit")
+    for text in (DIGITS, "NaN", str(10**400))
+]
+
+NO_TASKS = [
+    *ITEMS,
+    *(task_item("{}", id=text) for text in (DIGITS, "NaN", str(10**400), r'"\ud800"')),
+    *(task_item("{}", task=text) for text in (DIGITS, r'"\ud800"', f'"{"x" * 100_000}"')),
+    task_item("{}", retries="[" * 200_000),
+    b'{"body": ' + DIGITS.encode() + b', "headers": {}, "properties": {}}',
+]
+
+
+@pytest.mark.parametrize("way", ["live", "backfill", "restored"])
+def test_hostile_items_end_no_worker_and_spoil_no_figure(site: "Site", way: str) -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    headers = [*({"sqe_enqueued_at": text} for text in TIMES), *NEEDLESS]
+    sound = [message() for _ in headers]
+    items = [
+        *NO_TASKS,
+        *(
+            task_item(each.model_dump_json(), **changed)
+            for each, changed in zip(sound, headers, strict=True)
+        ),
+    ]
+    if way == "restored":  # left behind by a worker that died long ago
+        tags = [delivery_tag(LIVE_QUEUE, f"dead-{number}") for number in range(len(items))]
+        site.store.hset(UNACKED, mapping=dict(zip(tags, items, strict=True)))
+        site.store.zadd(UNACKED_INDEX, dict.fromkeys(tags, 1.0))
+    else:
+        site.store.lpush(LIVE_QUEUE if way == "live" else BACKFILL_QUEUE, *items)
+    good = site.client.result(site.client.submit(message()))
+    assert good.timings.queue is not None
+
+    for verdict in site.client.results(each.message_id for each in sound):
+        assert isinstance(verdict, Verdict)
+        assert verdict.timings.queue is not None, "from created_at"
+        assert 0 <= verdict.timings.queue <= verdict.timings.total < 60
+    letters = new_letters(site, before, len(NO_TASKS))
+    assert sorted(letter["body"] for letter in letters) == sorted(NO_TASKS)
+    metrics = site.worker.metrics()
+    assert all(map(math.isfinite, metrics.values()))
+    assert metrics["errors_total{kind=internal}"] == 0
+    assert site.worker.process.poll() is None
+
+
+def test_no_time_of_a_producer_is_taken_for_a_wait(site: "Site") -> None:
+    sent = SQEMessage(**{**SOUND, "message_id": str(uuid.uuid4()), "created_at": None})
+    item = task_item(sent.model_dump_json(), sqe_enqueued_at=str(10**400))
+    site.store.lpush(LIVE_QUEUE, item)
+    verdict = site.client.result(sent.message_id)
+    assert verdict.timings.queue is None
+    assert verdict.timings.total < 60
+
+
+def test_hostile_numbers_in_a_batch_stop_no_neighbour(site: "Site") -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    good = message()
+    batch = ", ".join(
+        [
+            *(
+                json.dumps(SOUND)[:-1] + f', "puzzle_id": {number}}}'
+                for number in (DIGITS, "1e999")
+            ),
+            DIGITS,
+            good.model_dump_json(exclude_none=True),
+        ]
+    )
+    item = task_item(f"[{batch}]", task=json.dumps(EVALUATE_BATCH), sqe_enqueued_at=str(10**400))
+    site.store.lpush(BACKFILL_QUEUE, item)
+    verdict = site.client.result(good.message_id)
+    assert verdict.timings.queue is not None
+    reasons = sorted(letter["reason"].decode() for letter in new_letters(site, before, 3))
+    assert reasons == ["not_a_message", "wrong_type", "wrong_type"]
+    assert all(map(math.isfinite, site.worker.metrics().values()))
 
 
 def test_a_flood_of_garbage_is_worked_off(site: "Site") -> None:

@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import json
+import math
+import time
 from typing import Any
 
 import pytest
@@ -10,13 +12,50 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas import MessageRejected, RejectionReason
+from worker import envelope
 from worker.app import EVALUATE, create_app
 from worker.envelope import Envelope, EnvelopeRejected, read_envelope
 
 BODY = b'[["{}"], {}, {}]'
 
+NUMBERS = (
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "-1e999",
+    "1e308",
+    "-1e308",
+    "-0.0",
+    str(10**400),
+    str(-(10**400)),
+    "9" * 5000,
+    "-" + "9" * 5000,
+    "1." + "9" * 5000,
+)
+"""JSON texts: Python reads all of them as numbers, or refuses to by its limit of digits."""
+
+OTHERS = (
+    "null",
+    "true",
+    '""',
+    '"1e999"',
+    r'"\ud800"',
+    r'"\u0000"',
+    '"' + "x" * 100_000 + '"',
+    "{}",
+    "[]",
+    "[" * 500 + "]" * 500,
+    '{"a":' * 500 + "1" + "}" * 500,
+)
+
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(10**400)])
+    | st.floats()
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
@@ -36,6 +75,11 @@ def item(**changes: object) -> bytes:
         sound = parts[key]
         parts[key] = {**sound, **change} if isinstance(change, dict) else change
     return json.dumps(parts).encode()
+
+
+def hostile_item(part: str, key: str, text: str) -> bytes:
+    """A sound item, except that `text` is the value of one header or property."""
+    return item(**{part: {key: "?"}}).replace(b'"?"', text.encode())
 
 
 def test_a_sound_item_is_read() -> None:
@@ -103,6 +147,119 @@ def test_any_bytes_are_read_or_refused(sent: bytes) -> None:
         read_envelope(sent, "q")
 
 
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        *(
+            ("headers", key)
+            for key in (
+                "eta",
+                "expires",
+                "retries",
+                "timelimit",
+                "group",
+                "root_id",
+                "parent_id",
+                "argsrepr",
+                "origin",
+                "sqe_enqueued_at",
+            )
+        ),
+        *(
+            ("properties", key)
+            for key in (
+                "correlation_id",
+                "delivery_info",
+                "delivery_mode",
+                "delivery_tag",
+                "priority",
+                "reply_to",
+            )
+        ),
+    ],
+)
+@pytest.mark.parametrize("text", [*NUMBERS, *OTHERS], ids=lambda text: text[:10])
+def test_no_value_of_what_is_not_needed_refuses_a_task(part: str, key: str, text: str) -> None:
+    read = read_envelope(hostile_item(part, key, text), "q")
+    assert (read.task, read.task_id, read.body) == (EVALUATE, "t1", BODY)
+    assert read.enqueued_at is None or math.isfinite(read.enqueued_at)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(text for text in NUMBERS if not math.isfinite(float(text))),
+        *OTHERS,
+    ],
+    ids=lambda text: text[:10],
+)
+def test_a_time_that_is_no_finite_number_is_absent(text: str) -> None:
+    assert read_envelope(hostile_item("headers", "sqe_enqueued_at", text), "q").enqueued_at is None
+
+
+def test_a_time_may_be_an_integer() -> None:
+    sent = item(headers={"sqe_enqueued_at": int(time.time())})
+    assert read_envelope(sent, "q").enqueued_at == pytest.approx(time.time(), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("headers", "id"),
+        ("headers", "task"),
+        ("headers", "compression"),
+        ("headers", "ignore_result"),
+        ("properties", "body_encoding"),
+    ],
+)
+@pytest.mark.parametrize("text", [*NUMBERS, *OTHERS], ids=lambda text: text[:10])
+def test_any_value_of_what_is_needed_is_read_or_refused(
+    caplog: pytest.LogCaptureFixture, part: str, key: str, text: str
+) -> None:
+    with contextlib.suppress(EnvelopeRejected):
+        read = read_envelope(hostile_item(part, key, text), "q")
+        assert key not in {"id", "task"} or read.task_id == json.loads(text)
+    assert not caplog.text, "nothing that nobody foresaw"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OverflowError("hush"), RejectionReason.NOT_A_MESSAGE),
+        (ValueError("hush"), RejectionReason.NOT_A_MESSAGE),
+        (RecursionError("hush"), RejectionReason.TOO_DEEP),
+        (MemoryError("hush"), RejectionReason.TOO_LARGE),
+        (UnicodeDecodeError("utf-8", b"hush", 0, 1, "hush"), RejectionReason.INVALID_UNICODE),
+    ],
+)
+def test_an_error_that_nobody_foresaw_refuses_the_item(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    reason: RejectionReason,
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(envelope, "_seconds", broken)
+    with pytest.raises(EnvelopeRejected) as caught:
+        read_envelope(item(), "q")
+    assert (caught.value.reason, caught.value.task_id) == (reason, "t1")
+    assert caught.value.unexpected
+    assert type(error).__name__ in caught.value.detail
+    assert type(error).__name__ in caplog.text
+    assert "hush" not in caught.value.detail + caplog.text
+
+
+def test_the_end_of_a_process_is_no_property_of_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(envelope, "_seconds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_envelope(item(), "q")
+
+
 @example(part="body", key="task", value="\x80", whole=False)
 @given(
     part=st.sampled_from(["body", "content-type", "headers", "properties"]),
@@ -123,4 +280,5 @@ def test_any_value_in_any_place_is_read_or_refused(
     else:
         parts[part][key] = value
     with contextlib.suppress(MessageRejected):
-        assert isinstance(read_envelope(json.dumps(parts).encode(), "q"), Envelope)
+        read = read_envelope(json.dumps(parts).encode(), "q")
+        assert read.enqueued_at is None or math.isfinite(read.enqueued_at)

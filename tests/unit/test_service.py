@@ -11,9 +11,9 @@ import pytest
 from schemas import MessageRejected, Rejection, RejectionReason, SQEHRMError, Verdict
 from tests.stubs import StubEvaluator, StubPending, message
 from worker.delivery import Answer, Delivery
-from worker.envelope import Envelope
+from worker.envelope import Envelope, EnvelopeRejected
 from worker.metrics import Metrics
-from worker.service import MAX_ERRORS_IN_A_ROW, Service, WorkerBroken
+from worker.service import CLOCK_SKEW, LONGEST_WAIT, MAX_ERRORS_IN_A_ROW, Service, WorkerBroken
 
 
 class Recorder(Delivery):
@@ -141,6 +141,7 @@ def test_a_refused_message_of_a_batch_does_not_take_the_place_of_the_list(world:
         ('{"message_id": "not an id"}', "task-1"),
         ("[" * 100_000, "task-1"),
         ("[]", "task-1"),
+        ('{"message_id": "m1", "puzzle_id": ' + "9" * 5000 + "}", "m1"),
     ],
 )
 def test_a_refused_message_answers_to_its_own_id_where_one_can_be_read(
@@ -207,10 +208,65 @@ def test_the_time_in_the_queue_is_the_producers_word(world: World) -> None:
 
 
 def test_a_clock_that_is_ahead_makes_no_negative_time(world: World) -> None:
-    future = datetime.now(UTC) + timedelta(hours=1)
+    future = datetime.now(UTC) + timedelta(seconds=60)
     (by_header,) = world.process(text(), at=time.time() + 60)
     (by_message,) = world.process(text(created_at=future))
     assert (by_header.timings.queue, by_message.timings.queue) == (0, 0)
+
+
+IMPLAUSIBLE = (
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    1e308,
+    -1e308,
+    0.0,
+    1.0,
+    time.time() - LONGEST_WAIT - 86_400,
+    time.time() + CLOCK_SKEW + 86_400,
+    time.time() * 1000,
+)
+
+
+@pytest.mark.parametrize("at", IMPLAUSIBLE)
+def test_an_implausible_word_of_the_producer_counts_as_none(world: World, at: float) -> None:
+    (verdict,) = world.process(text(created_at=None), at=at)
+    assert verdict.timings.queue is None
+    assert verdict.timings.total < 1
+    created = datetime.now(UTC) - timedelta(seconds=30)
+    (verdict,) = world.process(text(created_at=created), at=at)
+    assert 29 <= verdict.timings.queue < 31
+
+
+def test_the_limits_of_what_is_plausible(world: World) -> None:
+    def queued(at: float) -> float | None:
+        (verdict,) = world.process(text(created_at=None), at=at)
+        queue: float | None = verdict.timings.queue
+        return queue
+
+    assert queued(time.time() - LONGEST_WAIT + 60) == pytest.approx(LONGEST_WAIT - 60, abs=5)
+    assert queued(time.time() - LONGEST_WAIT - 60) is None
+    assert queued(time.time() + CLOCK_SKEW - 60) == 0
+    assert queued(time.time() + CLOCK_SKEW + 60) is None
+
+
+@pytest.mark.parametrize(
+    "created_at",
+    [
+        "0001-01-01T00:00:00+23:59",
+        "1970-01-01T00:00:00Z",
+        "9999-12-31T23:59:59-23:59",
+        datetime.now(UTC) - timedelta(days=31),
+        datetime.now(UTC) + timedelta(days=1),
+    ],
+)
+def test_a_message_of_another_age_has_no_time_in_the_queue(
+    world: World, created_at: object
+) -> None:
+    (verdict,) = world.process(text(created_at=created_at))
+    assert verdict.timings.queue is None
+    assert verdict.timings.total < 1
+    assert world.count("queue_seconds_count") == 0
 
 
 def test_without_the_producers_word_the_time_runs_from_the_message(world: World) -> None:
@@ -226,3 +282,14 @@ def test_a_task_without_messages_is_one_dead_letter(world: World) -> None:
     assert outcome == Rejection(message_id="task-1", reason=rejected.reason, detail="why")
     assert dict(world.delivery.answers[0].entry)["body"] == b"[1]"
     assert world.count("rejected_total", reason="not_a_message") == 1
+
+
+def test_an_item_whose_reading_failed_is_one_dead_letter_and_an_error_of_this_worker(
+    world: World,
+) -> None:
+    rejected = EnvelopeRejected(RejectionReason.NOT_A_MESSAGE, "why", "task-1", unexpected=True)
+    world.service.refuse_item(b"item", "sqe.evaluate", "tag", rejected, "task-1")
+    assert dict(world.delivery.answers[0].entry)["body"] == b"item"
+    assert world.count("errors_total", kind="internal") == 1
+    assert world.count("rejected_total", reason="not_a_message") == 1
+    assert world.broken == []

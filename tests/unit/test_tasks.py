@@ -1,12 +1,15 @@
 """worker.tasks: the messages in a task's arguments."""
 
 import json
+from typing import Any
 
 import pytest
 
 from schemas import MessageRejected, RejectionReason
-from worker.app import MAX_BATCH
-from worker.tasks import message_of, messages_of
+from worker import tasks
+from worker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH, create_app
+from worker.envelope import Envelope
+from worker.tasks import message_of, messages_of, register_tasks
 
 
 def arguments(*args: object, **kwargs: object) -> bytes:
@@ -55,3 +58,31 @@ def test_a_batch_over_the_limit_is_refused_with_the_mend() -> None:
     assert len(messages_of(arguments(["a"] * MAX_BATCH))) == MAX_BATCH
     with pytest.raises(MessageRejected, match="257 messages, but a batch may have 256: send"):
         messages_of(arguments(["a"] * (MAX_BATCH + 1)))
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1e999", "NaN"])
+def test_a_number_of_one_message_is_no_reason_to_refuse_its_neighbours(number: str) -> None:
+    batch = messages_of(f'[[[{{"puzzle_id": {number}}}, "text"]], {{}}, {{}}]'.encode())
+    assert batch[1] == "text"
+
+
+def test_an_error_while_arguments_are_read_refuses_the_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused: list[MessageRejected] = []
+
+    class Service:
+        def refuse(self, _envelope: Envelope, rejected: MessageRejected) -> None:
+            refused.append(rejected)
+
+    def broken(_body: bytes) -> None:
+        raise OverflowError("hush")
+
+    monkeypatch.setattr(tasks, "read_json", broken)
+    app = create_app("memory://")
+    service: Any = Service()
+    register_tasks(app, service)
+    for task in (EVALUATE, EVALUATE_BATCH):
+        app.tasks[task](Envelope(task, "t1", "q", b"[]", None, keep_result=True))
+    assert [rejected.reason for rejected in refused] == [RejectionReason.NOT_A_MESSAGE] * 2
+    assert all("OverflowError" in rejected.detail for rejected in refused)
