@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Category(StrEnum):
-    """What an SQE agent was asked for. Rules that guess it from a prompt: `hrm.categories`."""
+    """What an SQE agent was asked for. Rules that guess it from a prompt: `hrm.data.categories`."""
 
     TEST_PLANNING = "test_planning"
     """Test planning and strategy."""

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from hrm.checkpoint import save_checkpoint
-from hrm.config import HRMConfig
-from hrm.conversion_config import ConversionConfig
-from hrm.network import HRM
+from hrm.data.config import ConversionConfig
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
 from tests.processes import REAL, Worker
 from worker import embedded_redis
 from worker.client import Client

@@ -87,7 +87,7 @@ class StubPending:
 
 @dataclass(frozen=True)
 class StubStatistics:
-    """As `hrm.prediction.EngineStatistics`, without its torch."""
+    """As `hrm.inference.prediction.EngineStatistics`, without its torch."""
 
     steps: int = 0
     occupied: int = 0

@@ -1,6 +1,7 @@
 """Checkpoints on the screen: inspections and comparisons, in tables of up to 100 columns.
 
-Knows what `hrm.inspection` and `hrm.comparison` say, and rich; computes nothing.
+Knows what `hrm.checkpoint.inspection` and `hrm.evaluation.comparison` say, and rich; computes
+nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hrm.comparison import CONVERGED_BELOW, Comparison, StepChange, TensorChange
-from hrm.inspection import Component, ConfigurationValue, Inspection, TensorStatistics
-from hrm.recommendation import Measured, Recommendation
+from hrm.checkpoint.inspection import Component, ConfigurationValue, Inspection, TensorStatistics
+from hrm.evaluation.comparison import CONVERGED_BELOW, Comparison, StepChange, TensorChange
+from hrm.evaluation.recommendation import Measured, Recommendation
 from schemas import HaltedBy
 
 WIDTH = 100

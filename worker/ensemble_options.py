@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 STRATEGIES = ("weighted_average", "voting", "stacking")
-"""The values of `hrm.ensemble_combiners.Strategy`."""
+"""The values of `hrm.ensemble.combiners.Strategy`."""
 
 DEFAULT_STRATEGY = "weighted_average"
 

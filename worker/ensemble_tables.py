@@ -1,6 +1,6 @@
 """An ensemble beside its members on the screen, in a table of up to 100 columns.
 
-Knows `hrm.ensemble_evaluation.EnsembleReport` and rich; computes no figure.
+Knows `hrm.ensemble.report.EnsembleReport` and rich; computes no figure.
 """
 
 from rich.box import SIMPLE_HEAD
@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hrm.ensemble_evaluation import EnsembleReport
-from hrm.evaluation_report import EvaluationReport
+from hrm.ensemble.report import EnsembleReport
+from hrm.evaluation.report import EvaluationReport
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""

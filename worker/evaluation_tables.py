@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hrm.evaluation_report import EvaluationReport, Figures, PositionFigures
-from hrm.statistics import MedianSummary, Share, Summary
+from hrm.evaluation.report import EvaluationReport, Figures, PositionFigures
+from hrm.evaluation.statistics import MedianSummary, Share, Summary
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""

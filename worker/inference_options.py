@@ -25,7 +25,7 @@ halting_option = click.option(
 
 
 def dtype_option(*, default: str) -> Callable[[Command], Command]:
-    """`--dtype`. A name that `hrm.inference.dtype_of` knows."""
+    """`--dtype`. A name that `hrm.inference.config.dtype_of` knows."""
     return click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16"]),

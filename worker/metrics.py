@@ -23,7 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from hrm.vocabulary import VOCABULARY
+from hrm.data.vocabulary import VOCABULARY
 from schemas import RejectionReason, Verdict
 
 PREFIX = "sqe_hrm"
@@ -62,7 +62,9 @@ class ErrorKind(StrEnum):
 
 
 class Statistics(Protocol):
-    """Counts since the start: `hrm.prediction.EngineStatistics`, which would import torch."""
+    """Counts since the start: `hrm.inference.prediction.EngineStatistics`, which would import
+    torch.
+    """
 
     @property
     def steps(self) -> int: ...  # noqa: D102

@@ -1,7 +1,7 @@
 """From the bodies of a task to their outcomes: evaluate, deliver, count, in that order.
 
-The one place where the model's side (`hrm.evaluator`), the delivery rules (`worker.delivery`) and
-the figures (`worker.metrics`) meet. Knows no Celery.
+The one place where the model's side (`hrm.evaluation.evaluator`), the delivery rules
+(`worker.delivery`) and the figures (`worker.metrics`) meet. Knows no Celery.
 """
 
 import json
@@ -47,7 +47,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Pending(Protocol):
-    """A message in the engine: `hrm.evaluator.PendingVerdict`."""
+    """A message in the engine: `hrm.evaluation.evaluator.PendingVerdict`."""
 
     @property
     def message(self) -> SQEMessage: ...  # noqa: D102
@@ -57,7 +57,7 @@ class Pending(Protocol):
 
 
 class Evaluator(Engine, Protocol):
-    """What a worker needs of `hrm.evaluator.Evaluator`."""
+    """What a worker needs of `hrm.evaluation.evaluator.Evaluator`."""
 
     @property
     def checkpoint_name(self) -> str: ...  # noqa: D102

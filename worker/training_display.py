@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hrm.fit import Measurement
-from hrm.measurement import BothRules, RuleFigures
-from hrm.training import StepReport
+from hrm.evaluation.measurement import BothRules, RuleFigures
+from hrm.training.fit import Measurement
+from hrm.training.trainer import StepReport
 
 
 class TrainingDisplay:

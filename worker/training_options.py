@@ -14,9 +14,9 @@ from click.core import ParameterSource
 from pydantic import ValidationError
 
 from hrm.checkpoint import Checkpoint
-from hrm.training import TrainingConfig
-from hrm.training_data import MAX_PUZZLES
-from hrm.training_state import Option
+from hrm.training.examples import MAX_PUZZLES
+from hrm.training.state import Option
+from hrm.training.trainer import TrainingConfig
 from schemas import first_problem
 from worker import devices
 

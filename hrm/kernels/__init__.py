@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from hrm.kernels import cpu, cuda
-from hrm.network import HRM, Linear
+from hrm.model.network import HRM, Linear
 
 __all__ = ["accelerate", "describe", "fastest_dtype"]
 

@@ -19,7 +19,7 @@ from hrm.kernels.compiler import (
     is_switched_off,
     kernels,
 )
-from hrm.network import HRM, Block, Level, Linear
+from hrm.model.network import HRM, Block, Level, Linear
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -184,7 +184,7 @@ class FusedLevel(nn.Module):
     """A `Level` for inference, whole in C++. Its weights are no parameters and in no state dict.
 
     It fits where `why_not_fused` says nothing and `has_level` is true. Threads share the rows of an
-    example: `hrm.threads` gives each thread examples of its own where there are enough.
+    example: `hrm.inference.threads` gives each thread examples of its own where there are enough.
     """
 
     def __init__(self, level: Level, dtype: torch.dtype, kernels: Kernels) -> None:

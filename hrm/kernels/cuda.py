@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrm.graphs import cuda_capture
-from hrm.network import HRM, Block, rotate
+from hrm.kernels.graphs import cuda_capture
+from hrm.model.network import HRM, Block, rotate
 
 logger = logging.getLogger(__name__)
 

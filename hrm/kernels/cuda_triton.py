@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from hrm.network import HRM, Block
+from hrm.model.network import HRM, Block
 
 HEAD_DIMS = (16, 32, 64, 128)
 """Sizes of heads that the attention is there for."""

@@ -6,8 +6,8 @@ from contextlib import closing
 from functools import partial
 from statistics import median
 
-from hrm.engine import Engine
-from hrm.inference import Inference
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
 from schemas import HRMExample
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import engine_run, interleaved, median_ratio

@@ -1,4 +1,4 @@
-"""How many messages a second become examples: `hrm.files` beside the plain approach.
+"""How many messages a second become examples: `hrm.data.files` beside the plain approach.
 
 Knows one file of generated pairs, as long as real ones (9 words of prompt, 48 of completion), with
 words as frequent as in a language and one in 50 never seen before. Each pair of runs converts that
@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy
-from hrm.files import RefusedLine, convert_file
-from hrm.vocabulary import VOCABULARY
+from hrm.data.config import ConversionConfig, PuzzlePolicy
+from hrm.data.conversion import Converter
+from hrm.data.files import RefusedLine, convert_file
+from hrm.data.vocabulary import VOCABULARY
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import interleaved, median_ratio
 from tests.benchmarks.setting import Setting

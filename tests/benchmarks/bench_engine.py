@@ -6,9 +6,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from hrm.engine import Engine
+from hrm.inference.engine import Engine
 from hrm.kernels import accelerate
-from hrm.network import HRM, State
+from hrm.model.network import HRM, State
 from schemas import HaltedBy
 from tests.benchmarks.limit import GPU_SIZE, arithmetic, fastest_product
 from tests.benchmarks.page import paragraphs, table

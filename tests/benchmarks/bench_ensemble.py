@@ -4,10 +4,10 @@ from contextlib import ExitStack, closing
 from statistics import median
 
 from hrm.checkpoint import load_checkpoint
-from hrm.engine import Engine
-from hrm.ensemble import Ensemble
-from hrm.ensemble_engine import EnsembleEngine
-from hrm.inference import Inference
+from hrm.ensemble.engine import EnsembleEngine
+from hrm.ensemble.ensemble import Ensemble
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
 from schemas import HaltedBy
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import engine_run, interleaved, median_ratio

@@ -3,8 +3,8 @@
 from contextlib import ExitStack, closing
 from statistics import median
 
-from hrm.engine import Engine
-from hrm.inference import Inference
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
 from schemas import HaltedBy
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import engine_run, interleaved, loop_run, median_ratio

@@ -13,12 +13,12 @@ from statistics import median
 
 import torch
 
-from hrm.batch import encode
-from hrm.engine import Engine
-from hrm.inference import Inference
-from hrm.network import HRM
-from hrm.prediction import Prediction, submit_when_room
-from hrm.reference_loop import LoopOutput, evaluate_batch
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
+from hrm.inference.prediction import Prediction, submit_when_room
+from hrm.model.batch import encode
+from hrm.model.network import HRM
+from hrm.model.reference_loop import LoopOutput, evaluate_batch
 from schemas import HaltedBy, HRMExample
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import Answers, interleaved, loop_run, percentile

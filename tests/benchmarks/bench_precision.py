@@ -7,10 +7,10 @@ from contextlib import closing
 import torch
 
 from hrm.checkpoint import Checkpoint
-from hrm.conversion import Converter
-from hrm.engine import Engine
-from hrm.inference import Inference
-from hrm.statistics import wilson_interval
+from hrm.data.conversion import Converter
+from hrm.evaluation.statistics import wilson_interval
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
 from schemas import HaltedBy, HRMExample
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import Run, engine_run

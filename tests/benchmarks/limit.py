@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrm.config import HRMConfig
 from hrm.kernels.compiler import Kernels, kernels
 from hrm.kernels.cpu import DTYPES, Packing, has_level
+from hrm.model.config import HRMConfig
 
 BATCHES = (1, 8, 32)
 """Examples whose positions are the rows of a product."""

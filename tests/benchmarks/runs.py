@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import torch
 
-from hrm.batch import encode
-from hrm.network import HRM
-from hrm.prediction import Prediction, Predictor, submit_when_room
-from hrm.reference_loop import evaluate_batch
+from hrm.inference.prediction import Prediction, Predictor, submit_when_room
+from hrm.model.batch import encode
+from hrm.model.network import HRM
+from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy, HRMExample
 from tests.benchmarks.setting import THREADS
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from hrm.checkpoint import Checkpoint, load_checkpoint
-from hrm.config import HRMConfig
-from hrm.conversion import Converter
-from hrm.network import HRM
+from hrm.data.conversion import Converter
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
 from schemas import Difficulty, ExampleMetadata, HRMExample
 from worker.demo.traffic import read_accepted
 

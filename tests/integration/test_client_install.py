@@ -192,7 +192,7 @@ def test_the_wheel_has_the_shipped_checkpoints_and_nothing_of_others(install: In
 
 def test_an_install_finds_the_shipped_checkpoint(install: Install) -> None:
     find = (
-        "from pathlib import Path; from hrm.checkpoint_names import find_checkpoint; "
+        "from pathlib import Path; from hrm.checkpoint.names import find_checkpoint; "
         "print(find_checkpoint('sqe-demo', Path('checkpoints')))"
     )
     found = Path(install.output("python", "-c", find).strip())

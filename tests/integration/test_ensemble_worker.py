@@ -5,11 +5,11 @@ from pathlib import Path
 import redis
 
 from hrm.checkpoint import load_checkpoint, save_checkpoint
-from hrm.conversion_config import ConversionConfig
-from hrm.ensemble import Ensemble
-from hrm.ensemble_combiners import Strategy
-from hrm.inference import Inference
-from hrm.network import HRM
+from hrm.data.config import ConversionConfig
+from hrm.ensemble.combiners import Strategy
+from hrm.ensemble.ensemble import Ensemble
+from hrm.inference.config import Inference
+from hrm.model.network import HRM
 from tests.conftest import TINY
 from tests.processes import REAL, Worker
 from tests.stubs import message

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, save_checkpoint
-from hrm.config import HRMConfig
-from hrm.conversion_config import ConversionConfig
-from hrm.network import HRM
+from hrm.data.config import ConversionConfig
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
 from schemas import Difficulty, ExampleMetadata, HRMExample
 from tests.unit.tiny_checkpoints import SHA256, TINY
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hrm.evaluation import evaluate_file
-from hrm.evaluator import Evaluator
-from hrm.files import RefusedLine
-from hrm.inference import Inference
+from hrm.data.files import RefusedLine
+from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.run import evaluate_file
+from hrm.inference.config import Inference
 from schemas import Verdict
 
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hrm.batch import Batch
 from hrm.checkpoint import load_checkpoint
-from hrm.config import IGNORE_LABEL, HRMConfig
-from hrm.network import HRM
+from hrm.model.batch import Batch
+from hrm.model.config import IGNORE_LABEL, HRMConfig
+from hrm.model.network import HRM
 from schemas import Difficulty, ExampleMetadata, HaltedBy, HRMExample
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "hrm_reference"

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrm.config import HRMConfig
-from hrm.network import HRM
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
 
 
 def config(heads: int = 2, head_dim: int = 32, **fields: Any) -> HRMConfig:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Holds `hrm.analysis` and `sqe-hrm analyze` to figures counted by hand."""
+"""Holds `hrm.data.analysis` and `sqe-hrm analyze` to figures counted by hand."""
 
 import io
 import json
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hrm.analysis import DatasetStatistics, analyze_file
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy
-from hrm.files import RefusedLine
-from hrm.vocabulary import Tokenizer
+from hrm.data.analysis import DatasetStatistics, analyze_file
+from hrm.data.config import ConversionConfig, PuzzlePolicy
+from hrm.data.conversion import Converter
+from hrm.data.files import RefusedLine
+from hrm.data.vocabulary import Tokenizer
 from schemas import Category, Difficulty, RejectionReason
 from worker.commands.analyze import command
 

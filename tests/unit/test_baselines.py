@@ -2,7 +2,7 @@
 
 import pytest
 
-from hrm.baselines import Baseline, TargetCounter, commonest
+from hrm.evaluation.baselines import Baseline, TargetCounter, commonest
 from schemas import MAX_SEQUENCE_LENGTH
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.batch import Batch, ExampleError, check_fits, encode, encode_inputs
+from hrm.model.batch import Batch, ExampleError, check_fits, encode, encode_inputs
 from schemas import Difficulty, ExampleMetadata, HRMExample
 from tests.unit.tiny_checkpoints import TINY
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrm.batch import encode
 from hrm.checkpoint import save_checkpoint
-from hrm.conversion_config import ConversionConfig
-from hrm.network import HRM
-from hrm.reference_loop import evaluate_batch
+from hrm.data.config import ConversionConfig
+from hrm.model.batch import encode
+from hrm.model.network import HRM
+from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy, HRMExample
 from tests.benchmarks import __main__ as command
 from tests.benchmarks.bench_cache import stream

@@ -1,4 +1,4 @@
-"""Holds `hrm.categories` to its rule table."""
+"""Holds `hrm.data.categories` to its rule table."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.categories import RULES, categorize
+from hrm.data.categories import RULES, categorize
 from schemas import Category
 
 

@@ -22,8 +22,8 @@ from hrm.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from hrm.checkpoint_config import tensor_shapes
-from hrm.conversion_config import ConversionConfig
+from hrm.checkpoint.config import tensor_shapes
+from hrm.data.config import ConversionConfig
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, refusal, state_of, store, write_config
 
 # What is saved is what is loaded.

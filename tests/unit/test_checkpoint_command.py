@@ -11,12 +11,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from hrm.batch import encode
 from hrm.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from hrm.checkpoint_config import tensor_shapes
-from hrm.config import HRMConfig
-from hrm.conversion import Converter
-from hrm.reference_loop import evaluate_batch
+from hrm.checkpoint.config import tensor_shapes
+from hrm.data.conversion import Converter
+from hrm.model.batch import encode
+from hrm.model.config import HRMConfig
+from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy, SQEHRMError
 from tests.unit.tiny_checkpoints import RECORD, SHA256, state_of, store, write_config
 from tests.unit.tiny_checkpoints import TINY as SLOW

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hrm.checkpoint import load_checkpoint
-from hrm.checkpoint_config import tensor_shapes
-from hrm.config import HRMConfig
-from hrm.conversion_config import ConversionConfig, WordHash
+from hrm.checkpoint.config import tensor_shapes
+from hrm.data.config import ConversionConfig, WordHash
+from hrm.model.config import HRMConfig
 from tests.unit.tiny_checkpoints import TINY, refusal, state_of, store, write_arch, write_config
 
 # The configuration and where it is from.

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from hrm import checkpoint_names
 from hrm.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from hrm.checkpoint import names as checkpoint_names
 from tests.unit.tiny_checkpoints import TINY, state_of, store
 
 

@@ -134,9 +134,9 @@ def test_a_missing_module_is_named_with_the_extra_that_brings_it(
 
 def test_a_missing_module_of_the_project_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "worker.commands.train", raising=False)
-    monkeypatch.setitem(sys.modules, "hrm.fit", None)
+    monkeypatch.setitem(sys.modules, "hrm.training.fit", None)
     monkeypatch.setattr(sys, "argv", ["sqe-hrm", "train", "--help"])
-    with pytest.raises(ModuleNotFoundError, match=r"hrm\.fit"):
+    with pytest.raises(ModuleNotFoundError, match=r"hrm\.training\.fit"):
         cli.main()
 
 

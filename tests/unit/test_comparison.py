@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm import comparison
 from hrm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from hrm.comparison import CONVERGED_BELOW, StepChange, compare_checkpoints
-from hrm.config import HRMConfig
+from hrm.evaluation import comparison
+from hrm.evaluation.comparison import CONVERGED_BELOW, StepChange, compare_checkpoints
+from hrm.model.config import HRMConfig
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, state_of
 
 Save = Callable[..., Checkpoint]

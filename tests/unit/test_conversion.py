@@ -1,4 +1,4 @@
-"""Holds `hrm.conversion` to the contract's rules."""
+"""Holds `hrm.data.conversion` to the contract's rules."""
 
 import json
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.conversion import Converter, difficulty_of
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy, WordHash
-from hrm.vocabulary import Tokenizer
+from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.data.conversion import Converter, difficulty_of
+from hrm.data.vocabulary import Tokenizer
 from schemas import Difficulty, HRMExample, MessageRejected, RejectionReason, SQEMessage
 
 TEXTS = st.text(min_size=1, max_size=600) | st.text("start end\n", min_size=1, max_size=1600)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.data.conversion import Converter
 from schemas import HRMExample, SQEHRMError, SQEMessage
 from worker.commands.convert import command
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from hrm.batch import encode
 from hrm.checkpoint import Checkpoint, load_checkpoint
-from hrm.conversion import Converter
-from hrm.files import AcceptedPair
-from hrm.measurement import RuleFigures, measure
+from hrm.data.conversion import Converter
+from hrm.data.files import AcceptedPair
+from hrm.evaluation.measurement import RuleFigures, measure
+from hrm.model.batch import encode
 from schemas import Category, Difficulty, HaltedBy, HRMExample
 
 FOLDER = Path(__file__).parents[2] / "checkpoints" / "sqe-demo"

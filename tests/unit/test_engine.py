@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm.batch import ExampleError
-from hrm.engine import Engine
-from hrm.network import HRM, State
-from hrm.prediction import EngineClosedError, InferenceError, Prediction
-from hrm.reference_loop import evaluate_batch
-from hrm.threads import Work
+from hrm.inference.engine import Engine
+from hrm.inference.prediction import EngineClosedError, InferenceError, Prediction
+from hrm.inference.threads import Work
+from hrm.model.batch import ExampleError
+from hrm.model.network import HRM, State
+from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy, HRMExample
 from tests.unit import reference_data
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection
 import pytest
 import torch
 
-from hrm.engine import Engine
-from hrm.lane import Lane
-from hrm.prediction import EngineClosedError, InferenceError, Prediction
+from hrm.inference.engine import Engine
+from hrm.inference.lane import Lane
+from hrm.inference.prediction import EngineClosedError, InferenceError, Prediction
 from schemas import HaltedBy
 from tests.unit import reference_data
 from tests.unit.test_engine import DEADLINE, Works, assert_same, loop_predictions, wait_until

@@ -12,10 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrm.engine import Engine
-from hrm.lane import Lane
-from hrm.network import HRM
-from hrm.prediction import DeviceMemoryError, EngineClosedError, EngineFullError, Prediction
+from hrm.inference.engine import Engine
+from hrm.inference.lane import Lane
+from hrm.inference.prediction import (
+    DeviceMemoryError,
+    EngineClosedError,
+    EngineFullError,
+    Prediction,
+)
+from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
 from tests.unit import reference_data
 from tests.unit.test_engine import (

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm.engine import Engine
-from hrm.lane import Lane
-from hrm.network import HRM, State
-from hrm.prediction import Prediction
+from hrm.inference.engine import Engine
+from hrm.inference.lane import Lane
+from hrm.inference.prediction import Prediction
+from hrm.model.network import HRM, State
 from schemas import HaltedBy
 from tests.unit import reference_data
 from tests.unit.test_engine import (

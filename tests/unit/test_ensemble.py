@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, pair_hash
-from hrm.conversion import Converter
-from hrm.conversion_config import PuzzlePolicy, WordHash
-from hrm.ensemble import MAX_NAME_LENGTH, Ensemble
-from hrm.ensemble_combiners import Strategy
-from hrm.ensemble_evaluation import fit_for, read_examples, without_those_of
-from hrm.ensemble_stacking import EnsembleError, Stacking, read_stacking
-from hrm.files import RefusedLine
-from hrm.inference import Inference
+from hrm.data.config import PuzzlePolicy, WordHash
+from hrm.data.conversion import Converter
+from hrm.data.files import RefusedLine
+from hrm.ensemble.combiners import Strategy
+from hrm.ensemble.ensemble import MAX_NAME_LENGTH, Ensemble
+from hrm.ensemble.report import fit_for, read_examples, without_those_of
+from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
+from hrm.inference.config import Inference
 from schemas import MessageRejected, RejectionReason, SQEMessage
 from tests.unit.ensembles import WIDER, example, member
 from tests.unit.evaluations import Run, jsonl

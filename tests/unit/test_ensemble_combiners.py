@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.ensemble_combiners import StackingCoefficients, vote, weighted_average
-from hrm.losses import stablemax_cross_entropy
-from hrm.outputs import log_probabilities
+from hrm.ensemble.combiners import StackingCoefficients, vote, weighted_average
+from hrm.model.outputs import log_probabilities
+from hrm.training.losses import stablemax_cross_entropy
 
 EVEN = torch.tensor([0.5, 0.5], dtype=torch.float64)
 

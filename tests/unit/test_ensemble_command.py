@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hrm.ensemble_combiners import Strategy
-from hrm.ensemble_evaluation import EnsembleReport
-from hrm.ensemble_stacking import read_stacking
+from hrm.ensemble.combiners import Strategy
+from hrm.ensemble.report import EnsembleReport
+from hrm.ensemble.stacking import read_stacking
 from schemas import SQEHRMError
 from tests.unit.ensembles import WIDER, save_member
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY

@@ -9,14 +9,14 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from hrm.batch import ExampleError
 from hrm.checkpoint import Checkpoint
-from hrm.engine import Engine
-from hrm.ensemble import Ensemble
-from hrm.ensemble_combiners import Strategy
-from hrm.ensemble_engine import EnsembleEngine
-from hrm.network import HRM
-from hrm.prediction import EngineClosedError, InferenceError, Prediction, Predictor
+from hrm.ensemble.combiners import Strategy
+from hrm.ensemble.engine import EnsembleEngine
+from hrm.ensemble.ensemble import Ensemble
+from hrm.inference.engine import Engine
+from hrm.inference.prediction import EngineClosedError, InferenceError, Prediction, Predictor
+from hrm.model.batch import ExampleError
+from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
 from tests.unit.ensembles import WIDER, example, member
 

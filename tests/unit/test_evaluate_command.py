@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hrm.checkpoint import TrainingRecord, save_checkpoint
-from hrm.checkpoint_names import CheckpointError
-from hrm.evaluation_report import EvaluationReport
+from hrm.checkpoint.names import CheckpointError
+from hrm.evaluation.report import EvaluationReport
 from schemas import SQEHRMError, Verdict
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, state_of
 from worker.commands.evaluate import command

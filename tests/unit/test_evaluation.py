@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from hrm import evaluation
-from hrm.baselines import commonest
 from hrm.checkpoint import TrainingRecord, pair_hash, save_checkpoint
-from hrm.conversion import Converter
-from hrm.engine import Engine
-from hrm.evaluation import fit_baselines
-from hrm.evaluation_counters import ReliabilityCounter
-from hrm.evaluation_report import EvaluationReport
-from hrm.evaluator import Evaluator
-from hrm.files import RefusedLine
-from hrm.vocabulary import Tokenizer
+from hrm.data.conversion import Converter
+from hrm.data.files import RefusedLine
+from hrm.data.vocabulary import Tokenizer
+from hrm.evaluation import run as evaluation
+from hrm.evaluation.baselines import commonest
+from hrm.evaluation.counters import ReliabilityCounter
+from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.report import EvaluationReport
+from hrm.evaluation.run import fit_baselines
+from hrm.inference.engine import Engine
 from schemas import HaltedBy, RejectionReason, Verdict
 from tests.unit.evaluations import Run, jsonl, opened
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, state_of

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from hrm.evaluation_report import EvaluationReport
+from hrm.evaluation.report import EvaluationReport
 from hrm.kernels.compiler import SWITCH
 from tests.unit import reference_data
 from tests.unit.evaluations import Run, jsonl, opened

@@ -12,17 +12,17 @@ from typing import Any, cast
 import pytest
 import torch
 
-from hrm.batch import encode
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, save_checkpoint
-from hrm.config import HRMConfig
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy
-from hrm.engine import Engine
-from hrm.evaluator import Evaluator
-from hrm.inference import Inference
-from hrm.prediction import EngineClosedError, EngineFullError, Predictor
-from hrm.reference_loop import evaluate_batch
-from hrm.scoring import score
+from hrm.data.config import ConversionConfig, PuzzlePolicy
+from hrm.data.conversion import Converter
+from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.scoring import score
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
+from hrm.inference.prediction import EngineClosedError, EngineFullError, Predictor
+from hrm.model.batch import encode
+from hrm.model.config import HRMConfig
+from hrm.model.reference_loop import evaluate_batch
 from schemas import (
     Category,
     Difficulty,

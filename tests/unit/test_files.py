@@ -1,4 +1,4 @@
-"""Holds `hrm.files` to its promises: every line judged, little memory, whole files."""
+"""Holds `hrm.data.files` to its promises: every line judged, little memory, whole files."""
 
 import io
 import json
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy
-from hrm.files import (
+from hrm.data.config import ConversionConfig, PuzzlePolicy
+from hrm.data.conversion import Converter
+from hrm.data.files import (
     AcceptedPair,
     RefusedLine,
     convert_file,

@@ -6,12 +6,12 @@ from typing import NamedTuple, cast
 
 import pytest
 
-from hrm import measurement as measurement_module
-from hrm.batch import Batch
-from hrm.fit import Measurement, Progress, Stopped, fit
-from hrm.measurement import BothRules, RuleFigures
-from hrm.network import HRM
-from hrm.training import StepReport, Trainer, TrainingConfig
+from hrm.evaluation import measurement as measurement_module
+from hrm.evaluation.measurement import BothRules, RuleFigures
+from hrm.model.batch import Batch
+from hrm.model.network import HRM
+from hrm.training.fit import Measurement, Progress, Stopped, fit
+from hrm.training.trainer import StepReport, Trainer, TrainingConfig
 from schemas import HaltedBy
 from tests.unit import reference_data
 from tests.unit.tiny_checkpoints import TINY

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm.losses import act_losses
-from hrm.network import HRM, State
+from hrm.model.network import HRM, State
+from hrm.training.losses import act_losses
 from tests.unit import reference_data
 
 TARGET = torch.linspace(0, 1, 9)

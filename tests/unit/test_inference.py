@@ -1,12 +1,12 @@
-"""hrm.inference: what the settings of an engine come to."""
+"""hrm.inference.config: what the settings of an engine come to."""
 
 import pytest
 import torch
 
-from hrm import inference
-from hrm.config import HRMConfig
-from hrm.inference import Inference, dtype_of
-from hrm.prediction_cache import CachedPredictor
+from hrm.inference import config as inference
+from hrm.inference.cache import CachedPredictor
+from hrm.inference.config import Inference, dtype_of
+from hrm.model.config import HRMConfig
 from tests.unit.test_prediction_cache import StubPredictor
 
 

@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm import inspection
-from hrm.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
-from hrm.checkpoint_config import tensor_shapes
-from hrm.config import HRMConfig
-from hrm.conversion_config import ConversionConfig
-from hrm.inspection import Component, component_of, inspect_checkpoint, tensor_statistics
+from hrm.checkpoint import Checkpoint, inspection, load_checkpoint, read_checkpoint, save_checkpoint
+from hrm.checkpoint.config import tensor_shapes
+from hrm.checkpoint.inspection import Component, component_of, inspect_checkpoint, tensor_statistics
+from hrm.data.config import ConversionConfig
+from hrm.model.config import HRMConfig
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
 
 

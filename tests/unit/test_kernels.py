@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hrm import kernels
-from hrm.batch import Batch, encode
 from hrm.checkpoint import load_checkpoint
-from hrm.conversion import Converter
-from hrm.files import AcceptedPair
+from hrm.data.conversion import Converter
+from hrm.data.files import AcceptedPair
 from hrm.kernels import accelerate, compiler, cpu, describe, fastest_dtype
 from hrm.kernels.compiler import Kernels, KernelsUnavailableError
-from hrm.network import HRM, Block, Level, Linear, rotary_table
-from hrm.reference_loop import LoopOutput, evaluate_batch
+from hrm.model.batch import Batch, encode
+from hrm.model.network import HRM, Block, Level, Linear, rotary_table
+from hrm.model.reference_loop import LoopOutput, evaluate_batch
 from schemas import HaltedBy
 from tests.unit.small_networks import assert_same_step, config, network, step_from
 

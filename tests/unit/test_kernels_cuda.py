@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hrm import kernels
 from hrm.kernels import cpu, cuda
-from hrm.network import HRM, Block
+from hrm.model.network import HRM, Block
 from tests.unit.small_networks import assert_same_step, network, step_from
 
 PLAIN = partial(cuda.FusedBlock, functions=cuda.Functions())

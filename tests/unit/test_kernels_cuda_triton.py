@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hrm.kernels import cuda
-from hrm.network import Block, rotary_table
+from hrm.model.network import Block, rotary_table
 from tests.unit.small_networks import config, network, step_from
 
 # Interpreted

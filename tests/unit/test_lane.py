@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm.graphs import Graphs, sizes
-from hrm.lane import Lane, is_out_of_memory, launch
-from hrm.network import State
-from hrm.prediction import InferenceError, Prediction
-from hrm.reference_loop import evaluate_batch
-from hrm.threads import Team
-from hrm.transfers import ToHost, to_device
+from hrm.inference.lane import Lane, is_out_of_memory, launch
+from hrm.inference.prediction import InferenceError, Prediction
+from hrm.inference.threads import Team
+from hrm.inference.transfers import ToHost, to_device
+from hrm.kernels.graphs import Graphs, sizes
+from hrm.model.network import State
+from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy
 from tests.unit import reference_data
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm.losses import act_losses, stablemax_cross_entropy
-from hrm.outputs import Correctness
+from hrm.model.outputs import Correctness
+from hrm.training.losses import act_losses, stablemax_cross_entropy
 from tests.unit import reference_data
 
 RELATIVE = 1e-4

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hrm import measurement
-from hrm.measurement import measure
+from hrm.evaluation import measurement
+from hrm.evaluation.measurement import measure
 from schemas import HaltedBy
 from tests.unit import reference_data
 

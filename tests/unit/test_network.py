@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hrm.checkpoint import load_checkpoint
-from hrm.config import HRMConfig
-from hrm.network import HRM, State
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM, State
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "hrm_reference"
 TOLERANCE = 1e-4

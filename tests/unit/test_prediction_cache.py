@@ -1,4 +1,4 @@
-"""hrm.prediction_cache: equal examples are answered once, and nothing else changes."""
+"""hrm.inference.cache: equal examples are answered once, and nothing else changes."""
 
 import json
 import random
@@ -13,18 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.batch import ExampleError
-from hrm.config import HRMConfig
-from hrm.evaluator import Evaluator
-from hrm.inference import Inference
-from hrm.prediction import (
+from hrm.evaluation.evaluator import Evaluator
+from hrm.inference.cache import CachedPredictor
+from hrm.inference.config import Inference
+from hrm.inference.prediction import (
     EngineClosedError,
     EngineFullError,
     EngineStatistics,
     InferenceError,
     Prediction,
 )
-from hrm.prediction_cache import CachedPredictor
+from hrm.model.batch import ExampleError
+from hrm.model.config import HRMConfig
 from schemas import Difficulty, ExampleMetadata, HaltedBy, HRMExample, SQEMessage
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig
+from hrm.data.config import ConversionConfig
+from hrm.data.conversion import Converter
 from schemas import MessageRejected, parse_message
 from schemas.publish import MODELS, PUBLISHED, json_schema, publish
 from tests.stubs import message, verdict

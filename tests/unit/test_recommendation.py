@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from hrm import recommendation
-from hrm.batch import encode
 from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, pair_hash, save_checkpoint
-from hrm.config import HRMConfig
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig
-from hrm.files import AcceptedPair
-from hrm.measurement import measure
-from hrm.recommendation import (
+from hrm.data.config import ConversionConfig
+from hrm.data.conversion import Converter
+from hrm.data.files import AcceptedPair
+from hrm.evaluation import recommendation
+from hrm.evaluation.measurement import measure
+from hrm.evaluation.recommendation import (
     ComparisonError,
     Measured,
     labels_of,
     measure_messages,
     recommend,
 )
-from hrm.statistics import Share
+from hrm.evaluation.statistics import Share
+from hrm.model.batch import encode
+from hrm.model.config import HRMConfig
 from schemas import HaltedBy
 from tests.unit.tiny_checkpoints import SHA256, state_of
 from tests.unit.tiny_checkpoints import TINY as SLOW

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hrm.network import HRM
-from hrm.reference_loop import evaluate_batch
+from hrm.model.network import HRM
+from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy
 from tests.unit import reference_data
 

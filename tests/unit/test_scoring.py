@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hrm.scoring import commonest_token, score
+from hrm.evaluation.scoring import commonest_token, score
 from schemas import FailurePattern
 
 END = 11

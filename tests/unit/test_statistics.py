@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.statistics import (
+from hrm.evaluation.statistics import (
     IntegerHistogram,
     MedianSummary,
     PositiveHistogram,

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.engine import Engine
-from hrm.threads import Team, end_openmp_threads
+from hrm.inference.engine import Engine
+from hrm.inference.threads import Team, end_openmp_threads
 from tests.unit import reference_data
 from tests.unit.test_engine import wait_until
 

@@ -10,9 +10,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from hrm.checkpoint import load_checkpoint, save_checkpoint
-from hrm.config import HRMConfig
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy, WordHash
-from hrm.network import HRM
+from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
 from schemas import SQEHRMError
 from worker.commands.train import command
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner, Result
 
-from hrm.batch import encode
 from hrm.checkpoint import Checkpoint, load_checkpoint
-from hrm.conversion import Converter
-from hrm.conversion_config import PuzzlePolicy
-from hrm.measurement import measure
+from hrm.data.config import PuzzlePolicy
+from hrm.data.conversion import Converter
+from hrm.evaluation.measurement import measure
+from hrm.model.batch import encode
 from schemas import HaltedBy, HRMExample, SQEHRMError, SQEMessage
 from worker.commands.train import command
 

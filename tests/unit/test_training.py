@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm.batch import Batch
-from hrm.config import HRMConfig
-from hrm.measurement import measure
-from hrm.network import HRM, State
-from hrm.training import DivergedError, StepReport, Trainer, TrainingConfig, sign_descent_
+from hrm.evaluation.measurement import measure
+from hrm.model.batch import Batch
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM, State
+from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig, sign_descent_
 from schemas import HaltedBy
 
 SEQ_LEN = 8

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig
-from hrm.training_data import (
+from hrm.data.config import ConversionConfig
+from hrm.data.conversion import Converter
+from hrm.training.examples import (
     MAX_PUZZLES,
     TrainingDataError,
     hash_of,

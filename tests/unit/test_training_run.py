@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrm.batch import Batch
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint
-from hrm.config import HRMConfig
-from hrm.conversion_config import ConversionConfig
-from hrm.fit import Measurement, Progress
-from hrm.measurement import BothRules, RuleFigures
-from hrm.network import HRM
-from hrm.training import DivergedError, StepReport, Trainer, TrainingConfig
-from hrm.training_run import TrainingRun, claim_folder, enlarged, latest_step
-from hrm.training_state import STATE, RunRecord, step_folders
+from hrm.data.config import ConversionConfig
+from hrm.evaluation.measurement import BothRules, RuleFigures
+from hrm.model.batch import Batch
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
+from hrm.training.fit import Measurement, Progress
+from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
+from hrm.training.state import STATE, RunRecord, step_folders
+from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
 
 CONFIG = HRMConfig(

@@ -1,4 +1,4 @@
-"""Holds `hrm.vocabulary` to the contract's rules."""
+"""Holds `hrm.data.vocabulary` to the contract's rules."""
 
 import hashlib
 import string
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm import vocabulary
-from hrm.conversion_config import WordHash
-from hrm.vocabulary import VOCABULARY, Tokenizer, is_cut
+from hrm.data import vocabulary
+from hrm.data.config import WordHash
+from hrm.data.vocabulary import VOCABULARY, Tokenizer, is_cut
 
 NAMES = [
     "start",

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, pair_hash
-from hrm.config import HRMConfig
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy, WordHash
-from hrm.network import HRM
+from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
 
 TINY = HRMConfig(
     hidden_size=16,

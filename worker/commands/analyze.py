@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hrm.analysis import DatasetStatistics, analyze_file
-from hrm.conversion_config import WordHash
-from hrm.vocabulary import VOCABULARY, Tokenizer
+from hrm.data.analysis import DatasetStatistics, analyze_file
+from hrm.data.config import WordHash
+from hrm.data.vocabulary import VOCABULARY, Tokenizer
 from schemas import MAX_SEQUENCE_LENGTH, Difficulty, SQEHRMError
 from worker.commands.convert import open_with_progress, refused_line_printer
 

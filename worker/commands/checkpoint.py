@@ -8,10 +8,16 @@ from pathlib import Path
 import click
 
 from hrm.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
-from hrm.comparison import compare_checkpoints
-from hrm.files import RefusedLine, parse_line_or_example, read_lines
-from hrm.inspection import inspect_checkpoint
-from hrm.recommendation import ComparisonError, Content, Measured, labels_of, measure_messages
+from hrm.checkpoint.inspection import inspect_checkpoint
+from hrm.data.files import RefusedLine, parse_line_or_example, read_lines
+from hrm.evaluation.comparison import compare_checkpoints
+from hrm.evaluation.recommendation import (
+    ComparisonError,
+    Content,
+    Measured,
+    labels_of,
+    measure_messages,
+)
 from schemas import HaltedBy, SQEHRMError
 from worker import devices
 from worker.checkpoint_tables import print_comparison, print_inspection

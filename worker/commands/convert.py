@@ -13,9 +13,9 @@ import click
 import rich.progress
 from rich.console import Console
 
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig, PuzzlePolicy, WordHash
-from hrm.files import BUFFER_BYTES, ConvertedFile, RefusedLine, convert_file, replaced_file
+from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.data.conversion import Converter
+from hrm.data.files import BUFFER_BYTES, ConvertedFile, RefusedLine, convert_file, replaced_file
 from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError
 
 STDOUT = Path("-")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from hrm.checkpoint_names import find_checkpoint
+from hrm.checkpoint.names import find_checkpoint
 from worker import embedded_redis
 from worker.demo.session import exchange, running_worker
 from worker.demo.tally import Tally

@@ -13,22 +13,22 @@ import click
 import torch
 
 from hrm.checkpoint import Checkpoint
-from hrm.conversion import Converter
-from hrm.ensemble import Ensemble, load_members
-from hrm.ensemble_combiners import Strategy
-from hrm.ensemble_evaluation import (
+from hrm.data.conversion import Converter
+from hrm.data.files import RefusedLine, replaced_file
+from hrm.ensemble.combiners import Strategy
+from hrm.ensemble.ensemble import Ensemble, load_members
+from hrm.ensemble.report import (
     MAX_CALIBRATION_EXAMPLES,
     build_report,
     fit_for,
     read_examples,
     without_those_of,
 )
-from hrm.ensemble_stacking import EnsembleError, Stacking, read_stacking
-from hrm.evaluation import evaluate_file
-from hrm.evaluation_report import EvaluationReport
-from hrm.evaluator import Evaluator
-from hrm.files import RefusedLine, replaced_file
-from hrm.inference import Inference, dtype_of
+from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
+from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.report import EvaluationReport
+from hrm.evaluation.run import evaluate_file
+from hrm.inference.config import Inference, dtype_of
 from schemas import HaltedBy, HRMExample, SQEHRMError
 from worker import devices
 from worker.commands.convert import open_with_progress, refused_line_printer

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hrm.baselines import Baseline, commonest
-from hrm.evaluation import evaluate_file, fit_baselines
-from hrm.evaluation_report import EvaluationReport
-from hrm.evaluator import Evaluator
-from hrm.files import BUFFER_BYTES, replaced_file
-from hrm.inference import Inference, dtype_of
-from hrm.vocabulary import Tokenizer
+from hrm.data.files import BUFFER_BYTES, replaced_file
+from hrm.data.vocabulary import Tokenizer
+from hrm.evaluation.baselines import Baseline, commonest
+from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.report import EvaluationReport
+from hrm.evaluation.run import evaluate_file, fit_baselines
+from hrm.inference.config import Inference, dtype_of
 from schemas import HaltedBy, SQEHRMError, Verdict
 from worker import devices
 from worker.commands.convert import open_with_progress, refused_line_printer

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hrm.files import RefusedLine, read_messages, replaced_file
+from hrm.data.files import RefusedLine, read_messages, replaced_file
 from schemas import Rejection, SQEHRMError, SQEMessage, Verdict
 from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client
 from worker.settings import Settings

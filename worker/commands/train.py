@@ -14,17 +14,17 @@ import click
 import torch
 from pydantic import ValidationError
 
-from hrm.batch import Batch, encode
 from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from hrm.config import HRMConfig
-from hrm.conversion import Converter
-from hrm.conversion_config import ConversionConfig
-from hrm.fit import Progress
-from hrm.network import HRM
-from hrm.training import Trainer, TrainingConfig
-from hrm.training_data import hash_of, read_examples, split, training_record
-from hrm.training_run import TrainingRun, claim_folder, enlarged, latest_step
-from hrm.training_state import Option, RunRecord, SavedStep
+from hrm.data.config import ConversionConfig
+from hrm.data.conversion import Converter
+from hrm.model.batch import Batch, encode
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
+from hrm.training.examples import hash_of, read_examples, split, training_record
+from hrm.training.fit import Progress
+from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
+from hrm.training.state import Option, RunRecord, SavedStep
+from hrm.training.trainer import Trainer, TrainingConfig
 from schemas import HRMExample, SQEHRMError, first_problem
 from worker import devices
 from worker.settings import Settings

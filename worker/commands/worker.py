@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hrm.checkpoint_names import find_checkpoint, weights_file
+from hrm.checkpoint.names import find_checkpoint, weights_file
 from worker import devices, embedded_redis
 from worker.ensemble_options import DEFAULT_STRATEGY, ListCommand, ensemble_options
 from worker.inference_options import device_option, dtype_option, halting_option
@@ -85,11 +85,11 @@ def command(
     # After the device is pinned: these import torch.
     import torch  # noqa: PLC0415
 
-    from hrm.ensemble import Ensemble, load_members  # noqa: PLC0415
-    from hrm.ensemble_combiners import Strategy  # noqa: PLC0415
-    from hrm.ensemble_stacking import read_stacking  # noqa: PLC0415
-    from hrm.evaluator import Evaluator  # noqa: PLC0415
-    from hrm.inference import Inference, dtype_of  # noqa: PLC0415
+    from hrm.ensemble.combiners import Strategy  # noqa: PLC0415
+    from hrm.ensemble.ensemble import Ensemble, load_members  # noqa: PLC0415
+    from hrm.ensemble.stacking import read_stacking  # noqa: PLC0415
+    from hrm.evaluation.evaluator import Evaluator  # noqa: PLC0415
+    from hrm.inference.config import Inference, dtype_of  # noqa: PLC0415
     from schemas import HaltedBy  # noqa: PLC0415
     from worker.run import run  # noqa: PLC0415
 

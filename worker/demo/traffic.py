@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hrm.files import RefusedLine, read_messages
+from hrm.data.files import RefusedLine, read_messages
 from schemas import DEFAULT_MAX_MESSAGE_BYTES, MAX_SEQUENCE_LENGTH, SQEHRMError, SQEMessage
 
 AGENT_ID = "demo-agent"

@@ -1,0 +1,229 @@
+"""A trained model as one object: weights, configuration, and what it was trained on.
+
+Knows what a checkpoint consists of and how one is written; finding it is `hrm.checkpoint.names`,
+reading its file `hrm.checkpoint.files`, configurations are `hrm.checkpoint.config`.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_serializer,
+)
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hrm.checkpoint.config import (
+    CONFIG,
+    check_finite,
+    check_tensors,
+    config_json,
+    read_configuration,
+)
+from hrm.checkpoint.files import KEY_PREFIX, read_state
+from hrm.checkpoint.names import (
+    WEIGHTS,
+    CheckpointError,
+    checkpoint_name,
+    find_checkpoint,
+    other_weights,
+    weights_file,
+)
+from hrm.data.config import ConversionConfig
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
+from schemas import VOCABULARY_SIZE, first_problem
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "TrainingRecord",
+    "find_checkpoint",
+    "load_checkpoint",
+    "pair_hash",
+    "read_checkpoint",
+    "save_checkpoint",
+]
+
+TRAINING_PAIRS = "training_pairs.json"
+"""The file of a checkpoint folder that holds its `TrainingRecord`."""
+
+_HASH_CHARACTERS = 32
+"""Of a pair's SHA-256: 128 bits, so no two of a billion pairs meet by chance."""
+
+
+def pair_hash(puzzle_id: int, input_sequence: Sequence[int]) -> str:
+    """What a training pair is known by: its puzzle and input, as 32 hexadecimal characters."""
+    text = f"{puzzle_id}:{','.join(map(str, input_sequence))}"
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_CHARACTERS]
+
+
+class TrainingRecord(BaseModel):
+    """What a checkpoint was trained on, as far as verdicts need it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    pair_hashes: frozenset[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]]
+    target_token_counts: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(min_length=VOCABULARY_SIZE, max_length=VOCABULARY_SIZE),
+    ]
+
+    @field_serializer("pair_hashes")
+    def _in_order(self, pair_hashes: frozenset[str]) -> list[str]:
+        # Equal records make equal files.
+        return sorted(pair_hashes)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model as it was read: nothing was changed, and all tensors are those of the config."""
+
+    name: str
+    path: Path
+    """The weights file."""
+    config: HRMConfig
+    conversion: ConversionConfig
+    config_sources: Mapping[str, str]
+    """For each field of both: the file's name, `tensor shapes` or `default`."""
+    state: Mapping[str, Tensor]
+    """Keys as in `HRM.state_dict()`; on the CPU, in the dtypes they are stored in."""
+    digest: str
+    """SHA-256 of weights and configuration: the same in whatever form they are stored."""
+    training: TrainingRecord | None
+
+    def build(
+        self, *, device: torch.device | str = "cpu", forward_dtype: torch.dtype = torch.float32
+    ) -> HRM:
+        """The network with these weights, as float32, on `device` and in evaluation mode."""
+        network = HRM(self.config, forward_dtype)
+        network.load_state_dict(self.state)
+        return network.to(device).eval()
+
+    def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool:
+        """Whether this puzzle and input were in the training set. False without a record of it."""
+        if self.training is None:
+            return False
+        return pair_hash(puzzle_id, input_sequence) in self.training.pair_hashes
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in the file or folder `path`, checked throughout.
+
+    Raises `CheckpointError` for what cannot be found, read or trusted: nothing in the file is
+    executed, and every tensor is there, finite, and of the shape that the configuration means.
+    """
+    checkpoint = read_checkpoint(path)
+    check_finite(checkpoint.state, checkpoint.path)
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """`load_checkpoint`, but with NaN and infinite numbers where there are: only to look at."""
+    weights = weights_file(path)
+    state = read_state(weights)
+    configuration = read_configuration(weights, state)
+    return Checkpoint(
+        name=checkpoint_name(path),
+        path=weights,
+        config=configuration.model,
+        conversion=configuration.conversion,
+        config_sources=configuration.sources,
+        state=state,
+        digest=_digest(state, configuration.model, configuration.conversion),
+        training=_read_training(weights.parent / TRAINING_PAIRS),
+    )
+
+
+def save_checkpoint(
+    folder: Path,
+    network_state: Mapping[str, Tensor],
+    config: HRMConfig,
+    conversion: ConversionConfig,
+    training: TrainingRecord | None,
+) -> None:
+    """Write a checkpoint folder, over the one that may be there.
+
+    network_state: `HRM.state_dict()`, of any device. A crash leaves the old checkpoint, the new
+    one, or a folder without weights, never a mixture that loads. Raises `CheckpointError` for
+    tensors that are not those of `config`, and for a folder that cannot be written.
+    """
+    others = other_weights(folder) if folder.is_dir() else []
+    if others:
+        raise CheckpointError(f"{folder}: holds {others[0].name}: choose another folder")
+    weights = folder / WEIGHTS
+    check_tensors(network_state, config, weights, CONFIG)
+    check_finite(network_state, weights)
+    tensors = {
+        KEY_PREFIX + key: tensor.detach().cpu().contiguous()
+        for key, tensor in network_state.items()
+    }
+    # Hidden, so that it is no weights file until it has its name.
+    partial = folder / f".{WEIGHTS}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial)
+        _sync(partial)
+        # Weights go first and come last: without them the folder does not load.
+        weights.unlink(missing_ok=True)
+        _sync(folder)
+        _write(folder / CONFIG, config_json(config, conversion))
+        if training is None:
+            (folder / TRAINING_PAIRS).unlink(missing_ok=True)
+        else:
+            _write(folder / TRAINING_PAIRS, training.model_dump_json(indent=1) + "\n")
+        _sync(folder)
+        # safetensors makes its files for the owner alone; whoever may read the rest reads this.
+        partial.chmod((folder / CONFIG).stat().st_mode & 0o777)
+        partial.replace(weights)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error}): choose another") from None
+
+
+def _digest(state: Mapping[str, Tensor], config: HRMConfig, conversion: ConversionConfig) -> str:
+    digest = hashlib.sha256(config_json(config, conversion).encode())
+    for key in sorted(state):
+        tensor = state[key].contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_training(file: Path) -> TrainingRecord | None:
+    try:
+        return TrainingRecord.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{file}: {first_problem(error)}: restore it, or remove it to go without"
+        ) from None
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    _sync(file)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on disk before anything that follows."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

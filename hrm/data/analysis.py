@@ -1,0 +1,144 @@
+"""What a file of messages or of converted examples holds, counted line by line.
+
+Knows counts, lengths and distributions; nothing of terminals or tables. Memory does not grow with
+the file.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import BinaryIO
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hrm.data.categories import categorize
+from hrm.data.conversion import difficulty_of
+from hrm.data.files import AcceptedPair, RefusedLine, parse_line_or_example, read_lines
+from hrm.data.vocabulary import Tokenizer, is_cut
+from schemas import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    MAX_SEQUENCE_LENGTH,
+    VOCABULARY_SIZE,
+    Category,
+    Difficulty,
+    HRMExample,
+    RejectionReason,
+    SQEMessage,
+)
+
+
+class TextStatistics(BaseModel):
+    """The prompts and their input sequences, or the completions and their target sequences."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean_characters: float | None = Field(description="Null for an empty file.")
+    mean_tokens: float | None = Field(description="Start and end included; null for an empty file.")
+    token_counts: tuple[int, ...] = Field(description="Occurrences of tokens 0 to 11.")
+    cut: int = Field(description="Sequences of messages with more words than a sequence holds.")
+    full: int = Field(description="Sequences of 100 tokens: cut, or just fitting.")
+
+
+class DatasetStatistics(BaseModel):
+    """Every figure of a file. Means and counts are over `messages` and `examples` together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    messages: int = Field(description="Lines with a message, full or bare.")
+    examples: int = Field(description="Lines with an already converted example.")
+    refused: dict[RejectionReason, int] = Field(description="Lines that hold neither, by reason.")
+    inputs: TextStatistics
+    targets: TextStatistics
+    difficulties: dict[Difficulty, int]
+    categories: dict[Category, int] = Field(description="Of messages; an example does not say.")
+
+
+class _TextCounter:
+    """Adds up one side of a file."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+        self.tokens: Counter[int] = Counter()
+        self.cut = 0
+        self.full = 0
+
+    def add(self, characters: int, sequence: list[int] | tuple[int, ...], *, cut: bool) -> None:
+        self.characters += characters
+        self.tokens.update(sequence)
+        self.cut += cut
+        self.full += len(sequence) == MAX_SEQUENCE_LENGTH
+
+    def statistics(self, lines: int) -> TextStatistics:
+        return TextStatistics(
+            mean_characters=self.characters / lines if lines else None,
+            mean_tokens=self.tokens.total() / lines if lines else None,
+            token_counts=tuple(self.tokens[token] for token in range(VOCABULARY_SIZE)),
+            cut=self.cut,
+            full=self.full,
+        )
+
+
+class _DatasetCounter:
+    """Adds up a file."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._messages = 0
+        self._examples = 0
+        self._inputs = _TextCounter()
+        self._targets = _TextCounter()
+        self._difficulties: Counter[Difficulty] = Counter()
+        self._categories: Counter[Category] = Counter()
+        self.refused: Counter[RejectionReason] = Counter()
+
+    def add_message(self, message: SQEMessage | AcceptedPair) -> None:
+        self._messages += 1
+        sides = ((self._inputs, message.prompt), (self._targets, message.completion))
+        for side, text in sides:
+            side.add(len(text), self._tokenizer.sequence(text), cut=is_cut(text))
+        self._difficulties[difficulty_of(len(message.prompt) + len(message.completion))] += 1
+        self._categories[message.category or categorize(message.prompt)] += 1
+
+    def add_example(self, example: HRMExample) -> None:
+        self._examples += 1
+        metadata = example.metadata
+        self._inputs.add(metadata.prompt_length, example.input_sequence, cut=False)
+        self._targets.add(metadata.completion_length, example.target_sequence, cut=False)
+        self._difficulties[metadata.difficulty] += 1
+
+    def statistics(self) -> DatasetStatistics:
+        lines = self._messages + self._examples
+        return DatasetStatistics(
+            messages=self._messages,
+            examples=self._examples,
+            refused=dict(self.refused.most_common()),
+            inputs=self._inputs.statistics(lines),
+            targets=self._targets.statistics(lines),
+            difficulties={name: self._difficulties[name] for name in Difficulty},
+            categories={name: self._categories[name] for name in Category},
+        )
+
+
+def analyze_file(
+    source: BinaryIO,
+    tokenizer: Tokenizer,
+    *,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    on_refused: Callable[[RefusedLine], None],
+) -> DatasetStatistics:
+    """Count the lines of `source`, each a message or a converted example.
+
+    `tokenizer` gives messages their tokens. Each refused line goes to `on_refused` when it is met,
+    and the rest goes on.
+    """
+    parse = partial(parse_line_or_example, max_message_bytes=max_message_bytes)
+    counter = _DatasetCounter(tokenizer)
+    for _, content in read_lines(source, parse, max_message_bytes=max_message_bytes):
+        if isinstance(content, RefusedLine):
+            counter.refused[content.reason] += 1
+            on_refused(content)
+        elif isinstance(content, HRMExample):
+            counter.add_example(content)
+        else:
+            counter.add_message(content)
+    return counter.statistics()

@@ -1,0 +1,10 @@
+"""Several checkpoints as one model.
+
+- `ensemble`: who may join, what it is called, how it answers
+- `engine`: all members in one engine
+- `combiners`: several members' logits become one sequence of tokens
+- `stacking`: a combiner fitted on calibration examples
+- `report`: an ensemble beside each of its members
+
+May import every other package of `hrm` but `hrm.training`.
+"""

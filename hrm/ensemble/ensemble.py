@@ -1,0 +1,201 @@
+"""Several checkpoints as one model: who may join, what it is called, and how it answers.
+
+Knows checkpoints and joins the parts of an ensemble; how members run is `hrm.ensemble.engine`, how
+their logits are combined `hrm.ensemble.combiners`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hrm.checkpoint import (
+    Checkpoint,
+    TrainingRecord,
+    find_checkpoint,
+    load_checkpoint,
+    pair_hash,
+)
+from hrm.ensemble.combiners import Strategy, vote, weighted_average
+from hrm.ensemble.engine import Combine, EnsembleEngine
+from hrm.ensemble.stacking import EnsembleError, Stacking
+from hrm.evaluation.evaluator import Evaluator
+from hrm.inference.config import Inference
+from schemas import DEFAULT_MAX_MESSAGE_BYTES
+
+MAX_NAME_LENGTH = 80
+"""Characters of an ensemble's name: it is a label of metrics and a column of tables."""
+
+_MIN_MEMBERS = 2
+
+_HAVE_TO_AGREE: dict[str, Callable[[Checkpoint], object]] = {
+    "vocab_size": lambda member: member.config.vocab_size,
+    "seq_len": lambda member: member.config.seq_len,
+    "word_hash": lambda member: member.conversion.word_hash,
+    "puzzle_policy": lambda member: member.conversion.puzzle_policy,
+    "puzzle_space": lambda member: member.conversion.puzzle_space,
+}
+"""With one of these different, members would read a message as different examples."""
+
+
+class Ensemble:
+    """Members with their weights and a strategy; a `Model` like a single checkpoint.
+
+    `weights` are positive and are scaled to sum to 1 (default: all alike). They weigh the average
+    and the Q logits, and break ties of votes; `stacking` has its own, once fitted. Raises
+    `EnsembleError` for members that do not go together.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Checkpoint],
+        strategy: Strategy = Strategy.WEIGHTED_AVERAGE,
+        weights: Sequence[float] | None = None,
+        stacking: Stacking | None = None,
+    ) -> None:
+        check_members(members)
+        self.members = tuple(members)
+        self.strategy = strategy
+        self.weights = normalised(weights, len(members))
+        self.stacking = stacking
+        self.combine = _combine(strategy, torch.tensor(self.weights, dtype=torch.float64), stacking)
+        digests = tuple(member.digest for member in members)
+        if stacking is not None and stacking.members != digests:
+            raise EnsembleError(
+                "the combiner was fitted for other checkpoints, or in another order: give those, "
+                "or fit it again with --calibration"
+            )
+        self.name = _name([member.name for member in members])
+        self.digest = _digest(strategy, self.weights, digests, stacking)
+        configs = [member.config for member in members]
+        self.config = configs[0].model_copy(
+            update={
+                "num_puzzle_identifiers": min(each.num_puzzle_identifiers for each in configs),
+                "halt_max_steps": max(each.halt_max_steps for each in configs),
+            }
+        )
+        """What every member can take. Its other sizes are the first member's."""
+        self.conversion = members[0].conversion
+        self.training = _common_training([member.training for member in members])
+        """The pairs that all members were trained on; their targets, counted once a member."""
+
+    def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool:
+        """Whether every member was trained on it. False where one has no record."""
+        if self.training is None:
+            return False
+        return pair_hash(puzzle_id, input_sequence) in self.training.pair_hashes
+
+    def open(
+        self,
+        *,
+        device: str,
+        device_name: str | None = None,
+        inference: Inference,
+        worker: str,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> Evaluator:
+        """As `Evaluator.open`, with all members on the torch device `device`."""
+        engine = EnsembleEngine(
+            [inference.network(member, device) for member in self.members],
+            self.weights,
+            self.combine,
+            slots=inference.slots,
+            halting=inference.halting,
+            max_steps=inference.max_steps,
+            threads=inference.threads,
+        )
+        return Evaluator(
+            self,
+            inference.cached(engine, self.config),
+            device=device_name or device,
+            worker=worker,
+            max_message_bytes=max_message_bytes,
+        )
+
+
+def load_members(names: Sequence[str], folder: Path) -> list[Checkpoint]:
+    """The checkpoints of these paths or names in `folder`, which go together.
+
+    Raises `CheckpointError` and `EnsembleError`.
+    """
+    members = [load_checkpoint(find_checkpoint(name, folder)) for name in names]
+    check_members(members)
+    return members
+
+
+def check_members(members: Sequence[Checkpoint]) -> None:
+    """Raise `EnsembleError` for fewer than two, twice the same, and any that read otherwise."""
+    if len(members) < _MIN_MEMBERS:
+        raise EnsembleError("an ensemble has at least two checkpoints: name another")
+    first, *others = members
+    for index, member in enumerate(members):
+        for other in members[:index]:
+            if other.digest == member.digest:
+                raise EnsembleError(
+                    f"{other.path} and {member.path} are the same checkpoint: name it once, and "
+                    "give it a larger weight if it should count for more"
+                )
+    for other in others:
+        for field, value_of in _HAVE_TO_AGREE.items():
+            ours, theirs = value_of(first), value_of(other)
+            if ours != theirs:
+                raise EnsembleError(
+                    f"{first.name} has {field} {ours}, {other.name} has {theirs}: an ensemble's "
+                    "checkpoints have to agree in it"
+                )
+
+
+def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
+    """`weights` scaled to sum to 1; all alike where there are none. Raises `EnsembleError`."""
+    weights = weights or (1.0,) * members
+    if len(weights) != members:
+        raise EnsembleError(f"{len(weights)} weights for {members} checkpoints: give one each")
+    for weight in weights:
+        if not 0 < weight < math.inf:
+            raise EnsembleError(f"weight {weight:g}: give a positive number, or drop the member")
+    largest = max(weights)  # first, so that no sum is infinite
+    scaled = [weight / largest for weight in weights]
+    if min(scaled) == 0:
+        raise EnsembleError("the smallest weight is nothing beside the largest: drop its member")
+    return tuple(weight / sum(scaled) for weight in scaled)
+
+
+def _combine(strategy: Strategy, weights: Tensor, stacking: Stacking | None) -> Combine:
+    if (stacking is not None) != (strategy is Strategy.STACKING):
+        raise EnsembleError("a combiner and the strategy stacking go together: give both")
+    if stacking is not None:
+        return stacking.coefficients().tokens
+    return partial(vote if strategy is Strategy.VOTING else weighted_average, weights=weights)
+
+
+def _name(names: Sequence[str]) -> str:
+    name = f"ensemble({'+'.join(names)})"
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 4]}...)"
+
+
+def _digest(
+    strategy: Strategy,
+    weights: Sequence[float],
+    members: Sequence[str],
+    stacking: Stacking | None,
+) -> str:
+    """SHA-256 of everything that an answer depends on."""
+    combiner = None if stacking is None else [stacking.weight, stacking.bias]
+    content = json.dumps([strategy, weights, members, combiner], separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _common_training(records: Sequence[TrainingRecord | None]) -> TrainingRecord | None:
+    present = [record for record in records if record is not None]
+    if len(present) < len(records):
+        return None
+    counts = zip(*(record.target_token_counts for record in present), strict=True)
+    return TrainingRecord(
+        pair_hashes=frozenset.intersection(*(record.pair_hashes for record in present)),
+        target_token_counts=tuple(map(sum, counts)),
+    )

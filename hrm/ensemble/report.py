@@ -1,0 +1,165 @@
+"""An ensemble beside each of its members alone, on the same file; and what stacking learns from.
+
+Joins evaluation, members and ensembles; knows no terminal.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import BinaryIO
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hrm.checkpoint import Checkpoint, pair_hash
+from hrm.data.conversion import Converter
+from hrm.data.files import RefusedLine, parse_line_or_example, read_lines
+from hrm.ensemble.combiners import Strategy
+from hrm.ensemble.ensemble import Ensemble, check_members, normalised
+from hrm.ensemble.stacking import Stacking, fit_stacking
+from hrm.evaluation.recommendation import Measured, Recommendation, recommend
+from hrm.evaluation.report import EvaluationReport
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
+from schemas import DEFAULT_MAX_MESSAGE_BYTES, HRMExample, MessageRejected
+
+MAX_CALIBRATION_EXAMPLES = 10_000
+"""Of a longer file the first: half a million tokens, for a few hundred coefficients."""
+
+
+class Calibration(BaseModel):
+    """What a stacking combiner was fitted on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    examples: int
+    tokens: int
+    left_out: int | None = Field(
+        description="Examples that the evaluated data has too, and that were not fitted on. Null "
+        "where the combiner was fitted before: then nobody looked."
+    )
+
+
+class EnsembleReport(BaseModel):
+    """Members and ensemble on the same data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = 1
+    strategy: Strategy
+    weights: tuple[float, ...] = Field(description="Of the members, in order; their sum is 1.")
+    calibration: Calibration | None
+    members: tuple[EvaluationReport, ...] = Field(description="Each alone.")
+    ensemble: EvaluationReport
+    recommendation: Recommendation | None = Field(
+        description="What to take, as far as this data says; null where it has no example."
+    )
+
+
+def build_report(
+    ensemble: Ensemble,
+    members: Sequence[EvaluationReport],
+    together: EvaluationReport,
+    left_out: int | None,
+) -> EnsembleReport:
+    """Put the evaluations of the members and of the ensemble beside each other."""
+    stacking = ensemble.stacking
+    measured = [_measured(report) for report in (*members, together) if report.overall.examples]
+    return EnsembleReport(
+        strategy=ensemble.strategy,
+        weights=ensemble.weights,
+        calibration=None
+        if stacking is None
+        else Calibration(
+            data=stacking.calibration,
+            examples=stacking.examples,
+            tokens=stacking.tokens,
+            left_out=left_out,
+        ),
+        members=tuple(members),
+        ensemble=together,
+        recommendation=recommend(measured)[0] if measured else None,
+    )
+
+
+def _measured(report: EvaluationReport) -> Measured:
+    overall = report.overall
+    known = (report.by_known or {}).get("known")
+    return Measured(
+        checkpoint=report.setting.checkpoint,
+        halting=report.setting.halting,
+        solved=overall.solved,
+        known=0 if known is None else known.examples,
+        token_accuracy=overall.token_accuracy_by_example.mean or 0.0,
+        q_accuracy=overall.q_right.share or 0.0,
+        mean_act_steps=overall.act_steps.mean or 0.0,
+    )
+
+
+def read_examples(
+    source: BinaryIO,
+    converter: Converter,
+    *,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    on_refused: Callable[[RefusedLine], None],
+) -> Iterator[HRMExample]:
+    """The example of every line of `source`: a message, a bare pair or an example already."""
+    parse = partial(parse_line_or_example, max_message_bytes=max_message_bytes)
+    for index, content in read_lines(source, parse, max_message_bytes=max_message_bytes):
+        if isinstance(content, RefusedLine):
+            on_refused(content)
+        elif isinstance(content, HRMExample):
+            yield content
+        else:
+            try:
+                yield converter.convert(
+                    content.prompt, content.completion, content.puzzle_id, index
+                )
+            except MessageRejected as rejected:
+                on_refused(RefusedLine(index + 1, rejected.reason, rejected.detail))
+
+
+def without_those_of(
+    calibration: Sequence[HRMExample], data: Iterator[HRMExample]
+) -> list[HRMExample]:
+    """The examples of `calibration` whose puzzle and input do not occur in `data`.
+
+    A combiner has to be fitted on other examples than it is evaluated on, or its figures say
+    nothing. `data` may be of any length; it is read once.
+    """
+    hashes = [pair_hash(each.puzzle_id, each.input_sequence) for each in calibration]
+    left = set(hashes)
+    for example in data:
+        left.discard(pair_hash(example.puzzle_id, example.input_sequence))
+    return [each for each, own in zip(calibration, hashes, strict=True) if own in left]
+
+
+def fit_for(
+    members: Sequence[Checkpoint],
+    weights: Sequence[float] | None,
+    examples: Sequence[HRMExample],
+    calibration: str,
+    *,
+    device: str,
+    inference: Inference,
+) -> Stacking:
+    """A stacking combiner for these members, fitted on `examples`.
+
+    Fit it under the halting rule that it will be used under. Raises `EnsembleError`.
+    """
+    check_members(members)
+    shares = normalised(weights, len(members))
+    with contextlib.ExitStack() as stack:
+        engines = []
+        for member in members:
+            engine = Engine(
+                inference.network(member, device),
+                slots=inference.slots,
+                halting=inference.halting,
+                max_steps=inference.max_steps,
+                keep_logits=True,
+                threads=inference.threads,
+            )
+            stack.callback(engine.close)
+            engines.append((member.digest, engine))
+        return fit_stacking(engines, shares, examples, calibration)

@@ -1,0 +1,72 @@
+"""What a prediction is worth beside: guesses that never look at the input.
+
+Knows training targets and the token sequences guessed from them; nothing of networks. Counting
+them takes the same memory whatever their number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hrm.evaluation.scoring import commonest_token
+from schemas import MAX_SEQUENCE_LENGTH, VOCABULARY_SIZE
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A guess that is the same for every example."""
+
+    name: str
+    fitted_on: str
+    """The training targets it was counted from, in words."""
+    tokens: tuple[int, ...]
+    """For every position a sequence may have; a target's length of them is compared with it."""
+
+
+def commonest(target_token_counts: Sequence[int], fitted_on: str) -> Baseline:
+    """The commonest token of the training targets, everywhere; the smallest id wins a tie."""
+    token = commonest_token(target_token_counts)
+    return Baseline("commonest token", fitted_on, (token,) * MAX_SEQUENCE_LENGTH)
+
+
+class TargetCounter:
+    """Counts training targets; `baselines` are what to guess after them."""
+
+    def __init__(self) -> None:
+        self.targets = 0
+        self._tokens = [0] * VOCABULARY_SIZE
+        self._at = [[0] * VOCABULARY_SIZE for _ in range(MAX_SEQUENCE_LENGTH)]
+        self._after = [[0] * VOCABULARY_SIZE for _ in range(VOCABULARY_SIZE)]
+
+    def add(self, target: Sequence[int]) -> None:
+        """Count one target sequence (at most 100 tokens)."""
+        self.targets += 1
+        for position, token in enumerate(target):
+            self._tokens[token] += 1
+            self._at[position][token] += 1
+        for previous, token in pairwise(target):
+            self._after[previous][token] += 1
+
+    def baselines(self, fitted_on: str) -> tuple[Baseline, ...]:
+        """The commonest token; the commonest by position; bigram. The smallest id wins a tie.
+
+        Where training targets say nothing (a position beyond all of them, a token that nothing
+        followed), the commonest token is guessed. Bigram begins with the commonest first token and
+        goes on with the commonest successor of what it guessed itself: the true previous token is
+        what no predictor is given here.
+        """
+        overall = commonest(self._tokens, fitted_on)
+        default = overall.tokens[0]
+        by_position = tuple(_commonest_or(default, counts) for counts in self._at)
+        chain = [by_position[0]]
+        while len(chain) < MAX_SEQUENCE_LENGTH:
+            chain.append(_commonest_or(default, self._after[chain[-1]]))
+        return (
+            overall,
+            Baseline("commonest by position", fitted_on, by_position),
+            Baseline("bigram", fitted_on, tuple(chain)),
+        )
+
+
+def _commonest_or(default: int, counts: Sequence[int]) -> int:
+    return commonest_token(counts) if any(counts) else default

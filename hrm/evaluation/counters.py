@@ -1,0 +1,301 @@
+"""Counts verdicts into the figures of an evaluation.
+
+Knows verdicts and targets; nothing of files, engines or terminals. Memory does not grow with the
+number of verdicts.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from hrm.evaluation.baselines import Baseline
+from hrm.evaluation.report import (
+    BaselineFigures,
+    Confusion,
+    EvaluationReport,
+    Figures,
+    Lines,
+    PositionFigures,
+    PredictionFigures,
+    ReliabilityBin,
+    Seconds,
+    Setting,
+)
+from hrm.evaluation.scoring import score
+from hrm.evaluation.statistics import IntegerHistogram, PositiveHistogram, Running, Share
+from schemas import (
+    MAX_SEQUENCE_LENGTH,
+    VOCABULARY_SIZE,
+    Category,
+    Difficulty,
+    FailurePattern,
+    HaltedBy,
+    RejectionReason,
+    Verdict,
+)
+
+RELIABILITY_BINS = 10
+"""Of equal width over the probability that q_halt states."""
+
+UNKNOWN_CATEGORY = "unknown"
+"""That of a converted example, which has no prompt to tell it by."""
+
+
+class PredictionCounter:
+    """Counts predictions, whoever made them."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self._solved = 0
+        self._correct = 0
+        self._targets = 0
+        self._by_example = Running()
+        self._similarity = Running()
+
+    def add(self, correct: int, targets: int, edit_similarity: float) -> None:
+        """Count one prediction with `correct` of `targets` tokens right."""
+        self.examples += 1
+        self._solved += correct == targets
+        self._correct += correct
+        self._targets += targets
+        self._by_example.add(correct / targets)
+        self._similarity.add(edit_similarity)
+
+    def figures(self) -> PredictionFigures:
+        """Of all predictions so far."""
+        return PredictionFigures(
+            examples=self.examples,
+            solved=Share.measured(self._solved, self.examples),
+            correct_tokens=self._correct,
+            target_tokens=self._targets,
+            token_accuracy=_ratio(self._correct, self._targets),
+            token_accuracy_by_example=self._by_example.summary(),
+            edit_similarity=self._similarity.summary(),
+        )
+
+
+class FiguresCounter:
+    """Counts the verdicts of a set of examples."""
+
+    def __init__(self, max_steps: int) -> None:
+        self._max_steps = max_steps
+        self._predictions = PredictionCounter()
+        self._steps = IntegerHistogram()
+        self._steps_solved = IntegerHistogram()
+        self._halted_by: Counter[HaltedBy] = Counter()
+        self._q_halt = Running()
+        self._q_continue = Running()
+        self._q_flips = IntegerHistogram()
+        self._q_right = 0
+        self._seconds = PositiveHistogram()
+
+    def add(self, verdict: Verdict) -> None:
+        """Count one verdict."""
+        self._predictions.add(
+            verdict.correct_tokens, verdict.target_tokens, verdict.edit_similarity
+        )
+        self._steps.add(verdict.act_steps)
+        if verdict.solved:
+            self._steps_solved.add(verdict.act_steps)
+        self._halted_by[verdict.halted_by] += 1
+        self._q_halt.add(verdict.q_halt)
+        self._q_continue.add(verdict.q_continue)
+        self._q_flips.add(verdict.q_flips)
+        self._q_right += verdict.q_right
+        self._seconds.add(verdict.timings.inference)
+
+    def figures(self) -> Figures:
+        """Of all verdicts so far."""
+        predictions = self._predictions.figures()
+        steps = self._steps.summary()
+        return Figures(
+            **dict(predictions),
+            act_steps=steps,
+            act_steps_solved=self._steps_solved.summary(),
+            efficiency=None if steps.mean is None else steps.mean / self._max_steps,
+            halted_by={rule: self._halted_by[rule] for rule in HaltedBy},
+            q_halt=self._q_halt.summary(),
+            q_continue=self._q_continue.summary(),
+            q_flips=self._q_flips.summary(),
+            flipped=predictions.examples - self._q_flips.counts[0],
+            q_right=Share.measured(self._q_right, predictions.examples),
+            inference_seconds=self._seconds.summary(),
+        )
+
+
+class ReliabilityCounter:
+    """Holds what q_halt states of examples against what became of them."""
+
+    def __init__(self) -> None:
+        self._stated: list[list[float]] = [[0, 0.0, 0] for _ in range(RELIABILITY_BINS)]
+
+    def add(self, q_halt: float, *, solved: bool) -> None:
+        """Count one example."""
+        # tanh, since exp overflows for a large logit of either sign.
+        probability = (1 + math.tanh(q_halt / 2)) / 2
+        cell = self._stated[min(int(probability * RELIABILITY_BINS), RELIABILITY_BINS - 1)]
+        cell[0] += 1
+        cell[1] += probability
+        cell[2] += solved
+
+    def bins(self) -> tuple[ReliabilityBin, ...]:
+        """From the least to the most probable."""
+        return tuple(
+            ReliabilityBin(
+                low=number / RELIABILITY_BINS,
+                high=(number + 1) / RELIABILITY_BINS,
+                examples=int(examples),
+                mean_predicted=probabilities / examples if examples else None,
+                solved=Share.measured(int(solved), int(examples)),
+            )
+            for number, (examples, probabilities, solved) in enumerate(self._stated)
+        )
+
+
+class TokenCounter:
+    """Counts target tokens by position, and by what was predicted for them."""
+
+    def __init__(self) -> None:
+        self._tokens = [0] * MAX_SEQUENCE_LENGTH
+        self._correct = [0] * MAX_SEQUENCE_LENGTH
+        self._confusions: Counter[tuple[int, int]] = Counter()
+
+    def add(self, target: Sequence[int], predicted: Sequence[int]) -> None:
+        """Count one example; both sequences have the target's length."""
+        self._confusions.update(zip(target, predicted, strict=True))
+        for position, (expected, given) in enumerate(zip(target, predicted, strict=True)):
+            self._tokens[position] += 1
+            self._correct[position] += expected == given
+
+    def by_position(self) -> tuple[PositionFigures, ...]:
+        """Every position that a sequence may have."""
+        return tuple(
+            PositionFigures(
+                position=position,
+                tokens=tokens,
+                correct=correct,
+                accuracy=_ratio(correct, tokens),
+            )
+            for position, (tokens, correct) in enumerate(
+                zip(self._tokens, self._correct, strict=True)
+            )
+        )
+
+    def confusion(self) -> Confusion:
+        """The whole table."""
+        tokens = range(VOCABULARY_SIZE)
+        return Confusion(
+            counts=tuple(
+                tuple(self._confusions[target, predicted] for predicted in tokens)
+                for target in tokens
+            )
+        )
+
+
+class BaselineCounter:
+    """Counts what one baseline gets."""
+
+    def __init__(self, baseline: Baseline) -> None:
+        self._baseline = baseline
+        self._overall = PredictionCounter()
+        self._by_known = {"known": PredictionCounter(), "unknown": PredictionCounter()}
+
+    def add(self, target: Sequence[int], known: str) -> None:
+        """Count one example; `known` or `unknown`."""
+        guess = score(self._baseline.tokens, target, baseline_token=None)
+        for counter in (self._overall, self._by_known[known]):
+            counter.add(guess.correct_tokens, guess.target_tokens, guess.edit_similarity)
+
+    def figures(self, *, recorded: bool) -> BaselineFigures:
+        """Of all examples so far; by known only where training pairs are `recorded`."""
+        by_known = {name: counter.figures() for name, counter in self._by_known.items()}
+        return BaselineFigures(
+            name=self._baseline.name,
+            fitted_on=self._baseline.fitted_on,
+            tokens=self._baseline.tokens,
+            overall=self._overall.figures(),
+            by_known=by_known if recorded else None,
+        )
+
+
+class EvaluationCounter:
+    """Counts everything. `max_steps`: ACT steps an example gets at most."""
+
+    def __init__(self, max_steps: int, baselines: Sequence[Baseline]) -> None:
+        def counters(names: Sequence[str]) -> dict[str, FiguresCounter]:
+            return {str(name): FiguresCounter(max_steps) for name in names}
+
+        self._messages = 0
+        self._converted = 0
+        self._refused: Counter[RejectionReason] = Counter()
+        self._convert_seconds = PositiveHistogram()
+        self._overall = FiguresCounter(max_steps)
+        self._known = counters(["known", "unknown"])
+        self._difficulties = counters(list(Difficulty))
+        self._categories = counters([*Category, UNKNOWN_CATEGORY])
+        self._patterns = counters(list(FailurePattern))
+        self._reliability = ReliabilityCounter()
+        self._tokens = TokenCounter()
+        self._baselines = [BaselineCounter(baseline) for baseline in baselines]
+
+    def refuse(self, reason: RejectionReason) -> None:
+        """Count a line that was not evaluated."""
+        self._refused[reason] += 1
+
+    def add(self, verdict: Verdict, target: Sequence[int], *, converted: bool) -> None:
+        """Count one verdict and its target. `converted`: of an example without a prompt."""
+        self._messages += not converted
+        self._converted += converted
+        self._convert_seconds.add(verdict.timings.convert)
+        known = "known" if verdict.known else "unknown"
+        self._overall.add(verdict)
+        self._known[known].add(verdict)
+        self._difficulties[verdict.difficulty].add(verdict)
+        self._categories[UNKNOWN_CATEGORY if converted else verdict.category].add(verdict)
+        if verdict.failure_pattern is not None:
+            self._patterns[verdict.failure_pattern].add(verdict)
+        self._reliability.add(verdict.q_halt, solved=verdict.solved)
+        self._tokens.add(target, verdict.predicted_sequence)
+        for baseline in self._baselines:
+            baseline.add(target, known)
+
+    def report(
+        self, data: str, setting: Setting, seconds: float, *, recorded: bool
+    ) -> EvaluationReport:
+        """All figures so far, after `seconds`.
+
+        `recorded`: the checkpoint knows its training pairs, so that known means something.
+        """
+        overall = self._overall.figures()
+        return EvaluationReport(
+            data=data,
+            setting=setting,
+            lines=Lines(
+                messages=self._messages,
+                examples=self._converted,
+                refused=dict(self._refused.most_common()),
+            ),
+            seconds=Seconds(
+                total=seconds,
+                per_example=_ratio(seconds, overall.examples),
+                convert=self._convert_seconds.summary(),
+                inference=overall.inference_seconds,
+            ),
+            overall=overall,
+            by_known=_figures(self._known) if recorded else None,
+            by_difficulty=_figures(self._difficulties),
+            by_category=_figures(self._categories),
+            by_failure_pattern=_figures(self._patterns),
+            reliability=self._reliability.bins(),
+            by_position=self._tokens.by_position(),
+            confusion=self._tokens.confusion(),
+            baselines=tuple(baseline.figures(recorded=recorded) for baseline in self._baselines),
+        )
+
+
+def _figures(counters: Mapping[str, FiguresCounter]) -> dict[str, Figures]:
+    return {name: counter.figures() for name, counter in counters.items()}
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return part / whole if whole else None

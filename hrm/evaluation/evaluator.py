@@ -1,0 +1,356 @@
+"""One message to one verdict: parse, convert, infer, score.
+
+Joins the parts of this folder for whoever has messages; knows no queue and no metrics server.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from hrm.checkpoint import CheckpointError, TrainingRecord, find_checkpoint, load_checkpoint
+from hrm.data.categories import categorize
+from hrm.data.config import ConversionConfig
+from hrm.data.conversion import Converter
+from hrm.evaluation.scoring import Score, commonest_token, score
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
+from hrm.inference.prediction import (
+    EngineStatistics,
+    InferenceError,
+    Prediction,
+    Predictor,
+    submit_when_room,
+)
+from hrm.model.batch import ExampleError
+from hrm.model.config import HRMConfig
+from schemas import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    Category,
+    HaltedBy,
+    HRMExample,
+    MessageRejected,
+    RejectionReason,
+    SQEMessage,
+    Timings,
+    Verdict,
+    parse_message,
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an example came from, as far as its verdict says so."""
+
+    message_id: str
+    agent_id: str
+    category: Category
+
+    @classmethod
+    def of(cls, message: SQEMessage) -> Self:
+        """That of a message; its category from the prompt's words where it names none."""
+        category = message.category or categorize(message.prompt)
+        return cls(message.message_id, message.agent_id, category)
+
+
+class PendingExample:
+    """An example in the engine."""
+
+    def __init__(
+        self,
+        evaluator: "Evaluator",
+        example: HRMExample,
+        origin: Origin,
+        prediction: Future[Prediction],
+        clock: "_Clock",
+    ) -> None:
+        self.example = example
+        self.confusions: Counter[tuple[int, int]] = Counter()
+        """After `result`: how often which target token was predicted as which other."""
+        self._evaluator = evaluator
+        self._origin = origin
+        self._prediction = prediction
+        self._clock = clock
+        prediction.add_done_callback(lambda _: clock.stop())
+
+    def done(self) -> bool:
+        """Whether `result` has not to wait."""
+        return self._prediction.done()
+
+    def add_done_callback(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called once when `done`; in the engine's thread, so it must be quick."""
+        self._prediction.add_done_callback(lambda _: callback())
+
+    def result(self, timeout: float | None = None) -> Verdict:
+        """Wait for the verdict, for at most `timeout` seconds.
+
+        Raises `MessageRejected` (evaluation failed) where the network gave no finite answer,
+        `EngineClosedError` when the engine is shutting down, and `TimeoutError`.
+        """
+        try:
+            prediction = self._prediction.result(timeout)
+        except InferenceError as error:
+            raise MessageRejected(RejectionReason.EVALUATION_FAILED, str(error)) from None
+        self._clock.stop()  # a future wakes who waits for it before it calls back
+        figures = self._evaluator.score(prediction, self.example)
+        self.confusions = figures.confusions
+        return self._evaluator.verdict(
+            self._origin, self.example, prediction, figures, self._clock.timings()
+        )
+
+
+class PendingVerdict(PendingExample):
+    """A message in the engine."""
+
+    def __init__(
+        self,
+        evaluator: "Evaluator",
+        message: SQEMessage,
+        example: HRMExample,
+        prediction: Future[Prediction],
+        clock: "_Clock",
+    ) -> None:
+        super().__init__(evaluator, example, Origin.of(message), prediction, clock)
+        self.message = message
+
+
+@dataclass
+class _Clock:
+    """When a message was taken, converted and answered (`time.perf_counter` seconds)."""
+
+    queued_seconds: float | None
+    taken: float
+    converted: float
+    answered: float = 0.0
+
+    def stop(self) -> None:
+        """Only the first call counts."""
+        self.answered = self.answered or time.perf_counter()
+
+    def timings(self) -> Timings:
+        return Timings(
+            queue=self.queued_seconds,
+            convert=self.converted - self.taken,
+            inference=self.answered - self.converted,
+            total=(self.queued_seconds or 0.0) + self.answered - self.taken,
+        )
+
+
+class Model(Protocol):
+    """Whose answers are evaluated: a checkpoint, or several as one."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    @property
+    def config(self) -> HRMConfig: ...  # noqa: D102
+    @property
+    def conversion(self) -> ConversionConfig: ...  # noqa: D102
+    @property
+    def training(self) -> TrainingRecord | None: ...  # noqa: D102
+    def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool: ...  # noqa: D102
+
+
+class Evaluator:
+    """Evaluates messages with one checkpoint. Threads may share one."""
+
+    def __init__(
+        self,
+        checkpoint: Model,
+        engine: Predictor,
+        *,
+        device: str,
+        worker: str,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        _check_puzzle_space(checkpoint)
+        self.checkpoint = checkpoint
+        self.device = device
+        self._engine = engine
+        self._worker = worker
+        self._max_message_bytes = max_message_bytes
+        self._converter = Converter(checkpoint.conversion)
+        training = checkpoint.training
+        self._baseline = commonest_token(training.target_token_counts) if training else None
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str,
+        *,
+        folder: Path,
+        device: str,
+        device_name: str | None = None,
+        inference: Inference,
+        worker: str,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> Self:
+        """Load `checkpoint`, a path or a name in `folder`, onto the torch device `device`.
+
+        `device_name` is what verdicts call it, where a process was pinned to one of several.
+
+        Raises `CheckpointError` where it cannot be found, read or used.
+        """
+        loaded = load_checkpoint(find_checkpoint(checkpoint, folder))
+        engine = Engine(
+            inference.network(loaded, device),
+            slots=inference.slots,
+            halting=inference.halting,
+            max_steps=inference.max_steps,
+            threads=inference.threads,
+        )
+        return cls(
+            loaded,
+            inference.cached(engine, loaded.config),
+            device=device_name or device,
+            worker=worker,
+            max_message_bytes=max_message_bytes,
+        )
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint's name."""
+        return self.checkpoint.name
+
+    @property
+    def checkpoint_digest(self) -> str:
+        """SHA-256 of weights and configuration."""
+        return self.checkpoint.digest
+
+    @property
+    def slots(self) -> int:
+        """Messages evaluated at once."""
+        return self._engine.slots
+
+    @property
+    def dtype(self) -> str:
+        """Of activations."""
+        return str(self._engine.forward_dtype).removeprefix("torch.")
+
+    @property
+    def halting(self) -> HaltedBy:
+        """The rule by which an example's computation ends."""
+        return self._engine.halting
+
+    @property
+    def max_steps(self) -> int:
+        """ACT steps an example gets at most."""
+        return self._engine.max_steps
+
+    @property
+    def busy_slots(self) -> int:
+        """Slots with a message in them."""
+        return self._engine.busy_slots
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for a slot."""
+        return self._engine.waiting
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """What the engine did since its start."""
+        return self._engine.statistics
+
+    def submit(
+        self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
+    ) -> PendingVerdict:
+        """Hand the message in `body` to the engine; waits only while that has no room.
+
+        `queued_seconds` is how long it waited before. Raises `MessageRejected` where it cannot be
+        evaluated and `EngineClosedError` after `close`, also when that comes during the wait.
+        """
+        taken = time.perf_counter()
+        message = parse_message(body, max_bytes=self._max_message_bytes)
+        example = self._converter.convert_message(message)
+        clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
+        return PendingVerdict(self, message, example, self._infer(example), clock)
+
+    def submit_example(
+        self, example: HRMExample, origin: Origin, *, taken: float
+    ) -> PendingExample:
+        """Hand a converted example to the engine; waits only while that has no room.
+
+        `taken`: `time.perf_counter` before its conversion began. Raises as `submit` does.
+        """
+        clock = _Clock(None, taken, converted=time.perf_counter())
+        return PendingExample(self, example, origin, self._infer(example), clock)
+
+    def close(self) -> None:
+        """Finish what is in slots and fail what waits."""
+        self._engine.close()
+
+    def score(self, prediction: Prediction, example: HRMExample) -> Score:
+        """Compare a prediction with its example's target."""
+        return score(prediction.tokens, example.target_sequence, baseline_token=self._baseline)
+
+    def verdict(
+        self,
+        origin: Origin,
+        example: HRMExample,
+        prediction: Prediction,
+        figures: Score,
+        timings: Timings,
+    ) -> Verdict:
+        """All that was found about one example."""
+        return Verdict(
+            message_id=origin.message_id,
+            agent_id=origin.agent_id,
+            checkpoint=self.checkpoint.name,
+            checkpoint_digest=self.checkpoint.digest,
+            puzzle_id=example.puzzle_id,
+            solved=figures.solved,
+            token_accuracy=figures.token_accuracy,
+            edit_similarity=figures.edit_similarity,
+            correct_tokens=figures.correct_tokens,
+            target_tokens=figures.target_tokens,
+            predicted_sequence=prediction.tokens[: figures.target_tokens],
+            known=self.checkpoint.is_known(example.puzzle_id, example.input_sequence),
+            act_steps=prediction.act_steps,
+            halted_by=prediction.halted_by,
+            q_halt=prediction.q_halt,
+            q_continue=prediction.q_continue,
+            q_flips=prediction.q_flips,
+            difficulty=example.metadata.difficulty,
+            category=origin.category,
+            failure_pattern=figures.failure_pattern,
+            timings=timings,
+            device=self.device,
+            worker=self._worker,
+            evaluated_at=datetime.now(UTC),
+        )
+
+    def _infer(self, example: HRMExample) -> Future[Prediction]:
+        self._check_puzzle(example)
+        try:
+            return submit_when_room(self._engine, example)
+        except ExampleError as error:
+            raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
+
+    def _check_puzzle(self, example: HRMExample) -> None:
+        rows = self.checkpoint.config.num_puzzle_identifiers
+        if example.puzzle_id >= rows:
+            raise MessageRejected(
+                RejectionReason.PUZZLE_OUT_OF_RANGE,
+                f"puzzle_id {_shortened(example.puzzle_id)}, but checkpoint {self.checkpoint.name} "
+                f"has puzzles 0 to {rows - 1}: send one of them, or none",
+            )
+
+
+def _shortened(number: int) -> str:
+    """Also of a number with a thousand digits."""
+    return str(number) if number < 10**18 else "beyond 10^18"
+
+
+def _check_puzzle_space(checkpoint: Model) -> None:
+    space, rows = checkpoint.conversion.puzzle_space, checkpoint.config.num_puzzle_identifiers
+    if space > rows:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name}: puzzle_space {space} exceeds its table of {rows} "
+            "puzzles: set puzzle_space in config.json to at most that"
+        )

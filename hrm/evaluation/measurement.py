@@ -1,0 +1,82 @@
+"""Measures a network on a set of examples, with the plain loop.
+
+Knows batches and what is right about an answer; nothing of training, checkpoints or files.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from hrm.evaluation.statistics import Share
+from hrm.model.batch import Batch
+from hrm.model.network import HRM
+from hrm.model.outputs import Correctness, q_right
+from hrm.model.reference_loop import evaluate_batch
+from schemas import HaltedBy
+
+MEASURE_BATCH = 128
+"""Examples evaluated at once: bounds memory, and larger batches are not faster."""
+
+
+@dataclass(frozen=True)
+class RuleFigures:
+    """What inference over a set of examples found under one halting rule."""
+
+    examples: int
+    solved: int
+    token_accuracy: float
+    """Mean over the examples."""
+    q_accuracy: float
+    """Share of examples where `q_halt >= 0` says rightly whether they are solved."""
+    mean_act_steps: float
+
+    @property
+    def solve_rate(self) -> Share:
+        """With its 95 % Wilson interval."""
+        return Share.measured(self.solved, self.examples)
+
+    @property
+    def perfect(self) -> bool:
+        """Everything solved, and the Q head knows it."""
+        return self.solved == self.examples and self.q_accuracy == 1.0
+
+
+@dataclass(frozen=True)
+class BothRules:
+    """Of one set of examples, under both halting rules."""
+
+    max_steps: RuleFigures
+    q: RuleFigures
+
+    @property
+    def perfect(self) -> bool:
+        """Perfect under both rules."""
+        return self.max_steps.perfect and self.q.perfect
+
+
+def measure(network: HRM, examples: Batch, halting: HaltedBy) -> RuleFigures:
+    """Evaluate `examples` (at least one) with the plain loop."""
+    accuracy, solved, right, steps = [], [], [], []
+    for start in range(0, len(examples), MEASURE_BATCH):
+        batch = examples[slice(start, start + MEASURE_BATCH)]
+        output = evaluate_batch(network, batch, halting=halting)
+        correctness = Correctness.of(output.predictions, batch.labels)
+        accuracy.append(correctness.accuracy)
+        solved.append(correctness.solved)
+        right.append(q_right(output.q_logits, correctness.solved))
+        steps.append(output.steps)
+    return RuleFigures(
+        examples=len(examples),
+        solved=int(torch.cat(solved).sum()),
+        token_accuracy=float(torch.cat(accuracy).mean()),
+        q_accuracy=float(torch.cat(right).double().mean()),
+        mean_act_steps=float(torch.cat(steps).double().mean()),
+    )
+
+
+def measure_both_rules(network: HRM, examples: Batch) -> BothRules:
+    """Evaluate `examples` (at least one) under both halting rules."""
+    return BothRules(
+        max_steps=measure(network, examples, HaltedBy.MAX_STEPS),
+        q=measure(network, examples, HaltedBy.Q),
+    )

@@ -1,0 +1,197 @@
+"""Which of several checkpoints to take, by what each solves of the same messages.
+
+Knows inference, solve rates and their intervals; nothing of weights, files, terminals or tables.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from hrm.checkpoint import Checkpoint
+from hrm.data.conversion import Converter
+from hrm.data.files import AcceptedPair
+from hrm.evaluation.measurement import MEASURE_BATCH, RuleFigures, measure
+from hrm.evaluation.statistics import Share
+from hrm.model.batch import ExampleError, check_fits, encode
+from schemas import HaltedBy, HRMExample, SQEHRMError, SQEMessage
+
+WEIGHTS_ALONE = (
+    "no recommendation: weights alone do not tell which checkpoint is better; "
+    "measure them on messages"
+)
+
+Content = SQEMessage | AcceptedPair | HRMExample
+"""What a line of a data file may hold."""
+
+
+class ComparisonError(SQEHRMError):
+    """Checkpoints that cannot be measured on the same messages."""
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Measured(_Report):
+    """One checkpoint's inference over the messages under one halting rule."""
+
+    checkpoint: str
+    halting: HaltedBy
+    solved: Share
+    known: int = Field(description="Examples that this checkpoint was trained on.")
+    token_accuracy: float = Field(description="Mean over the examples.")
+    q_accuracy: float = Field(description="Share whose q_halt is right about being solved.")
+    mean_act_steps: float
+
+
+class Recommendation(_Report):
+    """Which checkpoint to take under a halting rule, as far as the measurements say."""
+
+    halting: HaltedBy | None = Field(description="Null where nothing was measured.")
+    recommended: str | None
+    candidates: tuple[str, ...] = Field(description="Those the data cannot tell from the best.")
+    reason: str
+
+
+def labels_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """What to call each: its name, or the path of its weights where names are not enough.
+
+    Raises `ComparisonError` for the same file twice.
+    """
+    for labels in (
+        [checkpoint.name for checkpoint in checkpoints],
+        [str(checkpoint.path) for checkpoint in checkpoints],
+    ):
+        if len(set(labels)) == len(labels):
+            return labels
+    repeated = next(label for label in labels if labels.count(label) > 1)
+    raise ComparisonError(f"{repeated} is named twice: name each checkpoint once")
+
+
+def measure_messages(
+    checkpoints: Sequence[Checkpoint],
+    lines: Iterable[tuple[int, Content]],
+    rules: Sequence[HaltedBy],
+    device: torch.device | str = "cpu",
+) -> list[Measured]:
+    """Run every checkpoint over the same messages, under each of `rules`.
+
+    lines: each with its index from 0; read once, and never held all at once. Each checkpoint
+    converts messages as it was trained to. Without any message nothing is measured: the answer is
+    empty. Raises `ComparisonError` for a message that one of the checkpoints cannot take.
+    """
+    candidates = [
+        _Candidate(label, checkpoint, rules, device)
+        for label, checkpoint in zip(labels_of(checkpoints), checkpoints, strict=True)
+    ]
+    remaining, found = iter(lines), False
+    while batch := list(islice(remaining, MEASURE_BATCH)):
+        found = True
+        for candidate in candidates:
+            candidate.add(batch)
+    if not found:
+        return []
+    return [candidate.measured(rule) for rule in rules for candidate in candidates]
+
+
+def recommend(measured: Sequence[Measured]) -> list[Recommendation]:
+    """For each halting rule the checkpoint that solves most, if its interval lies above the rest.
+
+    Without measurements there is one recommendation, which says that there can be none.
+    """
+    if not measured:
+        return [Recommendation(halting=None, recommended=None, candidates=(), reason=WEIGHTS_ALONE)]
+    rules = dict.fromkeys(figures.halting for figures in measured)
+    return [
+        _recommend(rule, [figures for figures in measured if figures.halting is rule])
+        for rule in rules
+    ]
+
+
+class _Candidate:
+    """A checkpoint and what it answered so far."""
+
+    def __init__(
+        self,
+        label: str,
+        checkpoint: Checkpoint,
+        rules: Sequence[HaltedBy],
+        device: torch.device | str,
+    ) -> None:
+        self._label = label
+        self._checkpoint = checkpoint
+        self._device = device
+        self._converter = Converter(checkpoint.conversion)
+        self._network = checkpoint.build(device=device)
+        self._known = 0
+        self._parts: dict[HaltedBy, list[RuleFigures]] = {rule: [] for rule in rules}
+
+    def add(self, lines: Sequence[tuple[int, Content]]) -> None:
+        examples = [self._example(index, content) for index, content in lines]
+        self._known += sum(
+            self._checkpoint.is_known(example.puzzle_id, example.input_sequence)
+            for example in examples
+        )
+        batch = encode(examples, self._checkpoint.config).to(self._device)
+        for rule, parts in self._parts.items():
+            parts.append(measure(self._network, batch, rule))
+
+    def measured(self, rule: HaltedBy) -> Measured:
+        parts = self._parts[rule]
+        total = sum(part.examples for part in parts)
+        return Measured(
+            checkpoint=self._label,
+            halting=rule,
+            solved=Share.measured(sum(part.solved for part in parts), total),
+            known=self._known,
+            token_accuracy=sum(part.token_accuracy * part.examples for part in parts) / total,
+            q_accuracy=sum(part.q_accuracy * part.examples for part in parts) / total,
+            mean_act_steps=sum(part.mean_act_steps * part.examples for part in parts) / total,
+        )
+
+    def _example(self, index: int, content: Content) -> HRMExample:
+        if isinstance(content, HRMExample):
+            example = content
+        else:
+            example = self._converter.convert(
+                content.prompt, content.completion, content.puzzle_id, index
+            )
+        try:
+            check_fits(example, self._checkpoint.config)
+        except ExampleError as error:
+            raise ComparisonError(
+                f"line {index + 1} does not fit checkpoint {self._label}: {error}"
+            ) from None
+        return example
+
+
+def _recommend(rule: HaltedBy, measured: Sequence[Measured]) -> Recommendation:
+    ordered = sorted(measured, key=lambda figures: figures.solved.count, reverse=True)
+    best = ordered[0]
+    others = [figures for figures in ordered[1:] if _reaches(figures.solved, best.solved)]
+    candidates = (best.checkpoint, *(figures.checkpoint for figures in others))
+    if others:
+        return Recommendation(
+            halting=rule,
+            recommended=None,
+            candidates=candidates,
+            reason=f"no recommendation: the 95 % intervals of {_enumerated(candidates)} overlap, "
+            "so this data cannot tell them apart",
+        )
+    return Recommendation(
+        halting=rule,
+        recommended=best.checkpoint,
+        candidates=candidates,
+        reason=f"take {best.checkpoint}: the 95 % interval of its solve rate lies above all others",
+    )
+
+
+def _reaches(other: Share, best: Share) -> bool:
+    """Whether the interval of `other` touches or overlaps that of `best`."""
+    return other.high is None or best.low is None or other.high >= best.low
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,94 @@
+"""How a prediction compares with its target. Knows two token sequences; no model and no text."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rapidfuzz.distance import Levenshtein
+
+from hrm.data.vocabulary import END
+from schemas import FailurePattern
+
+NEAR_MISS_SHARE = 0.05
+"""Wrong tokens, as a share of the target's, up to which a failure is a near miss."""
+
+SHIFTED_SIMILARITY = 0.8
+"""Edit similarity from which a failure may be a shift."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The figures of one prediction."""
+
+    correct_tokens: int
+    target_tokens: int
+    edit_similarity: float
+    """1 - Levenshtein distance / target length, at least 0."""
+    failure_pattern: FailurePattern | None
+    confusions: Counter[tuple[int, int]]
+    """How often which target token was predicted as which other: (target, predicted)."""
+
+    @property
+    def solved(self) -> bool:
+        """Every target token right."""
+        return self.correct_tokens == self.target_tokens
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of the target's tokens that are right at their positions."""
+        return self.correct_tokens / self.target_tokens
+
+
+def commonest_token(counts: Sequence[int]) -> int:
+    """The token with the largest of `counts`; the smallest id of several."""
+    return max(range(len(counts)), key=counts.__getitem__)
+
+
+def score(predicted: Sequence[int], target: Sequence[int], *, baseline_token: int | None) -> Score:
+    """Compare `predicted`, cut to the target's length, with `target` (at least one token).
+
+    `baseline_token` is the commonest one of the training targets, or None where they are not
+    recorded: then this target's own commonest stands for it.
+    """
+    predicted = predicted[: len(target)]
+    pairs = list(zip(target, predicted, strict=True))
+    correct = sum(expected == given for expected, given in pairs)
+    # Not 1 - distance / length, which is a rounding error above `correct / length` where the two
+    # distances are equal. At most the length, as both sequences have it.
+    similarity = (len(target) - Levenshtein.distance(predicted, target)) / len(target)
+    return Score(
+        correct_tokens=correct,
+        target_tokens=len(target),
+        edit_similarity=similarity,
+        failure_pattern=_failure_pattern(pairs, correct, similarity, baseline_token),
+        confusions=Counter(pair for pair in pairs if pair[0] != pair[1]),
+    )
+
+
+def _failure_pattern(
+    pairs: list[tuple[int, int]], correct: int, similarity: float, baseline_token: int | None
+) -> FailurePattern | None:
+    """The first pattern that applies, in the order of `FailurePattern`; None when solved."""
+    length = len(pairs)
+    wrong = length - correct
+    if wrong == 0:
+        return None
+    if wrong <= max(1, NEAR_MISS_SHARE * length):
+        return FailurePattern.NEAR_MISS
+    if similarity >= SHIFTED_SIMILARITY and similarity > correct / length:
+        return FailurePattern.SHIFTED
+    target, predicted = zip(*pairs, strict=True)
+    if _first_end(predicted) != _first_end(target):
+        return FailurePattern.WRONG_LENGTH
+    counts = Counter(target)
+    baseline = counts[baseline_token] if baseline_token is not None else max(counts.values())
+    if correct <= baseline:
+        return FailurePattern.NO_SIGNAL
+    first_wrong = next(index for index, (expected, given) in enumerate(pairs) if expected != given)
+    return (
+        FailurePattern.DIVERGED_EARLY if first_wrong < length / 2 else FailurePattern.DIVERGED_LATE
+    )
+
+
+def _first_end(tokens: Sequence[int]) -> int | None:
+    return tokens.index(END) if END in tokens else None

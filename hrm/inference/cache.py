@@ -1,0 +1,217 @@
+"""Answers an example from the prediction of an equal one, where there is one.
+
+Knows futures and what makes two examples equal to a network; nothing of networks themselves.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from hrm.inference.prediction import EngineClosedError, EngineStatistics, Prediction, Predictor
+from hrm.model.batch import check_fits
+from hrm.model.config import HRMConfig
+from schemas import HaltedBy, HRMExample
+
+_Key = tuple[int, Sequence[int], int | None]
+"""Puzzle, input and ACT steps asked for: all that a prediction depends on. The target is not."""
+
+
+class _Kept(NamedTuple):
+    """A prediction, packed."""
+
+    tokens: Sequence[int]
+    act_steps: int
+    halted_by: HaltedBy
+    q_halt: float
+    q_continue: float
+    q_flips: int
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> "_Kept":
+        return cls(
+            _packed(prediction.tokens),
+            prediction.act_steps,
+            prediction.halted_by,
+            prediction.q_halt,
+            prediction.q_continue,
+            prediction.q_flips,
+        )
+
+    def prediction(self) -> Prediction:
+        return Prediction(tuple(self.tokens), *self[1:])
+
+
+@dataclass
+class _Work:
+    """An example with the predictor, and who waits for its prediction."""
+
+    inner: Future[Prediction]
+    futures: list[Future[Prediction]] = field(default_factory=list)
+
+
+class CachedPredictor:
+    """Stands before `predictor`, and answers what equals an earlier example without it.
+
+    Keeps the predictions of the last `entries` different examples, of which the one that was asked
+    for longest ago goes first. One of 100 tokens takes about 0.6 kB. An example equal to one that
+    is still in work waits for that one's prediction. So every answer is one that this `predictor`
+    gave, with its checkpoint, halting rule and dtype: no prediction crosses checkpoints. Failures
+    go to all who waited for them and are not kept; nor are logits, so `predictor` must be one
+    without.
+
+    `config`: of the network, for refusing an example that does not fit though its equal did.
+    Threads may share one. Closing it closes `predictor`.
+    """
+
+    def __init__(self, predictor: Predictor, config: HRMConfig, *, entries: int) -> None:
+        self._predictor = predictor
+        self._config = config
+        self._entries = entries
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._work: dict[_Key, _Work] = {}
+        self._hits = 0
+        self._misses = 0
+        self._closed = False
+        # Never held while the predictor is called or a future calls back: either may submit again.
+        self._lock = threading.Lock()
+
+    @property
+    def slots(self) -> int:
+        """Of the predictor."""
+        return self._predictor.slots
+
+    @property
+    def busy_slots(self) -> int:
+        """Of the predictor."""
+        return self._predictor.busy_slots
+
+    @property
+    def waiting(self) -> int:
+        """Examples that wait for a slot; not those that wait for an equal one."""
+        return self._predictor.waiting
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """The predictor's, and how many examples it was spared."""
+        inner = self._predictor.statistics
+        with self._lock:
+            return replace(inner, cache_hits=self._hits, cache_misses=self._misses)
+
+    @property
+    def halting(self) -> HaltedBy:
+        """Of the predictor."""
+        return self._predictor.halting
+
+    @property
+    def max_steps(self) -> int:
+        """Of the predictor."""
+        return self._predictor.max_steps
+
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """Of the predictor."""
+        return self._predictor.forward_dtype
+
+    def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
+        """As `Engine.submit`, which it calls only for what equals no earlier example.
+
+        A future of its own for every call: cancelling one leaves equal ones alone, and cancelling
+        all of them cancels the work.
+        """
+        check_fits(example, self._config)
+        key = (example.puzzle_id, _packed(example.input_sequence), max_steps)
+        with self._lock:
+            future = self._find(key)
+            self._hits += future is not None
+        if future is None:
+            inner = self._predictor.submit(example, max_steps=max_steps)
+            future = self._begin(key, inner)
+        return future
+
+    def wait_for_room(self, timeout: float | None = None) -> bool:
+        """As `Engine.wait_for_room`."""
+        return self._predictor.wait_for_room(timeout)
+
+    def close(self) -> None:
+        """Take no more examples, and close the predictor."""
+        with self._lock:
+            self._closed = True
+        self._predictor.close()
+
+    def _find(self, key: _Key) -> Future[Prediction] | None:
+        """A future for what an equal example has been answered, or will be."""
+        if self._closed:
+            raise EngineClosedError("the engine is closed")
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept.move_to_end(key)
+            future: Future[Prediction] = Future()
+            future.set_result(kept.prediction())
+            return future
+        work = self._work.get(key)
+        return None if work is None else self._attach(key, work)
+
+    def _begin(self, key: _Key, inner: Future[Prediction]) -> Future[Prediction]:
+        """A future for what `inner` is going to answer, from now on to all equal examples."""
+        mine = _Work(inner)
+        with self._lock:
+            self._misses += 1
+            # Another thread may have begun the same meanwhile: then its work is for both.
+            work = self._work.setdefault(key, mine)
+            future = self._attach(key, work)
+        if work is mine:
+            inner.add_done_callback(partial(self._answer, key, work))
+        else:
+            inner.cancel()
+        return future
+
+    def _attach(self, key: _Key, work: _Work) -> Future[Prediction]:
+        future: Future[Prediction] = Future()
+        future.add_done_callback(partial(self._give_up_if_cancelled, key, work))
+        work.futures.append(future)
+        return future
+
+    def _answer(self, key: _Key, work: _Work, inner: Future[Prediction]) -> None:
+        with self._lock:
+            self._forget(key, work)
+            if not inner.cancelled() and inner.exception() is None:
+                self._keep(key, inner.result())
+        for future in work.futures:
+            if not future.set_running_or_notify_cancel():
+                continue
+            error = inner.exception()
+            if error is None:
+                future.set_result(inner.result())
+            else:
+                future.set_exception(error)
+
+    def _give_up_if_cancelled(self, key: _Key, work: _Work, future: Future[Prediction]) -> None:
+        if not future.cancelled():
+            return
+        with self._lock:
+            if not all(other.cancelled() for other in work.futures):
+                return
+            self._forget(key, work)
+        work.inner.cancel()
+
+    def _forget(self, key: _Key, work: _Work) -> None:
+        """From now on nobody waits for `work` who does not yet."""
+        if self._work.get(key) is work:
+            del self._work[key]
+
+    def _keep(self, key: _Key, prediction: Prediction) -> None:
+        self._kept[key] = _Kept.of(prediction)
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._entries:
+            self._kept.popitem(last=False)
+
+
+def _packed(tokens: Sequence[int]) -> Sequence[int]:
+    """One byte a token instead of a pointer, where the vocabulary is small enough."""
+    return bytes(tokens) if max(tokens) < 256 else tuple(tokens)  # noqa: PLR2004 - a byte

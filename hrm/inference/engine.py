@@ -1,0 +1,432 @@
+"""Answers examples with one network or several on one device: a queue, slots and one thread.
+
+Knows the order of work and futures; tensors are `hrm.inference.lane`'s, and nothing here knows
+messages.
+
+The scheduler, for a newcomer. `submit` puts an example into a bounded queue and returns a future at
+once. A thread owns the networks and takes turns. In a turn it gives free slots to examples from the
+front of the queue, runs one ACT step over all examples in slots, each at an ACT step of its own,
+and answers those that have halted, which frees their slots for the next turn. So nobody waits for a
+batch to form or to finish, and a step computes only the slots that are taken: each network keeps
+its examples in the first rows of fixed memory (a lane), which threads of a CPU share, while a GPU
+replays a step that was captured for the nearest of a few sizes. There the host prepares and
+delivers while the device computes, and waits for it once a turn, for two numbers of each example:
+whether to halt.
+
+A CPU's step takes as long as it has rows, so that examples which meet slow each other. While slots
+are free, a turn there is only for one of them, or for as many as there are threads where these are
+more than two. Under `q` it is for those with the fewest steps done: most examples halt after one
+or two, a few after many, and nobody knows before (least attained service first, Kleinrock, 1976).
+Else it is for those with the fewest steps left. When all slots are taken, a turn is for all of
+them: none starves, and slots become free.
+
+Several networks are an ensemble: an example takes one slot, leaves each network when it halts
+there, and frees the slot when the last is done. Where the device's memory does not suffice, the
+examples in slots go back to the front of the queue, and the engine goes on with half the slots.
+"""
+
+import contextlib
+import gc
+import heapq
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from hrm.inference.lane import Answers, Lane, is_out_of_memory, launch
+from hrm.inference.prediction import (
+    DeviceMemoryError,
+    EngineClosedError,
+    EngineFullError,
+    EngineStatistics,
+    InferenceError,
+    Prediction,
+)
+from hrm.inference.threads import Team, end_openmp_threads
+from hrm.model.batch import check_fits
+from hrm.model.network import HRM
+from schemas import HaltedBy, HRMExample
+
+logger = logging.getLogger(__name__)
+
+MIN_QUEUE_LIMIT = 1024
+"""Examples that may wait, or twice the slots where these are many: all slots can free at once."""
+
+THREADS_OF_AN_EXAMPLE = 2
+"""So many of a CPU take 3.0 ms for a step of one example, of which one takes 5.0: hardly more than
+for a share of two examples, and the first is through sooner. More were not measured."""
+
+Join = Callable[[Sequence[Prediction]], Prediction]
+"""The predictions of several networks, in their order, to one."""
+
+
+@dataclass(eq=False)
+class _Work:
+    """An example on its way through the engine."""
+
+    example: HRMExample
+    max_steps: int | None
+    future: Future[Prediction] = field(default_factory=Future)
+    predictions: dict[int, Prediction] = field(default_factory=dict)
+    """By network."""
+    halted: int = 0
+    """At how many networks."""
+    steps: int = 0
+    """ACT steps that were computed for it."""
+    settled: bool = False
+
+    def settle(self, outcome: Prediction | Exception) -> None:
+        """Tell whoever waits. Only the first outcome counts."""
+        if self.settled:
+            return
+        self.settled = True
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+class Engine:
+    """Owns `network`, or several as one, which must be in evaluation mode, until `close`.
+
+    `slots`: examples in work at once. `halting`: `max_steps` runs every example for `max_steps`
+    ACT steps (default: the configuration's `halt_max_steps`), as the reference's evaluation does;
+    `q` ends an example at the first step at which `q_halt > q_continue`, at the latest there.
+    `queue_limit`: examples that may wait for a slot (default: 1024, and at least twice the slots).
+    `keep_logits`: predictions carry them.
+    `join`: how the predictions of several networks become one. `threads`: of the CPU (default: as
+    many as torch uses).
+
+    Raises `DeviceMemoryError` where not even one slot finds room.
+    """
+
+    def __init__(
+        self,
+        network: HRM | Sequence[HRM],
+        *,
+        slots: int,
+        halting: HaltedBy = HaltedBy.MAX_STEPS,
+        max_steps: int | None = None,
+        queue_limit: int | None = None,
+        keep_logits: bool = False,
+        join: Join | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.networks = (network,) if isinstance(network, HRM) else tuple(network)
+        self.halting = halting
+        self.queue_limit = queue_limit or max(MIN_QUEUE_LIMIT, 2 * slots)
+        self._limits = [max_steps or each.config.halt_max_steps for each in self.networks]
+        self._keep_logits = keep_logits
+        self._join = join
+        self._team = Team(threads or torch.get_num_threads())
+        self._slots = slots
+        self._slot_reductions = self._steps = self._occupied = self._refills = 0
+        self._waiting: deque[_Work] = deque()
+        self._fresh: list[_Work] = []
+        """In slots, but in no lane yet."""
+        self._active: dict[_Work, None] = {}
+        """In slots, the oldest first."""
+        self._answers: list[tuple[int, Answers[_Work]]] = []
+        """What halted, by network, and was not delivered yet."""
+        self._cancelled: deque[Future[Prediction]] = deque()
+        """Since the last turn."""
+        self._closed = False
+        self._changed = threading.Condition()
+        self._lanes: list[Lane[_Work]] = []
+        self._make_lanes()
+        end_openmp_threads()  # that it took to load the network: they would slow the engine's
+        self._thread = threading.Thread(target=self._run, name="hrm-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def slots(self) -> int:
+        """Examples in work at once: fewer than at the start where memory did not suffice."""
+        return self._slots
+
+    @property
+    def busy_slots(self) -> int:
+        """Slots with an example in them."""
+        return len(self._active)
+
+    @property
+    def waiting(self) -> int:
+        """Examples that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def max_steps(self) -> int:
+        """ACT steps an example gets at most, unless it is submitted with a limit of its own."""
+        return max(self._limits)
+
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """Of activations."""
+        return self.networks[0].forward_dtype
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """Counts since the start."""
+        return EngineStatistics(
+            steps=self._steps,
+            occupied=self._occupied,
+            refills=self._refills,
+            slot_reductions=self._slot_reductions,
+        )
+
+    def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
+        """Queue `example`; the future gives its prediction. Never waits.
+
+        `max_steps`: its own limit of ACT steps. Raises `ExampleError` for what a network cannot
+        take, `EngineFullError` where `queue_limit` examples wait, and `EngineClosedError` after
+        `close`. The future raises `InferenceError` where a network's answer is not finite, and
+        `EngineClosedError` where the engine closed before the example took a slot. Cancelling the
+        future frees its slot, or its place among those that wait, at the next turn.
+        """
+        for network in self.networks:
+            check_fits(example, network.config)
+        work = _Work(example, max_steps)
+        # Not the engine itself, which a future may outlive.
+        work.future.add_done_callback(partial(_note_if_cancelled, self._cancelled))
+        with self._changed:
+            if self._closed:
+                raise EngineClosedError("the engine is closed")
+            if len(self._waiting) >= self.queue_limit:
+                raise EngineFullError(
+                    f"{self.queue_limit} examples wait already: submit again when one is answered"
+                )
+            self._waiting.append(work)
+            self._changed.notify_all()
+        return work.future
+
+    def wait_for_room(self, timeout: float | None = None) -> bool:
+        """Wait until the queue has room or the engine closes; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._closed or len(self._waiting) < self.queue_limit, timeout
+            )
+
+    def close(self) -> None:
+        """Finish the examples in slots, fail those that wait, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:  # a future's callback may close
+            self._thread.join()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            while self._take():
+                self._turn()
+        finally:  # whatever ended it, no future stays without an answer
+            with self._changed:
+                self._closed = True
+                left = [*self._in_work(), *self._waiting]
+                self._waiting.clear()
+                self._changed.notify_all()
+            self._clear()
+            self._team.close()
+            _settle(left, EngineClosedError("the engine ended"))
+
+    def _take(self) -> bool:
+        """Give free slots to waiting examples; wait while there is no work. False at the end."""
+        refused: list[_Work] = []
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._active or self._answers or self._waiting or self._closed
+            )
+            cancelled = self._drop_cancelled()
+            if self._closed:
+                refused = list(self._waiting)
+                self._waiting.clear()
+            at_work = bool(self._active)
+            while self._waiting and len(self._active) < self._slots:
+                work = self._waiting.popleft()
+                self._active[work] = None
+                self._fresh.append(work)
+                self._refills += at_work
+            self._changed.notify_all()
+            goes_on = bool(self._active or self._answers) or not self._closed
+        for lane in self._lanes:
+            lane.remove(cancelled)
+        _settle([*cancelled, *refused], EngineClosedError("the engine is closed"))
+        return goes_on
+
+    def _drop_cancelled(self) -> set[_Work]:
+        """Take what was cancelled since the last turn out of slots and queue, and return it."""
+        futures = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        if not futures:
+            return set()
+        dropped = {work for work in (*self._active, *self._waiting) if work.future in futures}
+        self._active = {work: None for work in self._active if work not in dropped}
+        self._waiting = deque(work for work in self._waiting if work not in dropped)
+        return dropped
+
+    def _turn(self) -> None:
+        error: Exception | None = None
+        try:
+            self._step()
+        except Exception as raised:  # noqa: BLE001 - it belongs to the examples in work
+            error = raised
+        if error is None:
+            return
+        works = self._in_work()
+        self._clear()
+        if is_out_of_memory(error) and self._slots > 1:
+            error = None  # with its traceback, whose frames hold memory of the device
+            self._go_on_with_fewer_slots(works)
+        else:
+            _settle(works, error)
+
+    def _step(self) -> None:
+        """One ACT step over all examples in slots, and the answers of those that halt."""
+        fresh, self._fresh = self._fresh, []
+        for lane, limit in zip(self._lanes, self._limits, strict=True):
+            if fresh:
+                lane.admit(
+                    fresh,
+                    [work.example for work in fresh],
+                    [work.max_steps or limit for work in fresh],
+                )
+        chosen = self._chosen()
+        launch(self._lanes, self._team, chosen)
+        computed = self._active if chosen is None else chosen
+        self._steps += bool(computed)
+        self._occupied += len(computed)
+        for work in computed:
+            work.steps += 1
+        self._deliver()  # what halted at the step before, while the device computes this one
+        for number, lane in enumerate(self._lanes):
+            answers = lane.finish()
+            if answers is None:
+                continue
+            self._answers.append((number, answers))
+            for work in answers.occupants:
+                work.halted += 1
+                if work.halted == len(self._lanes):
+                    del self._active[work]
+        if not self._lanes[0].is_asynchronous:
+            self._deliver()
+
+    def _chosen(self) -> Sequence[_Work] | None:
+        """The examples that this turn is for, the oldest first among equals; None: all in slots."""
+        if len(self._active) == self._slots or not self._lanes[0].needs_threads:
+            return None
+        threads = self._team.threads
+        count = threads if threads > THREADS_OF_AN_EXAMPLE else 1
+        return heapq.nsmallest(count, self._active, key=self._rank)
+
+    def _rank(self, work: _Work) -> int:
+        """The lowest is for the next turn: see the module's docstring."""
+        if self.halting is HaltedBy.Q:
+            return work.steps
+        return (work.max_steps or self.max_steps) - work.steps
+
+    def _deliver(self) -> None:
+        """Answer what has halted at every network, and fail what one could not answer."""
+        answered = [(number, list(answers.read())) for number, answers in self._answers]
+        self._answers.clear()
+        for number, predictions in answered:
+            for work, prediction in predictions:
+                if isinstance(prediction, InferenceError):
+                    self._leave(work)
+                    work.settle(prediction)
+                    continue
+                work.predictions[number] = prediction
+                if len(work.predictions) == len(self._lanes):
+                    work.settle(self._joined(work))
+
+    def _joined(self, work: _Work) -> Prediction | Exception:
+        predictions = [prediction for _, prediction in sorted(work.predictions.items())]
+        if self._join is None:
+            return predictions[0]
+        try:
+            return self._join(predictions)
+        except Exception as error:  # noqa: BLE001 - it belongs to the example
+            return error
+
+    def _leave(self, work: _Work) -> None:
+        """Free the slot of an example that one network failed, at the others too."""
+        if work in self._active:
+            del self._active[work]
+            for lane in self._lanes:
+                lane.remove({work})
+
+    def _in_work(self) -> list[_Work]:
+        """What is in slots or halted but not answered yet, the oldest first."""
+        halted = (work for _, answers in self._answers for work in answers.occupants)
+        return [work for work in dict.fromkeys((*halted, *self._active)) if not work.settled]
+
+    def _clear(self) -> None:
+        self._fresh.clear()
+        self._active.clear()
+        self._answers.clear()
+        for lane in self._lanes:
+            lane.clear()
+
+    def _go_on_with_fewer_slots(self, works: Sequence[_Work]) -> None:
+        """Put `works` back to the front of the queue; they begin again at their first step."""
+        with self._changed:
+            self._waiting.extendleft(
+                _Work(work.example, work.max_steps, work.future) for work in reversed(works)
+            )
+            # A GPU's memory is taken for all slots in advance, a CPU's for those in work.
+            taken = self._slots if self._lanes[0].is_asynchronous else len(works)
+            self._reduce_slots(taken // 2)
+        self._make_lanes()
+
+    @torch.inference_mode()
+    def _make_lanes(self) -> None:
+        """Take the device's memory: for fewer slots where it does not suffice."""
+        while not self._lanes:
+            try:
+                self._lanes = [
+                    Lane(
+                        network,
+                        self._slots,
+                        halting=self.halting,
+                        keep_logits=self._keep_logits,
+                    )
+                    for network in self.networks
+                ]
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._slots == 1:
+                    raise DeviceMemoryError(
+                        "the device's memory does not suffice for a single example: end what else "
+                        "uses it, or take another device"
+                    ) from None
+            if not self._lanes:
+                self._reduce_slots(self._slots // 2)
+
+    def _reduce_slots(self, slots: int) -> None:
+        logger.warning(
+            "the device's memory does not suffice for %d slots: going on with %d",
+            self._slots,
+            max(1, slots),
+        )
+        self._slots = max(1, slots)
+        self._slot_reductions += 1
+        self._lanes = []
+        gc.collect()
+        # Only a help, and after a capture that broke off torch 2.11 cannot give it.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+def _note_if_cancelled(cancelled: deque[Future[Prediction]], future: Future[Prediction]) -> None:
+    if future.cancelled():
+        cancelled.append(future)
+
+
+def _settle(works: Iterable[_Work], error: Exception) -> None:
+    for work in works:
+        work.settle(error)

@@ -1,0 +1,316 @@
+"""The rows of one network on its device: fixed memory, of which some rows are in work.
+
+Knows tensors and ACT steps; nothing of futures, queues or other networks. What a row is for is its
+occupant, which is of no concern here.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from hrm.inference.prediction import InferenceError, Prediction
+from hrm.inference.threads import Team, Work
+from hrm.inference.transfers import ToHost, to_device
+from hrm.kernels.graphs import Capture, Graphs, cuda_capture
+from hrm.model.batch import encode_inputs
+from hrm.model.network import HRM, State
+from schemas import HaltedBy, HRMExample
+
+Occupant = TypeVar("Occupant")
+
+logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+"""What errors say for which torch has no type: of CUDA and Triton, of the CPU, of cuBLAS."""
+
+
+class Answers(Generic[Occupant]):
+    """The predictions of the rows that halted at one step, which the device may still work on."""
+
+    def __init__(
+        self,
+        occupants: Sequence[Occupant],
+        logits: Tensor,
+        q_logits: Tensor,
+        act_steps: Tensor,
+        q_flips: Tensor,
+        *,
+        halting: HaltedBy,
+        keep_logits: bool,
+    ) -> None:
+        self.occupants = occupants
+        self._tokens = ToHost(logits.argmax(-1))
+        self._finite = ToHost(logits.isfinite().all((1, 2)))
+        self._logits = ToHost(logits.float()) if keep_logits else None
+        self._q_logits, self._act_steps, self._q_flips = q_logits, act_steps, q_flips
+        self._halting = halting
+
+    def read(self) -> Iterator[tuple[Occupant, Prediction | InferenceError]]:
+        """Each occupant's prediction, or why it has none; waits for the device."""
+        kept = [None] * len(self.occupants) if self._logits is None else self._logits.read()
+        for occupant, tokens, finite, logits, (q_halt, q_continue), act_steps, q_flips in zip(
+            self.occupants,
+            self._tokens.read().tolist(),
+            self._finite.read().tolist(),
+            kept,
+            self._q_logits.tolist(),
+            self._act_steps.tolist(),
+            self._q_flips.tolist(),
+            strict=True,
+        ):
+            if not (finite and math.isfinite(q_halt) and math.isfinite(q_continue)):
+                yield (
+                    occupant,
+                    InferenceError("the network's answer is not finite for this example"),
+                )
+                continue
+            by_q = self._halting is HaltedBy.Q and q_halt > q_continue
+            yield (
+                occupant,
+                Prediction(
+                    tokens=tuple(tokens),
+                    act_steps=act_steps,
+                    halted_by=HaltedBy.Q if by_q else HaltedBy.MAX_STEPS,
+                    q_halt=q_halt,
+                    q_continue=q_continue,
+                    q_flips=q_flips,
+                    logits=logits,
+                ),
+            )
+
+
+class Lane(Generic[Occupant]):
+    """Memory for `capacity` examples in work at `network`, which is in evaluation mode.
+
+    On a GPU it has a stream of its own, and steps are captured (`hrm.kernels.graphs`). Methods are
+    called by one thread, in inference mode; only `compute` by several, for rows of their own.
+    """
+
+    def __init__(
+        self,
+        network: HRM,
+        capacity: int,
+        *,
+        halting: HaltedBy,
+        keep_logits: bool = False,
+    ) -> None:
+        self.network = network
+        self.device = network.H_init.device
+        self._halting = halting
+        self._keep_logits = keep_logits
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize(self.device)  # the weights were written on another stream
+        config = network.config
+        shape = (capacity, config.puzzle_emb_len + config.seq_len, config.hidden_size)
+        with self._on_stream():
+            # Zeros, since rows without an occupant are computed too where sizes are fixed.
+            self._x, self._z_H, self._z_L = (
+                torch.zeros(shape, dtype=network.forward_dtype, device=self.device)
+                for _ in range(3)
+            )
+            self._q_logits = torch.zeros(capacity, 2, device=self.device)
+            capture = self._capture()
+            self._replay = None if capture is None else self._captured(capacity, capture)
+        self._occupants: list[Occupant | None] = []
+        # Of each row, on the host. The device's tensors above are in the same order.
+        self._act_steps, self._limits, self._q_flips = (
+            torch.zeros(capacity, dtype=torch.int64) for _ in range(3)
+        )
+        self._preferred_halt = torch.zeros(capacity, dtype=torch.bool)
+        self._numbers = torch.arange(capacity)
+        self._rows: slice | Tensor = slice(0)
+        """Of the step in flight."""
+        self._sent: ToHost | None = None
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the host is free while the device computes."""
+        return self._stream is not None
+
+    @property
+    def needs_threads(self) -> bool:
+        """Whether the host's threads compute its steps."""
+        return self._replay is None
+
+    def admit(
+        self, occupants: Sequence[Occupant], examples: Sequence[HRMExample], limits: Sequence[int]
+    ) -> None:
+        """Give each of `occupants` a row, with its example at the start of its first ACT step.
+
+        limits: the steps each gets at most.
+        """
+        holes = [row for row, occupant in enumerate(self._occupants) if occupant is None]
+        end = len(self._occupants)
+        self._occupants += [None] * max(0, len(occupants) - len(holes))
+        rows = [*holes, *range(end, len(self._occupants))][: len(occupants)]
+        inputs, puzzle_ids = encode_inputs(examples, self.network.config)
+        with self._on_stream():
+            index = self._index(rows)
+            puzzles = self.network.puzzle_embedding(to_device(puzzle_ids, self.device))
+            x = self.network.embed(to_device(inputs, self.device), puzzles)
+            state = self.network.initial_state(len(rows))
+            for memory, values in ((self._x, x), (self._z_H, state.z_H), (self._z_L, state.z_L)):
+                memory[index] = values
+        self._act_steps[rows] = self._q_flips[rows] = 0
+        self._limits[rows] = torch.tensor(limits)
+        for row, occupant in zip(rows, occupants, strict=True):
+            self._occupants[row] = occupant
+
+    def remove(self, occupants: Collection[Occupant]) -> None:
+        """Free the rows of `occupants`, where they have one, in the midst of a step too."""
+        if not occupants:
+            return
+        for row, occupant in enumerate(self._occupants):
+            if occupant is not None and occupant in occupants:
+                self._occupants[row] = None
+
+    def clear(self) -> None:
+        """Free all rows, and forget a step that was begun."""
+        self._occupants.clear()
+        self._sent = None
+
+    def begin(self, chosen: Collection[Occupant] | None = None) -> list[tuple[Work, int]]:
+        """Prepare a step over the rows of `chosen`, or over all, which are brought together.
+
+        Returns what computes them, and how many each.
+        """
+        if chosen is None:
+            self._compact()
+            self._rows = slice(len(self._occupants))
+            return [(partial(self.compute, 0), len(self._occupants))]
+        rows = [row for row, occupant in enumerate(self._occupants) if occupant in chosen]
+        self._rows = torch.tensor(rows, dtype=torch.int64)
+        return [(partial(self.compute, row), 1) for row in rows]
+
+    def compute(self, offset: int, first: int, end: int) -> None:
+        """One ACT step in place, over the rows from `first` up to `end`, counted from `offset`."""
+        rows = slice(offset + first, offset + end)
+        state = self.network.step(State(self._z_H[rows], self._z_L[rows]), self._x[rows])
+        self._z_H[rows] = state.z_H
+        self._z_L[rows] = state.z_L
+        self._q_logits[rows] = self.network.q_logits(state.z_H)
+
+    def replay(self) -> None:
+        """One ACT step over all rows, which the device does by itself."""
+        if self._replay is not None and self._occupants:
+            with self._on_stream():
+                self._replay(len(self._occupants))
+
+    def send(self) -> None:
+        """Have the step's Q logits on their way to the host."""
+        if self._occupants:
+            with self._on_stream():
+                self._sent = ToHost(self._q_logits[self._rows])
+
+    def finish(self) -> Answers[Occupant] | None:
+        """Wait for the step. The rows that halt at it are free, and their answers are begun."""
+        if self._sent is None:
+            return None
+        q_logits, rows, self._sent = self._sent.read(), self._rows, None
+        self._act_steps[rows] += 1
+        prefers_halt = q_logits[:, 0] > q_logits[:, 1]
+        turned = prefers_halt != self._preferred_halt[rows]
+        self._q_flips[rows] += turned & (self._act_steps[rows] > 1)
+        self._preferred_halt[rows] = prefers_halt
+        halts = self._act_steps[rows] >= self._limits[rows]
+        if self._halting is HaltedBy.Q:
+            halts |= prefers_halt
+        halting = halts.nonzero().squeeze(1)
+        numbers = self._numbers[rows][halting]
+        places: list[int] = []
+        occupants: list[Occupant] = []
+        for place, row in zip(halting.tolist(), numbers.tolist(), strict=True):
+            occupant, self._occupants[row] = self._occupants[row], None
+            if occupant is not None:  # else it was removed in the midst of the step
+                places.append(place)
+                occupants.append(occupant)
+        if not occupants:
+            return None
+        halted = self._numbers[rows][places]
+        with self._on_stream():
+            return Answers(
+                occupants,
+                self.network.token_logits(self._z_H[to_device(halted, self.device)]),
+                q_logits[places],
+                self._act_steps[halted],
+                self._q_flips[halted],
+                halting=self._halting,
+                keep_logits=self._keep_logits,
+            )
+
+    def _compact(self) -> None:
+        """Move the last rows into the holes, so that those in work are the first ones."""
+        count = sum(occupant is not None for occupant in self._occupants)
+        holes = [row for row in range(count) if self._occupants[row] is None]
+        if holes:
+            movers = [
+                row
+                for row in range(count, len(self._occupants))
+                if self._occupants[row] is not None
+            ]
+            with self._on_stream():
+                to, source = self._index(holes), self._index(movers)
+                for memory in (self._x, self._z_H, self._z_L):
+                    memory[to] = memory[source]
+            for values in (self._act_steps, self._limits, self._q_flips, self._preferred_halt):
+                values[holes] = values[movers]
+            for hole, mover in zip(holes, movers, strict=True):
+                self._occupants[hole] = self._occupants[mover]
+        del self._occupants[count:]
+
+    def _captured(self, capacity: int, capture: Capture) -> Callable[[int], None]:
+        """What computes so many of the first rows."""
+        compute = partial(self.compute, 0, 0)
+        try:
+            return Graphs(compute, capacity, capture)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            said = str(error).partition("\n")[0]
+            logger.warning("steps are launched kernel by kernel: they cannot be captured: %s", said)
+            # Of the same few sizes, since libraries make plans for every new one.
+            return Graphs(compute, capacity, lambda work: work)
+
+    def _index(self, rows: Sequence[int]) -> Tensor:
+        return to_device(torch.tensor(rows, dtype=torch.int64), self.device)
+
+    def _capture(self) -> Capture | None:
+        return None if self._stream is None else cuda_capture(self._stream)
+
+    def _on_stream(self) -> contextlib.AbstractContextManager[object]:
+        stream = self._stream
+        return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def launch(
+    lanes: Sequence[Lane[Occupant]], team: Team, chosen: Collection[Occupant] | None = None
+) -> None:
+    """Begin one ACT step over all rows of all lanes; on a CPU, `team` shares them in one pass.
+
+    chosen: there, only their rows.
+    """
+    works = [work for lane in lanes for work in lane.begin(chosen)]
+    if lanes[0].needs_threads:
+        team.run(works)
+    else:
+        for lane in lanes:
+            lane.replay()
+    for lane in lanes:
+        lane.send()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the device's memory is the matter, also where it led to another error."""
+    return error is not None and (
+        isinstance(error, torch.OutOfMemoryError)
+        or (isinstance(error, RuntimeError) and any(each in str(error) for each in OUT_OF_MEMORY))
+        or is_out_of_memory(error.__context__)
+    )

@@ -1,0 +1,49 @@
+"""What a network's logits mean: log-probabilities, and whether an answer is right.
+
+Knows tensors; nothing of networks, losses or files.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hrm.model.config import IGNORE_LABEL
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """The log-probability of every token under stablemax: float (…, V) to float64 (…, V).
+
+    Stablemax (Prieto et al., 2025, arXiv:2501.04697) replaces softmax's exponential by `x + 1` for
+    x >= 0 and `1 / (1 - x)` below. The token head is trained with it: softmax would read
+    probabilities out of the logits that no loss ever asked for.
+    """
+    wide = logits.double()
+    mass = torch.where(wide < 0, 1 / (1 - wide.clamp(max=0)), wide + 1)
+    return mass.log() - mass.sum(-1, keepdim=True).log()
+
+
+@dataclass(frozen=True)
+class Correctness:
+    """How a batch's predictions compare with its labels."""
+
+    accuracy: Tensor
+    """float32 (B,): share of right target tokens."""
+    solved: Tensor
+    """bool (B,): every target token right."""
+
+    @staticmethod
+    def of(predictions: Tensor, labels: Tensor) -> "Correctness":
+        """predictions: int64 (B, S); labels: int64 (B, S)."""
+        counted = labels != IGNORE_LABEL
+        targets = counted.sum(-1)
+        correct = (counted & (predictions == labels)).sum(-1)
+        return Correctness(correct / targets.clamp(min=1), correct == targets)
+
+
+def q_right(q_logits: Tensor, solved: Tensor) -> Tensor:
+    """Whether the Q head says rightly that an example is solved: bool (B,).
+
+    q_logits: float (B, 2), halt and continue; solved: bool (B,). `q_halt >= 0` says solved.
+    """
+    return (q_logits[:, 0] >= 0) == solved

@@ -1,0 +1,13 @@
+"""From accepted examples to a checkpoint.
+
+- `trainer`: one optimiser step
+- `losses`: the reference's losses
+- `fit`: steps and measurements until training is over
+- `examples`: files become training examples, without contradictions
+- `run`: a run's folder
+- `state`: everything that resuming needs
+- `plot`: the training curves
+
+May import `schemas`, `hrm.data`, `hrm.model`, `hrm.checkpoint`, `hrm.kernels` and
+`hrm.evaluation`; neither `hrm.inference` nor `hrm.ensemble`.
+"""

@@ -1,0 +1,129 @@
+"""What a training did, as one image. Knows figures by step, and nothing of how they came about."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+from hrm.evaluation.measurement import BothRules
+from hrm.training.fit import Measurement, Progress
+from hrm.training.trainer import StepReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+_BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
+
+_PARTS = 40
+"""The figures of single steps jump from batch to batch: each point of a grey line is their mean
+over one such part of the run."""
+
+_LARGE, _SMALL = 8, 4
+"""Sizes of markers: both rules often agree, and then one is to be seen behind the other."""
+
+
+def plot_training(
+    file: BinaryIO, curve: Sequence[StepReport], progress: Progress, title: str
+) -> None:
+    """Write a PNG of loss, accuracy, solve rate and ACT steps over the optimiser steps of a run.
+
+    Lines in grey are training's own figures: raw weights, examples that explore. Those with
+    markers are inference with the averaged weights: solid on training examples, dashed and hollow
+    on held-out ones.
+    """
+    # Here, because it takes a second to import, and only the end of a training needs it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415
+
+    figure = Figure(figsize=(10, 10), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, share, act = figure.subplots(3, sharex=True, height_ratios=(2, 3, 2))
+    figure.suptitle(title)
+
+    steps = [report.step for report in curve]
+    loss.plot(
+        steps,
+        [report.loss for report in curve],
+        color=_GREY,
+        alpha=0.35,
+        linewidth=0.8,
+        label="each step",
+    )
+    _averaged(loss, curve, lambda report: (report.loss, 1), "mean of a few steps")
+    loss.set(ylabel="loss", yscale="log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter(NullFormatter())
+
+    _averaged(share, curve, lambda report: (report.accuracy, report.halted), "tokens, in training")
+    for label, color, size, figure_of in (
+        ("tokens, max_steps", _GREEN, _SMALL, lambda of: of.max_steps.token_accuracy),
+        (
+            "solved, max_steps",
+            _BLUE,
+            _LARGE,
+            lambda of: of.max_steps.solved / of.max_steps.examples,
+        ),
+        ("solved, q", _ORANGE, _SMALL, lambda of: of.q.solved / of.q.examples),
+        ("Q head right, q", _PURPLE, _SMALL, lambda of: of.q.q_accuracy),
+    ):
+        _measured(share, progress.measurements, figure_of, color, size, label)
+    share.set(ylabel="share right", ylim=(-0.03, 1.03))
+
+    _averaged(act, curve, lambda report: (report.act_steps, report.halted), "in training")
+    _measured(
+        act, progress.measurements, lambda of: of.q.mean_act_steps, _ORANGE, _SMALL, "under q"
+    )
+    act.set(xlabel="optimiser step", ylabel="mean ACT steps", ylim=(0, None))
+
+    for axes in (loss, share, act):
+        if progress.best is not None:
+            axes.axvline(progress.best.step, color="black", linestyle=":", linewidth=1, zorder=0)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(file, format="png")
+
+
+def _averaged(
+    axes: "Axes",
+    curve: Sequence[StepReport],
+    figure_of: Callable[[StepReport], tuple[float | None, int]],
+    label: str,
+) -> None:
+    """A line through the means of a figure and its weight over each part of the run."""
+    size = max(1, len(curve) // _PARTS)
+    steps, means = [], []
+    for start in range(0, len(curve), size):
+        part = curve[start : start + size]
+        figures = [(value, weight) for value, weight in map(figure_of, part) if value is not None]
+        if figures:
+            steps.append(sum(report.step for report in part) / len(part))
+            total = sum(weight for _, weight in figures)
+            means.append(sum(value * weight for value, weight in figures) / total)
+    axes.plot(steps, means, color=_GREY, label=label)
+
+
+def _measured(
+    axes: "Axes",
+    measurements: Sequence[Measurement],
+    figure_of: Callable[[BothRules], float],
+    color: str,
+    size: int,
+    label: str,
+) -> None:
+    sets = (
+        ("", "-", color, [(m.step, m.training) for m in measurements]),
+        (", held out", "--", "white", [(m.step, m.held_out) for m in measurements if m.held_out]),
+    )
+    for suffix, style, face, points in sets:
+        if points:
+            axes.plot(
+                [step for step, _ in points],
+                [figure_of(rules) for _, rules in points],
+                color=color,
+                linestyle=style,
+                marker="o",
+                markersize=size,
+                markerfacecolor=face,
+                label=label + suffix,
+            )

@@ -1,0 +1,309 @@
+"""Trains a network on accepted examples by the reference's procedure: ACT with carried state.
+
+Knows networks, losses and optimisers; nothing of files, text or the command line.
+
+Every row of the batch carries an example through several ACT steps, one optimiser step each. Once
+its example has halted, the row takes the next one and starts from the initial state. A row halts
+where `q_halt > q_continue`, or at `halt_max_steps`; exploration sometimes makes it go on for a
+random number of steps. The Q head learns whether halting now is right, and what the next step is
+worth. Weights are trained by AdamW, the puzzle table's rows by sign descent.
+
+What this recipe adds to the reference's: gradients are clipped, the weights that are kept are a
+moving average, and half of the rows explore, because a network that halts at once otherwise
+forgets the later steps that the rule `max_steps` runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hrm.model.batch import Batch
+from hrm.model.network import HRM, State
+from hrm.model.outputs import Correctness, q_right
+from hrm.training.losses import act_losses
+from schemas import SQEHRMError
+
+
+class DivergedError(SQEHRMError):
+    """Training went beyond the numbers: loss or gradient are NaN or infinite."""
+
+
+class TrainingConfig(BaseModel):
+    """The recipe. `hrm/README.md` says what was measured with the defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    steps: int = Field(default=1000, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(default=96, ge=1, description="At most the number of examples.")
+    lr: float = Field(default=1e-3, gt=0, description="Of AdamW, at its peak.")
+    lr_warmup_steps: int = Field(default=50, ge=0, description="Until the rates are at the peak.")
+    lr_min_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="Of the rates at the last step to the peak's."
+    )
+    weight_decay: float = Field(default=1.0, ge=0, description="Of AdamW.")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to it.")
+    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Of the averaged weights.")
+    puzzle_emb_lr: float = Field(
+        default=1e-2, ge=0, description="Of the puzzle table's sign descent, at its peak."
+    )
+    puzzle_emb_weight_decay: float = Field(default=0.1, ge=0, description="Of the puzzle table.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of all that is random.")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Figures of one optimiser step.
+
+    Those of examples are means over the rows that halted, and None where none did.
+    """
+
+    step: int
+    loss: float
+    halted: int
+    accuracy: float | None
+    solved: float | None
+    q_accuracy: float | None
+    act_steps: float | None
+
+
+@dataclass
+class _Carry:
+    """What each row of the batch is working on."""
+
+    batch: Batch
+    state: State
+    steps: Tensor
+    """int64 (B,): ACT steps done on the current example."""
+    halted: Tensor
+    """bool (B,): takes a new example next."""
+
+
+class Trainer:
+    """Runs the recipe over `examples` (all on one device), one optimiser step a call."""
+
+    def __init__(self, network: HRM, examples: Batch, config: TrainingConfig) -> None:
+        self.network = network.train()
+        self.examples = examples
+        self.config = config
+        self.step_count = 0
+        self.batch_size = min(config.batch_size, len(examples))
+        self.device = examples.inputs.device
+        self._random = torch.Generator().manual_seed(config.seed)
+        self._order: list[int] = []
+        averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        self._averaged = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
+        # What is evaluated and kept is evaluated as it will be once it is loaded.
+        self.averaged_network.forward_dtype = torch.float32
+        self._optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        first = examples[: self.batch_size]
+        self._carry = _Carry(
+            batch=first,
+            state=network.initial_state(self.batch_size),
+            steps=torch.zeros_like(first.puzzle_ids),
+            halted=torch.ones_like(first.puzzle_ids, dtype=torch.bool),
+        )
+
+    @property
+    def averaged_network(self) -> HRM:
+        """The moving average of the weights: what is evaluated and kept.
+
+        In evaluation mode, and float32 throughout, whatever the forward dtype of training.
+        """
+        network = self._averaged.module
+        assert isinstance(network, HRM)  # noqa: S101 - a copy of what it was made of
+        return network.eval()
+
+    def step(self) -> StepReport:
+        """One ACT step forward on every row, and one step of both optimisers.
+
+        Raises `DivergedError`, and leaves the weights as they were, where loss or gradient are
+        not finite.
+        """
+        carry = self._refill(self._carry)
+        network = self.network
+        puzzle_rows = network.puzzle_embedding(carry.batch.puzzle_ids)
+        if puzzle_rows is not None:
+            puzzle_rows = puzzle_rows.detach().float().requires_grad_()
+        x = network.embed(carry.batch.inputs, puzzle_rows)
+        state = network.step(carry.state, x)
+        logits, q_logits = network.token_logits(state.z_H), network.q_logits(state.z_H)
+        carry = _Carry(
+            carry.batch, State(*(z.detach() for z in state)), carry.steps + 1, carry.halted
+        )
+        last = carry.steps >= network.config.halt_max_steps
+        carry.halted = self._halts(carry.steps, q_logits.detach(), last)
+        losses = act_losses(
+            logits, q_logits, carry.batch.labels, self._continue_target(carry.state, x, last)
+        )
+        total = losses.total / self.batch_size
+        torch.autograd.backward(total)
+        loss = float(total.detach())
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        if not isfinite(loss + float(norm)):
+            raise DivergedError(
+                f"diverged at step {self.step_count + 1} (loss {loss:.3g}, gradient norm "
+                f"{float(norm):.3g}): lower lr ({self.config.lr:g}) or puzzle_emb_lr "
+                f"({self.config.puzzle_emb_lr:g})"
+            )
+        self._update(carry.batch.puzzle_ids, None if puzzle_rows is None else puzzle_rows.grad)
+        self._carry = carry
+        self.step_count += 1
+        return self._report(loss, logits, q_logits, carry)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the next steps depend on, but for `averaged_network` and the constructor's."""
+        carry = self._carry
+        state = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                state[f"adamw.{key}.{name}"] = value
+        return state | {
+            "carry.inputs": carry.batch.inputs,
+            "carry.labels": carry.batch.labels,
+            "carry.puzzle_ids": carry.batch.puzzle_ids,
+            "carry.z_H": carry.state.z_H,
+            "carry.z_L": carry.state.z_L,
+            "carry.steps": carry.steps,
+            "carry.halted": carry.halted,
+            "step_count": torch.tensor(self.step_count),
+            "order": torch.tensor(self._order, dtype=torch.int64),
+            "random": self._random.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor], averaged: Mapping[str, Tensor]) -> None:
+        """Go on where another trainer of this network, these examples and this recipe was.
+
+        state: its `state_dict()`; averaged: that of its `averaged_network`. On the CPU, and with
+        as many threads, the steps that follow are the other's to the last bit.
+        """
+        self.network.load_state_dict(_below("network.", state))
+        self.averaged_network.load_state_dict(averaged)
+        moments = {key: _below(f"adamw.{key}.", state) for key in ("step", "exp_avg", "exp_avg_sq")}
+        self._optimizer.load_state_dict(
+            {
+                "state": {
+                    index: {key: values[name] for key, values in moments.items()}
+                    for index, (name, _) in enumerate(self.network.named_parameters())
+                },
+                "param_groups": self._optimizer.state_dict()["param_groups"],
+            }
+        )
+        carry = {key: value.to(self.device) for key, value in _below("carry.", state).items()}
+        self._carry = _Carry(
+            Batch(carry["inputs"], carry["labels"], carry["puzzle_ids"]),
+            State(carry["z_H"], carry["z_L"]),
+            carry["steps"],
+            carry["halted"],
+        )
+        self.step_count = int(state["step_count"])
+        self._averaged.n_averaged.fill_(self.step_count)
+        self._order = state["order"].tolist()
+        self._random.set_state(state["random"])
+
+    def _refill(self, carry: _Carry) -> _Carry:
+        """Give every halted row a new example and the initial state."""
+        rows = carry.halted
+        initial = self.network.initial_state(self.batch_size)
+        wide = rows.view(-1, 1, 1)
+        return _Carry(
+            batch=carry.batch.replace(rows, self._next_examples(int(rows.sum()))),
+            state=State(
+                torch.where(wide, initial.z_H, carry.state.z_H),
+                torch.where(wide, initial.z_L, carry.state.z_L),
+            ),
+            steps=carry.steps.masked_fill(rows, 0),
+            halted=rows,
+        )
+
+    def _halts(self, steps: Tensor, q_logits: Tensor, last: Tensor) -> Tensor:
+        config = self.network.config
+        explores = self._uniform() < config.halt_exploration_prob
+        least = (2 + self._uniform() * (config.halt_max_steps - 1)).long()
+        prefers_halt = q_logits[:, 0] > q_logits[:, 1]
+        return last | (prefers_halt & (steps >= torch.where(explores, least, 0)))
+
+    @torch.no_grad()
+    def _continue_target(self, state: State, x: Tensor, last: Tensor) -> Tensor:
+        """The value of going on, float32 (B,): the next step's better choice, as in Q-learning."""
+        q_next = self.network.q_logits(self.network.step(state, x).z_H)
+        return torch.where(last, q_next[:, 0], q_next.amax(-1)).sigmoid()
+
+    def _update(self, puzzle_ids: Tensor, puzzle_grad: Tensor | None) -> None:
+        config = self.config
+        scale = self._schedule()
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.lr * scale
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if puzzle_grad is not None:
+            sign_descent_(
+                self.network.puzzle_emb.weights,
+                puzzle_ids,
+                puzzle_grad,
+                lr=config.puzzle_emb_lr * scale,
+                weight_decay=config.puzzle_emb_weight_decay,
+            )
+        self._averaged.update_parameters(self.network)
+
+    def _schedule(self) -> float:
+        """Share of the peak learning rates: linear warm-up, then linear decay."""
+        config, step = self.config, self.step_count + 1
+        if step <= config.lr_warmup_steps:
+            return step / config.lr_warmup_steps
+        left = (config.steps - step) / max(1, config.steps - config.lr_warmup_steps)
+        return config.lr_min_ratio + (1 - config.lr_min_ratio) * max(0.0, left)
+
+    def _report(self, loss: float, logits: Tensor, q_logits: Tensor, carry: _Carry) -> StepReport:
+        correctness = Correctness.of(logits.argmax(-1), carry.batch.labels)
+        right = q_right(q_logits, correctness.solved)
+        figures = torch.stack(
+            (correctness.accuracy, correctness.solved.float(), right.float(), carry.steps.float())
+        )
+        halted = int(carry.halted.sum())
+        means = figures[:, carry.halted].mean(-1).tolist() if halted else [None] * 4
+        return StepReport(self.step_count, loss, halted, *means)
+
+    def _uniform(self) -> Tensor:
+        # Drawn on the CPU, so that a seed means the same on every device.
+        return torch.rand(self.batch_size, generator=self._random).to(self.device)
+
+    def _next_examples(self, count: int) -> Batch:
+        """Every example once, in random order, before one comes again."""
+        while len(self._order) < count:
+            self._order += torch.randperm(len(self.examples), generator=self._random).tolist()
+        rows, self._order = self._order[:count], self._order[count:]
+        return self.examples[torch.tensor(rows, dtype=torch.int64, device=self.device)]
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+
+
+@torch.no_grad()
+def sign_descent_(
+    table: Tensor, rows: Tensor, gradient: Tensor, *, lr: float, weight_decay: float
+) -> None:
+    """Move each row of `table` that occurs in `rows` by `lr` against its summed gradient's sign.
+
+    table: (N, D); rows: int64 (B,), with repeats; gradient: (B, D). For a gradient as sparse as
+    a table row's, this is what Adam would do. Weight decay is decoupled.
+    """
+    seen, position = torch.unique(rows, return_inverse=True)
+    summed = gradient.new_zeros(len(seen), gradient.shape[1]).index_add_(0, position, gradient)
+    moved = table[seen].float() * (1 - lr * weight_decay) - lr * summed.sign()
+    table[seen] = moved.to(table.dtype)
