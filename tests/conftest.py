@@ -12,7 +12,7 @@ from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 from tests.processes import REAL, Worker
-from worker import embedded_redis
+from worker.broker import embedded
 from worker.client import Client
 
 TINY = HRMConfig(
@@ -31,7 +31,7 @@ TINY = HRMConfig(
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
     """A Redis of the test's own."""
-    with embedded_redis.start(tmp_path) as server:
+    with embedded.start(tmp_path) as server:
         yield server.url
 
 
@@ -72,7 +72,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Ite
     """One for all tests that leave it as it was: counters and streams only grow."""
     folder = tmp_path_factory.mktemp("site")
     with (
-        embedded_redis.start(folder) as server,
+        embedded.start(folder) as server,
         redis.Redis.from_url(server.url) as store,
         Client(server.url) as client,
         Worker.start(

@@ -5,11 +5,11 @@ import os
 import sys
 
 from tests.stubs import StubEvaluator
-from worker.devices import Device
-from worker.logs import configure_logging
-from worker.redis_keys import QUEUES
-from worker.run import run
+from worker.broker.keys import QUEUES
+from worker.process.devices import Device
+from worker.process.run import run
 from worker.settings import Settings
+from worker.telemetry.logs import configure_logging
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--metrics-port", type=int)

@@ -1,5 +1,5 @@
 """`python -m worker`: the same as the command `sqe-hrm`."""
 
-from worker.cli import main
+from worker.cli.main import main
 
 main()

@@ -23,8 +23,8 @@ import redis
 from kombu.exceptions import OperationalError
 
 from schemas import MessageRejected, Rejection, SQEHRMError, SQEMessage, Verdict
-from worker import embedded_redis, redis_keys
-from worker.app import (
+from worker.broker import embedded, keys
+from worker.broker.app import (
     CONNECT_TIMEOUT,
     ENQUEUED_AT,
     EVALUATE,
@@ -33,7 +33,7 @@ from worker.app import (
     SOCKET_TIMEOUT,
     create_app,
 )
-from worker.redis_keys import BACKFILL_QUEUE, LIVE_QUEUE
+from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
 from worker.settings import Settings
 
 __all__ = [
@@ -83,7 +83,7 @@ class Client:
     def __init__(self, redis_url: str | None = None) -> None:
         if redis_url is None:
             configured = Settings.from_env().redis_url
-            with embedded_redis.redis_url(configured, start_if_missing=False) as found:
+            with embedded.redis_url(configured, start_if_missing=False) as found:
                 redis_url = found
         self._app = create_app(redis_url)
         self._redis = redis.Redis.from_url(
@@ -172,7 +172,7 @@ class Client:
         for start in range(0, len(message_ids), ASKED_AT_ONCE):
             asked = message_ids[start : start + ASKED_AT_ONCE]
             try:
-                stored = self._redis.mget(list(map(redis_keys.result, asked)))
+                stored = self._redis.mget(list(map(keys.result, asked)))
             except redis.RedisError as error:
                 raise _unreachable(error) from None
             for message_id, each in zip(asked, stored, strict=True):
@@ -181,8 +181,8 @@ class Client:
         return found
 
     def _send(self, task: str, argument: Any, task_id: str, queue: str) -> None:  # noqa: ANN401
-        if queue not in redis_keys.QUEUES:
-            raise SQEHRMError(f"queue {queue!r}: give {' or '.join(redis_keys.QUEUES)}")
+        if queue not in keys.QUEUES:
+            raise SQEHRMError(f"queue {queue!r}: give {' or '.join(keys.QUEUES)}")
         try:
             self._app.send_task(
                 task,

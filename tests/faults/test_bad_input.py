@@ -12,8 +12,8 @@ import pytest
 from schemas import RejectionReason, SQEMessage, Verdict
 from tests.processes import entries, wait_for
 from tests.stubs import message
-from worker.app import EVALUATE, EVALUATE_BATCH, create_app
-from worker.redis_keys import (
+from worker.broker.app import EVALUATE, EVALUATE_BATCH, create_app
+from worker.broker.keys import (
     BACKFILL_QUEUE,
     DEAD_LETTERS,
     LIVE_QUEUE,

@@ -11,9 +11,9 @@ import redis
 
 from tests.processes import STUB, Worker, wait_for
 from tests.stubs import message
-from worker import embedded_redis
+from worker.broker import embedded
+from worker.broker.keys import LIVE_QUEUE, UNACKED, UNACKED_INDEX
 from worker.client import BACKFILL_QUEUE, Client
-from worker.redis_keys import LIVE_QUEUE, UNACKED, UNACKED_INDEX
 
 SHORT = 1.0
 """The shortest visibility timeout, so that a dead worker's messages move on soon."""
@@ -44,7 +44,7 @@ def test_messages_survive_every_restart_of_redis(workers: ExitStack, tmp_path: P
     worker = None
     sent: list[str] = []
     for _ in range(3):
-        with embedded_redis.start(tmp_path, port=port) as server, Client(server.url) as client:
+        with embedded.start(tmp_path, port=port) as server, Client(server.url) as client:
             port = server.port
             # A message that was on its way out of Redis comes back after the visibility timeout.
             worker = worker or workers.enter_context(
@@ -58,7 +58,7 @@ def test_messages_survive_every_restart_of_redis(workers: ExitStack, tmp_path: P
         wait_for(functools.partial(is_cut_off, worker), "not ready without Redis", 10)
         assert worker.get("/healthz") == (200, "alive\n")
     assert worker is not None
-    with embedded_redis.start(tmp_path, port=port) as server, Client(server.url) as client:
+    with embedded.start(tmp_path, port=port) as server, Client(server.url) as client:
         worker.wait_until_ready()
         outcomes = {outcome.message_id for outcome in client.results(sent, timeout=30)}
     assert outcomes == set(sent)
@@ -67,11 +67,11 @@ def test_messages_survive_every_restart_of_redis(workers: ExitStack, tmp_path: P
 
 
 def test_a_worker_waits_for_a_redis_that_comes_later(workers: ExitStack, tmp_path: Path) -> None:
-    with embedded_redis.start(tmp_path) as server:
+    with embedded.start(tmp_path) as server:
         port, url = server.port, server.url
     worker = workers.enter_context(Worker.start(STUB, tmp_path, url))
     wait_for(lambda: "Redis is not reachable" in worker.log.read_text(), "a first attempt")
-    with embedded_redis.start(tmp_path, port=port), Client(url) as client:
+    with embedded.start(tmp_path, port=port), Client(url) as client:
         assert client.result(client.submit(message())).solved
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_finished_in_the_grace_period_goes_back(
 
 def test_sigterm_while_redis_is_gone_ends_the_worker(workers: ExitStack, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with embedded_redis.start(tmp_path) as server, Client(server.url) as client:
+    with embedded.start(tmp_path) as server, Client(server.url) as client:
         start = Worker.start(STUB, tmp_path, server.url, shutdown_grace_seconds=0.3)
         worker = workers.enter_context(start).wait_until_ready()
         client.submit(message(f"hold {gate}"))
@@ -177,7 +177,7 @@ def test_sigterm_while_redis_is_gone_ends_the_worker(workers: ExitStack, tmp_pat
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
     with (
-        embedded_redis.start(tmp_path) as server,
+        embedded.start(tmp_path) as server,
         redis.Redis.from_url(server.url) as store,
     ):
         assert store.llen(LIVE_QUEUE) + in_hand(store) == 1, "not lost"

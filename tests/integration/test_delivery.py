@@ -1,4 +1,4 @@
-"""worker.delivery and worker.backlog against a real Redis."""
+"""worker.delivery.outcomes and worker.broker.backlog against a real Redis."""
 
 import threading
 from datetime import UTC, datetime
@@ -11,11 +11,11 @@ from celery.result import AsyncResult
 from schemas import Rejection, RejectionReason
 from tests.processes import entries
 from tests.stubs import DIGEST, message, verdict
-from worker import embedded_redis
-from worker.app import create_app
-from worker.backlog import read_backlog
-from worker.delivery import Answer, Delivery, DeliveryAborted
-from worker.redis_keys import DEAD_LETTERS, FAILURES, UNACKED_INDEX, delivery_tag
+from worker.broker import embedded
+from worker.broker.app import create_app
+from worker.broker.backlog import read_backlog
+from worker.broker.keys import DEAD_LETTERS, FAILURES, UNACKED_INDEX, delivery_tag
+from worker.delivery.outcomes import Answer, Delivery, DeliveryAborted
 from worker.settings import Settings
 
 
@@ -105,14 +105,14 @@ def test_streams_stay_near_their_length(delivery: Delivery, store: redis.Redis) 
 
 def test_an_outage_is_waited_out(tmp_path: Path) -> None:
     errors: list[None] = []
-    with embedded_redis.start(tmp_path) as server:
+    with embedded.start(tmp_path) as server:
         port, url = server.port, server.url
     client = redis.Redis.from_url(url)
     delivery = Delivery(client, Settings(), worker="w", on_error=lambda: errors.append(None))
     firsts: list[bool] = []
     thread = threading.Thread(target=lambda: firsts.extend(delivery.deliver([refusal(delivery)])))
     thread.start()
-    with embedded_redis.start(tmp_path, port=port):
+    with embedded.start(tmp_path, port=port):
         thread.join(30)
         assert firsts == [True]
     assert errors

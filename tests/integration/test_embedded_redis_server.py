@@ -16,13 +16,13 @@ from typing import IO
 import pytest
 import redis
 
-from worker import embedded_redis
-from worker.embedded_redis import EmbeddedRedisError, find, redis_url, start
+from worker.broker import embedded
+from worker.broker.embedded import EmbeddedRedisError, find, redis_url, start
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from worker.embedded_redis import start
+from worker.broker.embedded import start
 with start(Path(sys.argv[1])) as server:
     print(server.pid, flush=True)
     sys.stdin.read()
@@ -62,7 +62,7 @@ def test_a_started_server_is_found_and_is_gone_after_the_block(tmp_path: Path) -
             assert client.ping()
             assert client.info("server")["process_id"] == server.pid
         assert find(tmp_path) == server
-        assert server.port in embedded_redis.PORTS
+        assert server.port in embedded.PORTS
     assert not _runs(server.pid)
     assert find(tmp_path) is None
     assert not (tmp_path / "redis" / "server.json").exists()
@@ -116,7 +116,7 @@ def test_data_survives_a_killed_server(tmp_path: Path) -> None:
 def test_a_server_that_hangs_is_killed_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_redis, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(embedded, "STOP_SECONDS", 0.1)
     with start(tmp_path) as server:
         os.kill(server.pid, signal.SIGSTOP)
     assert not _runs(server.pid)
@@ -171,7 +171,7 @@ def test_of_two_that_start_at_once_one_starts_and_both_use_it(
 ) -> None:
     started = []
     barrier = Barrier(2)
-    spawn = embedded_redis._spawn
+    spawn = embedded._spawn
 
     def noted_spawn(log: IO[bytes], folder: Path, port: int) -> subprocess.Popen[bytes]:
         started.append(port)
@@ -183,7 +183,7 @@ def test_of_two_that_start_at_once_one_starts_and_both_use_it(
             barrier.wait()
             return url
 
-    monkeypatch.setattr(embedded_redis, "_spawn", noted_spawn)
+    monkeypatch.setattr(embedded, "_spawn", noted_spawn)
     with ThreadPoolExecutor(2) as pool:
         one, other = [future.result() for future in [pool.submit(command) for _ in range(2)]]
     assert one == other

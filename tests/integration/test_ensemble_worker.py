@@ -13,8 +13,8 @@ from hrm.model.network import HRM
 from tests.conftest import TINY
 from tests.processes import REAL, Worker
 from tests.stubs import message
+from worker.broker.keys import DEAD_LETTERS
 from worker.client import Client
-from worker.redis_keys import DEAD_LETTERS
 
 
 def test_a_worker_answers_as_the_ensemble_does_under_its_name_and_digest(

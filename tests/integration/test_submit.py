@@ -11,7 +11,7 @@ import pytest
 from schemas import Verdict
 from tests.processes import DEADLINE, REAL
 from tests.stubs import message
-from worker.redis_keys import BACKFILL_QUEUE, LIVE_QUEUE
+from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
 
 if TYPE_CHECKING:
     import redis

@@ -15,9 +15,9 @@ import pytest
 from schemas import MessageRejected, Rejection, RejectionReason, SQEMessage, Verdict
 from tests.processes import DEADLINE, REAL, entries, wait_for
 from tests.stubs import message
-from worker.app import EVALUATE, EVALUATE_BATCH, create_app
+from worker.broker.app import EVALUATE, EVALUATE_BATCH, create_app
+from worker.broker.keys import DEAD_LETTERS, FAILURES, QUEUES, UNACKED, queue_lists, result
 from worker.client import ResultTimeout
-from worker.redis_keys import DEAD_LETTERS, FAILURES, QUEUES, UNACKED, queue_lists, result
 
 if TYPE_CHECKING:
     from tests.conftest import Site

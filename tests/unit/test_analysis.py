@@ -13,7 +13,7 @@ from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
 from hrm.data.vocabulary import Tokenizer
 from schemas import Category, Difficulty, RejectionReason
-from worker.commands.analyze import command
+from worker.cli.commands.analyze import command
 
 MESSAGES = [
     # 0 1 2 11 | 0 3 3 4 11

@@ -1,14 +1,14 @@
-"""worker.app: what producers and workers agree on."""
+"""worker.broker.app: what producers and workers agree on."""
 
 import ssl
 
 import pytest
 from redis import SSLConnection
 
-from worker.app import create_app
+from worker.broker.app import create_app
 
 
-@pytest.mark.parametrize("transport", [None, "worker.transport:Transport"])
+@pytest.mark.parametrize("transport", [None, "worker.delivery.transport:Transport"])
 def test_a_tls_url_means_tls_with_a_certificate_that_is_checked(transport: str | None) -> None:
     app = create_app("rediss://:pw@db:6380/1")
     connection = app.connection_for_read()
@@ -21,7 +21,7 @@ def test_a_tls_url_means_tls_with_a_certificate_that_is_checked(transport: str |
 
 def test_the_url_may_say_how_certificates_are_checked() -> None:
     app = create_app("rediss://db:6380/1?ssl_cert_reqs=none&ssl_ca_certs=%2Fca.pem")
-    assert app.connection(transport="worker.transport:Transport").ssl == {
+    assert app.connection(transport="worker.delivery.transport:Transport").ssl == {
         "ssl_cert_reqs": ssl.CERT_NONE,
         "ssl_ca_certs": "/ca.pem",
     }

@@ -20,7 +20,7 @@ from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy, SQEHRMError
 from tests.unit.tiny_checkpoints import RECORD, SHA256, state_of, store, write_config
 from tests.unit.tiny_checkpoints import TINY as SLOW
-from worker.commands.checkpoint import command
+from worker.cli.commands.checkpoint import command
 
 TINY = SLOW.model_copy(update={"halt_max_steps": 3})
 

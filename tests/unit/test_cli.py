@@ -10,7 +10,7 @@ import pytest
 
 from schemas import SQEHRMError
 from schemas.publish import json_schema
-from worker import cli
+from worker.cli import main as cli
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -30,9 +30,9 @@ def add_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def command() -> None:
         raise error
 
-    module = ModuleType("worker.commands.broken")
+    module = ModuleType("worker.cli.commands.broken")
     module.__dict__["command"] = command
-    monkeypatch.setitem(sys.modules, "worker.commands.broken", module)
+    monkeypatch.setitem(sys.modules, "worker.cli.commands.broken", module)
     monkeypatch.setitem(cli.COMMANDS, "broken", "fails")
 
 
@@ -48,7 +48,7 @@ def test_help_lists_every_command_with_its_line(
 
 def test_help_is_listed_without_importing_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in cli.COMMANDS:
-        monkeypatch.setitem(sys.modules, f"worker.commands.{name}", None)
+        monkeypatch.setitem(sys.modules, f"worker.cli.commands.{name}", None)
     assert call(monkeypatch, "-h") == 0
 
 
@@ -122,7 +122,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_module_is_named_with_the_extra_that_brings_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "worker.commands.train", raising=False)
+    monkeypatch.delitem(sys.modules, "worker.cli.commands.train", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert call(monkeypatch, "train", "--help") == 1
     printed = capsys.readouterr()
@@ -133,7 +133,7 @@ def test_a_missing_module_is_named_with_the_extra_that_brings_it(
 
 
 def test_a_missing_module_of_the_project_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "worker.commands.train", raising=False)
+    monkeypatch.delitem(sys.modules, "worker.cli.commands.train", raising=False)
     monkeypatch.setitem(sys.modules, "hrm.training.fit", None)
     monkeypatch.setattr(sys, "argv", ["sqe-hrm", "train", "--help"])
     with pytest.raises(ModuleNotFoundError, match=r"hrm\.training\.fit"):

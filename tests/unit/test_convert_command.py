@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.data.conversion import Converter
 from schemas import HRMExample, SQEHRMError, SQEMessage
-from worker.commands.convert import command
+from worker.cli.commands.convert import command
 
 PAIR = {"prompt": "Test the agent", "completion": "hello end"}
 
@@ -157,7 +157,7 @@ def test_the_data_is_not_its_own_output(data: Path) -> None:
 
 def test_neither_torch_nor_a_broker_is_imported() -> None:
     code = (
-        "import sys, worker.commands.convert, worker.commands.analyze;"
+        "import sys, worker.cli.commands.convert, worker.cli.commands.analyze;"
         "print({'torch', 'celery', 'redis'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

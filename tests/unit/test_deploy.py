@@ -26,10 +26,10 @@ from schemas import (
     Verdict,
 )
 from tests.stubs import StubStatistics
-from worker.backlog import READY
-from worker.metrics import ErrorKind, Metrics
-from worker.redis_keys import LIVE_QUEUE
+from worker.broker.backlog import READY
+from worker.broker.keys import LIVE_QUEUE
 from worker.settings import PREFIX, Settings
+from worker.telemetry.metrics import ErrorKind, Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PORT = Settings().metrics_port

@@ -1,11 +1,11 @@
-"""worker.devices: one process, one device."""
+"""worker.process.devices: one process, one device."""
 
 import subprocess
 import sys
 
 import pytest
 
-from worker.devices import Device, DeviceError, pin
+from worker.process.devices import Device, DeviceError, pin
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,8 @@ def test_a_number_beyond_the_visible_gpus_is_refused(visible: str) -> None:
 
 
 def test_pinning_does_not_import_torch() -> None:
-    program = "import sys, worker.devices as d; d.pin('cuda:0'); assert 'torch' not in sys.modules"
+    program = (
+        "import sys; from worker.process import devices; "
+        "devices.pin('cuda:0'); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

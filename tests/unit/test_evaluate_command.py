@@ -12,7 +12,7 @@ from hrm.checkpoint.names import CheckpointError
 from hrm.evaluation.report import EvaluationReport
 from schemas import SQEHRMError, Verdict
 from tests.unit.tiny_checkpoints import RECORD, SHA256, TINY, state_of
-from worker.commands.evaluate import command
+from worker.cli.commands.evaluate import command
 
 PAIRS = [
     {"prompt": "security test", "completion": "agent data test"},

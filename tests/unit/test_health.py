@@ -1,4 +1,4 @@
-"""worker.health: what a supervisor and Prometheus are told."""
+"""worker.telemetry.health: what a supervisor and Prometheus are told."""
 
 import time
 import urllib.error
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from worker import health
-from worker.health import HealthError, Readiness
+from worker.telemetry import health
+from worker.telemetry.health import HealthError, Readiness
 
 
 def get(url: str, accept: str = "*/*") -> tuple[int, str, str]:

@@ -55,7 +55,10 @@ def test_the_model_knows_no_broker_and_no_metrics_server() -> None:
     ("statement", "heavy"),
     [
         ("from worker.client import submit", {"torch", "hrm"}),
-        ("import worker.cli, worker.commands.schema, worker.commands.submit", {"torch"}),
+        (
+            "import worker.cli.main, worker.cli.commands.schema, worker.cli.commands.submit",
+            {"torch"},
+        ),
     ],
 )
 def test_what_an_agent_uses_loads_no_model(statement: str, heavy: set[str]) -> None:
@@ -65,7 +68,7 @@ def test_what_an_agent_uses_loads_no_model(statement: str, heavy: set[str]) -> N
 @pytest.mark.parametrize("command", ["demo", "worker"])
 def test_a_command_finds_its_checkpoint_without_torch(command: str) -> None:
     """Torch takes seconds to load, and a worker has to pin its device before."""
-    assert_not_loaded(f"import worker.commands.{command}", {"torch"})
+    assert_not_loaded(f"import worker.cli.commands.{command}", {"torch"})
 
 
 def assert_not_loaded(statement: str, heavy: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""worker.metrics: the names and figures that Prometheus gets."""
+"""worker.telemetry.metrics: the names and figures that Prometheus gets."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.stubs import StubEvaluator, StubStatistics, message, verdict
-from worker.metrics import WINDOW, ErrorKind, Metrics
+from worker.telemetry.metrics import WINDOW, ErrorKind, Metrics
 
 README = Path(__file__).parents[2] / "worker" / "README.md"
 NAMES = {

@@ -14,7 +14,7 @@ from hrm.data.conversion import Converter
 from schemas import MessageRejected, parse_message
 from schemas.publish import MODELS, PUBLISHED, json_schema, publish
 from tests.stubs import message, verdict
-from worker.commands.schema import command
+from worker.cli.commands.schema import command
 
 MESSAGE = {
     "schema_version": 1,

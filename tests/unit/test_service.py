@@ -1,4 +1,4 @@
-"""worker.service: every body has one outcome, whatever its neighbours are."""
+"""worker.delivery.service: every body has one outcome, whatever its neighbours are."""
 
 import json
 import time
@@ -10,10 +10,16 @@ import pytest
 
 from schemas import MessageRejected, Rejection, RejectionReason, SQEHRMError, Verdict
 from tests.stubs import StubEvaluator, StubPending, message
-from worker.delivery import Answer, Delivery
-from worker.envelope import Envelope, EnvelopeRejected
-from worker.metrics import Metrics
-from worker.service import CLOCK_SKEW, LONGEST_WAIT, MAX_ERRORS_IN_A_ROW, Service, WorkerBroken
+from worker.delivery.envelope import Envelope, EnvelopeRejected
+from worker.delivery.outcomes import Answer, Delivery
+from worker.delivery.service import (
+    CLOCK_SKEW,
+    LONGEST_WAIT,
+    MAX_ERRORS_IN_A_ROW,
+    Service,
+    WorkerBroken,
+)
+from worker.telemetry.metrics import Metrics
 
 
 class Recorder(Delivery):

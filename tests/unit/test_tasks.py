@@ -1,4 +1,4 @@
-"""worker.tasks: the messages in a task's arguments."""
+"""worker.delivery.tasks: the messages in a task's arguments."""
 
 import json
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from schemas import MessageRejected, RejectionReason
-from worker import tasks
-from worker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH, create_app
-from worker.envelope import Envelope
-from worker.tasks import message_of, messages_of, register_tasks
+from worker.broker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH, create_app
+from worker.delivery import tasks
+from worker.delivery.envelope import Envelope
+from worker.delivery.tasks import message_of, messages_of, register_tasks
 
 
 def arguments(*args: object, **kwargs: object) -> bytes:

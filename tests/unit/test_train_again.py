@@ -14,7 +14,7 @@ from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 from schemas import SQEHRMError
-from worker.commands.train import command
+from worker.cli.commands.train import command
 
 WORDS = ("test", "agent", "data", "security", "performance", "deployment")
 BASE = HRMConfig(

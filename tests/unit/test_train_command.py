@@ -16,7 +16,7 @@ from hrm.data.conversion import Converter
 from hrm.evaluation.measurement import measure
 from hrm.model.batch import encode
 from schemas import HaltedBy, HRMExample, SQEHRMError, SQEMessage
-from worker.commands.train import command
+from worker.cli.commands.train import command
 
 PAIRS = [
     ("Test the agent", "hello end"),

@@ -23,13 +23,13 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas import SQEHRMError
-from worker import redis_keys
-from worker.app import ENQUEUED_AT, EVALUATE, create_app
+from worker.broker import keys
+from worker.broker.app import ENQUEUED_AT, EVALUATE, create_app
 from worker.child import end_child, start_child
 from worker.client import Client
 from worker.demo.tally import Account, Tally
 from worker.demo.traffic import Sent
-from worker.metrics import PREFIX
+from worker.telemetry.metrics import PREFIX
 
 LOG = Path(".sqe") / "demo-worker.log"
 
@@ -146,7 +146,7 @@ def exchange(
                         EVALUATE,
                         args=[sent.body],
                         task_id=sent.message_id,
-                        queue=redis_keys.LIVE_QUEUE,
+                        queue=keys.LIVE_QUEUE,
                         headers={ENQUEUED_AT: time.time()},
                         ignore_result=True,
                         argsrepr="(...)",
@@ -194,9 +194,9 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
 def _stream_entries(store: redis.Redis) -> int:
     """Entries ever added to the dead-letter stream, whatever was trimmed since."""
-    if not store.exists(redis_keys.DEAD_LETTERS):
+    if not store.exists(keys.DEAD_LETTERS):
         return 0
-    return int(store.xinfo_stream(redis_keys.DEAD_LETTERS)["entries-added"])
+    return int(store.xinfo_stream(keys.DEAD_LETTERS)["entries-added"])
 
 
 def _free_port() -> int:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import redis
 
-from worker.redis_keys import QUEUES, UNACKED_INDEX, queue_lists, queue_of
+from worker.broker.keys import QUEUES, UNACKED_INDEX, queue_lists, queue_of
 
 READY = "ready"
 """In the queue."""

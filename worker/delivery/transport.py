@@ -6,8 +6,8 @@
 2. What is no task becomes a dead letter. kombu ends the consumer on an item that is not JSON.
 3. The messages of a worker that is alive are renewed, so that the visibility timeout may be short.
 
-Knows queues and deliveries; what is in a message is not its business (`worker.envelope` reads the
-little that is needed). Needs Redis 7 or Valkey.
+Knows queues and deliveries; what is in a message is not its business (`worker.delivery.envelope`
+reads the little that is needed). Needs Redis 7 or Valkey.
 """
 
 # kombu's methods have no types.
@@ -23,8 +23,7 @@ from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 
 from schemas import MessageRejected
-from worker.envelope import read_envelope
-from worker.redis_keys import (
+from worker.broker.keys import (
     UNACKED,
     UNACKED_INDEX,
     UNACKED_MUTEX,
@@ -32,6 +31,7 @@ from worker.redis_keys import (
     queue_lists,
     queue_of,
 )
+from worker.delivery.envelope import read_envelope
 
 OnReply = Callable[[], None]
 """Called after each reply of Redis to a request for messages."""

@@ -1,6 +1,6 @@
 """The two Celery tasks: take the messages out of the arguments, hand them to the service.
 
-Knows how a task's arguments look; what becomes of a message is `worker.service`'s.
+Knows how a task's arguments look; what becomes of a message is `worker.delivery.service`'s.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,23 @@ from celery import Celery
 from celery.exceptions import Reject
 
 from schemas import MessageRejected, RejectionReason, SQEHRMError
-from worker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH
-from worker.delivery import DeliveryAborted
-from worker.envelope import Envelope, read_json, reading
-from worker.service import Service
+from worker.broker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH
+from worker.delivery.envelope import Envelope, read_json, reading
+from worker.delivery.outcomes import DeliveryAborted
+from worker.delivery.service import Service
 
 
 def register_tasks(app: Celery, service: Service) -> None:
-    """Give `app` the two tasks. Their one argument is the `Envelope` that `worker.consumer` found
-    them in, so that arguments of any form become an outcome and none a `TypeError`.
+    """Give `app` the two tasks. Their one argument is the `Envelope` that
+    `worker.delivery.consumer` found them in, so that arguments of any form become an outcome and
+    none a `TypeError`.
     """
     options = {
         "acks_late": True,
         "reject_on_worker_lost": True,
         # The service stores the outcome itself, before the message is acknowledged.
         "ignore_result": True,
-        "Strategy": "worker.consumer:strategy",
+        "Strategy": "worker.delivery.consumer:strategy",
     }
 
     @app.task(name=EVALUATE, **options)

@@ -18,7 +18,7 @@ from hrm.training.examples import MAX_PUZZLES
 from hrm.training.state import Option
 from hrm.training.trainer import TrainingConfig
 from schemas import first_problem
-from worker import devices
+from worker.process import devices
 
 _FILE = click.Path(exists=True, dir_okay=False)
 

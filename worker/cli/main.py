@@ -1,6 +1,6 @@
 """The `sqe-hrm` command: finds the subcommand, runs it, and turns its errors into one line.
 
-Every subcommand is one module of `worker.commands` with a click command named `command`. It is
+Every subcommand is one module of `worker.cli.commands` with a click command named `command`. It is
 imported only when it is called, so that `sqe-hrm submit` needs no torch.
 """
 
@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"worker.commands.{cmd_name.replace('-', '_')}")
+        module = importlib.import_module(f"worker.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

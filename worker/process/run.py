@@ -1,7 +1,7 @@
 """Runs one worker in this process: health server, evaluator, Celery consumer, and their end.
 
 Knows how the parts are put together and how they stop; each part's rules are its own. The device
-has to be pinned (`worker.devices`) before this module is imported, since it imports torch.
+has to be pinned (`worker.process.devices`) before this module is imported, since it imports torch.
 """
 
 import logging
@@ -22,15 +22,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from schemas import MessageRejected
-from worker import devices, health
-from worker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
-from worker.backlog import read_backlog
-from worker.delivery import Delivery
-from worker.envelope import EnvelopeRejected
-from worker.metrics import ErrorKind, Metrics
-from worker.service import Evaluator, Service
+from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
+from worker.broker.backlog import read_backlog
+from worker.delivery.envelope import EnvelopeRejected
+from worker.delivery.outcomes import Delivery
+from worker.delivery.service import Evaluator, Service
+from worker.delivery.tasks import register_tasks
+from worker.process import devices
 from worker.settings import Settings
-from worker.tasks import register_tasks
+from worker.telemetry import health
+from worker.telemetry.metrics import ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -205,14 +206,14 @@ def _configure(
         "on_refused": on_refused,
     }
     app.conf.update(
-        broker_transport="worker.transport:Transport",
+        broker_transport="worker.delivery.transport:Transport",
         broker_transport_options={**app.conf.broker_transport_options, **options},
         # For as long as it takes, at the start as later, and for whatever Redis says (a full
         # memory, a replica that became read-only).
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
-        worker_consumer="worker.consumer:Consumer",
+        worker_consumer="worker.delivery.consumer:Consumer",
         # As many messages in hand as slots: the rest is for other workers.
         worker_prefetch_multiplier=1,
         worker_enable_prefetch_count_reduction=False,

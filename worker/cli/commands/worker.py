@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from hrm.checkpoint.names import find_checkpoint, weights_file
-from worker import devices, embedded_redis
-from worker.ensemble_options import DEFAULT_STRATEGY, ListCommand, ensemble_options
-from worker.inference_options import device_option, dtype_option, halting_option
-from worker.logs import configure_logging
-from worker.redis_keys import QUEUES
+from worker.broker import embedded
+from worker.broker.keys import QUEUES
+from worker.cli.ensemble_options import DEFAULT_STRATEGY, ListCommand, ensemble_options
+from worker.cli.inference_options import device_option, dtype_option, halting_option
+from worker.process import devices
 from worker.settings import Settings
+from worker.telemetry.logs import configure_logging
 
 CUDA_SLOTS = 64
 
@@ -91,7 +92,7 @@ def command(
     from hrm.evaluation.evaluator import Evaluator  # noqa: PLC0415
     from hrm.inference.config import Inference, dtype_of  # noqa: PLC0415
     from schemas import HaltedBy  # noqa: PLC0415
-    from worker.run import run  # noqa: PLC0415
+    from worker.process.run import run  # noqa: PLC0415
 
     threads = settings.threads or torch.get_num_threads()
     # The engine's threads are all that the cores are for. A second set, which torch would start
@@ -131,7 +132,7 @@ def command(
             max_message_bytes=settings.max_message_bytes,
         )
 
-    with embedded_redis.redis_url(settings.redis_url, start_if_missing=True) as redis_url:
+    with embedded.redis_url(settings.redis_url, start_if_missing=True) as redis_url:
         if settings.redis_url is None:
             logging.getLogger(__name__).info("using the embedded Redis at %s", redis_url)
         status = run(

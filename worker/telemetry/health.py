@@ -1,7 +1,7 @@
 """The worker's HTTP side: /metrics, /healthz, /readyz.
 
 Knows whether this process is alive and consuming, and how to say so; what the figures are is
-`worker.metrics`'s business.
+`worker.telemetry.metrics`'s business.
 """
 
 import contextlib

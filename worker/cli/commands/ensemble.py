@@ -30,11 +30,16 @@ from hrm.evaluation.report import EvaluationReport
 from hrm.evaluation.run import evaluate_file
 from hrm.inference.config import Inference, dtype_of
 from schemas import HaltedBy, HRMExample, SQEHRMError
-from worker import devices
-from worker.commands.convert import open_with_progress, refused_line_printer
-from worker.ensemble_options import ListCommand, ensemble_options
-from worker.ensemble_tables import print_ensemble
-from worker.inference_options import batch_size_option, device_option, dtype_option, halting_option
+from worker.cli.commands.convert import open_with_progress, refused_line_printer
+from worker.cli.ensemble_options import ListCommand, ensemble_options
+from worker.cli.inference_options import (
+    batch_size_option,
+    device_option,
+    dtype_option,
+    halting_option,
+)
+from worker.cli.tables.ensemble import print_ensemble
+from worker.process import devices
 from worker.settings import Settings
 
 DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 512}

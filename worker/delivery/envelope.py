@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas import MessageRejected, RejectionReason
-from worker.app import ENQUEUED_AT, TASKS
+from worker.broker.app import ENQUEUED_AT, TASKS
 
 logger = logging.getLogger(__name__)
 

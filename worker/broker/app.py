@@ -1,6 +1,6 @@
 """The Celery application that producers and workers share: names, queues, JSON only.
 
-Light: imports neither torch nor `hrm`. What only a worker needs is added in `worker.run`.
+Light: imports neither torch nor `hrm`. What only a worker needs is added in `worker.process.run`.
 """
 
 # kombu's methods have no types.
@@ -11,7 +11,7 @@ import ssl
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
-from worker.redis_keys import LIVE_QUEUE, QUEUES
+from worker.broker.keys import LIVE_QUEUE, QUEUES
 
 EVALUATE = "sqe.evaluate"
 """Task: one message, one outcome."""

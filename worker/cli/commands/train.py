@@ -26,10 +26,8 @@ from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Option, RunRecord, SavedStep
 from hrm.training.trainer import Trainer, TrainingConfig
 from schemas import HRMExample, SQEHRMError, first_problem
-from worker import devices
-from worker.settings import Settings
-from worker.training_display import summary, training_display
-from worker.training_options import (
+from worker.cli.tables.training import summary, training_display
+from worker.cli.training_options import (
     check_together,
     forward_dtype,
     inherit,
@@ -37,6 +35,8 @@ from worker.training_options import (
     sizes_of,
     training_options,
 )
+from worker.process import devices
+from worker.settings import Settings
 
 
 @click.command("train")

@@ -20,10 +20,15 @@ from hrm.evaluation.report import EvaluationReport
 from hrm.evaluation.run import evaluate_file, fit_baselines
 from hrm.inference.config import Inference, dtype_of
 from schemas import HaltedBy, SQEHRMError, Verdict
-from worker import devices
-from worker.commands.convert import open_with_progress, refused_line_printer
-from worker.evaluation_tables import print_report
-from worker.inference_options import batch_size_option, device_option, dtype_option, halting_option
+from worker.cli.commands.convert import open_with_progress, refused_line_printer
+from worker.cli.inference_options import (
+    batch_size_option,
+    device_option,
+    dtype_option,
+    halting_option,
+)
+from worker.cli.tables.evaluation import print_report
+from worker.process import devices
 from worker.settings import Settings
 
 DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 512}

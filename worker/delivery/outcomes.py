@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import redis
 
 from schemas import Rejection, SQEMessage, Verdict
-from worker import redis_keys
+from worker.broker import keys
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Answer:
 
     outcome: Outcome
     marker: str
-    """Redis key: `redis_keys.counted` or `redis_keys.refused`."""
+    """Redis key: `keys.counted` or `keys.refused`."""
     result_ids: tuple[str, ...]
     """Ids under which someone may wait for it."""
     stream: str | None = None
@@ -109,9 +109,9 @@ class Delivery:
             )
         return Answer(
             outcome=verdict,
-            marker=redis_keys.counted(digest, verdict.message_id),
+            marker=keys.counted(digest, verdict.message_id),
             result_ids=_distinct(verdict.message_id, task_id),
-            stream=None if verdict.solved else redis_keys.FAILURES,
+            stream=None if verdict.solved else keys.FAILURES,
             entry=entry,
         )
 
@@ -137,9 +137,9 @@ class Delivery:
         digest = hashlib.sha256(identity.encode() + b"\0" + body).hexdigest()
         return Answer(
             outcome=rejection,
-            marker=redis_keys.refused(digest[:32]),  # 128 bits: no two deliveries share one
+            marker=keys.refused(digest[:32]),  # 128 bits: no two deliveries share one
             result_ids=_distinct(*result_ids),
-            stream=redis_keys.DEAD_LETTERS,
+            stream=keys.DEAD_LETTERS,
             entry=fields,
         )
 
@@ -169,15 +169,15 @@ class Delivery:
         outcomes = [answer.outcome.model_dump_json() for answer in answers]
         with self._client.pipeline(transaction=False) as pipe:
             for place, (answer, outcome) in enumerate(zip(answers, outcomes, strict=True)):
-                keys = [
+                names = [
                     answer.marker,
-                    answer.stream or redis_keys.FAILURES,
-                    *map(redis_keys.result, answer.result_ids),
+                    answer.stream or keys.FAILURES,
+                    *map(keys.result, answer.result_ids),
                 ]
                 results = [_result(outcome, task_id, now) for task_id in answer.result_ids]
                 entry = self._stream_arguments(answer)
                 self._script(
-                    keys,
+                    names,
                     [
                         f"{token}/{place}",
                         settings.counted_expires,
@@ -188,7 +188,7 @@ class Delivery:
                     client=pipe,
                 )
             if batch_id is not None:
-                key = redis_keys.result(batch_id)
+                key = keys.result(batch_id)
                 batch = _result(f"[{','.join(outcomes)}]", batch_id, now)
                 pipe.set(key, batch, ex=settings.result_expires)
                 pipe.publish(key, batch)
@@ -198,7 +198,7 @@ class Delivery:
     def _stream_arguments(self, answer: Answer) -> list[str | bytes | int]:
         if answer.stream is None:
             return []
-        dead = answer.stream == redis_keys.DEAD_LETTERS
+        dead = answer.stream == keys.DEAD_LETTERS
         length = self._settings.dead_letters_maxlen if dead else self._settings.failures_maxlen
         return [length, "*", *(part for field in answer.entry for part in field)]
 

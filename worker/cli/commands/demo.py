@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from hrm.checkpoint.names import find_checkpoint
-from worker import embedded_redis
+from worker.broker import embedded
 from worker.demo.session import exchange, running_worker
 from worker.demo.tally import Tally
 from worker.demo.traffic import Mixture, read_accepted, traffic
@@ -100,13 +100,9 @@ def command(
         with console.status("starting Redis and a worker"):
             started = time.monotonic()
             # A Redis of its own and empty: no message of anyone else is touched or counted.
-            embedded_redis.DEFAULT_DATA_DIR.mkdir(exist_ok=True)
-            folder = tempfile.TemporaryDirectory(
-                prefix="demo-", dir=embedded_redis.DEFAULT_DATA_DIR
-            )
-            redis_url = stack.enter_context(
-                embedded_redis.start(Path(stack.enter_context(folder)))
-            ).url
+            embedded.DEFAULT_DATA_DIR.mkdir(exist_ok=True)
+            folder = tempfile.TemporaryDirectory(prefix="demo-", dir=embedded.DEFAULT_DATA_DIR)
+            redis_url = stack.enter_context(embedded.start(Path(stack.enter_context(folder)))).url
             worker = stack.enter_context(running_worker(redis_url, metrics_port, options))
         console.print(
             f"Redis at {redis_url}, a worker with {checkpoint} on {device}, "

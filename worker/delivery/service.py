@@ -1,7 +1,7 @@
 """From the bodies of a task to their outcomes: evaluate, deliver, count, in that order.
 
 The one place where the model's side (`hrm.evaluation.evaluator`), the delivery rules
-(`worker.delivery`) and the figures (`worker.metrics`) meet. Knows no Celery.
+(`worker.delivery.outcomes`) and the figures (`worker.telemetry.metrics`) meet. Knows no Celery.
 """
 
 import json
@@ -24,9 +24,9 @@ from schemas import (
     SQEMessage,
     Verdict,
 )
-from worker.delivery import Answer, Delivery, Outcome
-from worker.envelope import Envelope, EnvelopeRejected
-from worker.metrics import Engine, ErrorKind, Metrics
+from worker.delivery.envelope import Envelope, EnvelopeRejected
+from worker.delivery.outcomes import Answer, Delivery, Outcome
+from worker.telemetry.metrics import Engine, ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from hrm.data.analysis import DatasetStatistics, analyze_file
 from hrm.data.config import WordHash
 from hrm.data.vocabulary import VOCABULARY, Tokenizer
 from schemas import MAX_SEQUENCE_LENGTH, Difficulty, SQEHRMError
-from worker.commands.convert import open_with_progress, refused_line_printer
+from worker.cli.commands.convert import open_with_progress, refused_line_printer
 
 BAR_WIDTH = 8
 """Characters of the longest bar: both token histograms fit side by side in 80 columns."""

@@ -19,9 +19,9 @@ from hrm.evaluation.recommendation import (
     measure_messages,
 )
 from schemas import HaltedBy, SQEHRMError
-from worker import devices
-from worker.checkpoint_tables import print_comparison, print_inspection
-from worker.commands.convert import open_with_progress, refused_line_printer
+from worker.cli.commands.convert import open_with_progress, refused_line_printer
+from worker.cli.tables.checkpoint import print_comparison, print_inspection
+from worker.process import devices
 from worker.settings import Settings
 
 RULES = {

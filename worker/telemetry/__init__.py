@@ -1,0 +1,8 @@
+"""What a worker shows: metrics, health and log.
+
+- `metrics`: the figures that Prometheus scrapes
+- `health`: the HTTP side: `/metrics`, `/healthz`, `/readyz`
+- `logs`: the log's form
+
+May import `schemas`, `hrm.data` and `worker.evaluator`.
+"""
