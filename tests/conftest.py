@@ -11,7 +11,7 @@ from hrm.checkpoint import save_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
-from tests.processes import REAL, Worker
+from tests.support.processes import REAL, Worker
 from worker.broker import embedded
 from worker.client import Client
 

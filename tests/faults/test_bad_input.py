@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from schemas import RejectionReason, SQEMessage, Verdict
-from tests.processes import entries, wait_for
-from tests.stubs import message
+from tests.support.processes import entries, wait_for
+from tests.support.stubs import message
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, create_app
 from worker.broker.keys import (
     BACKFILL_QUEUE,

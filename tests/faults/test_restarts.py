@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.processes import STUB, Worker, wait_for
-from tests.stubs import message
+from tests.support.processes import STUB, Worker, wait_for
+from tests.support.stubs import message
 from worker.broker import embedded
 from worker.broker.keys import LIVE_QUEUE, UNACKED, UNACKED_INDEX
 from worker.client import BACKFILL_QUEUE, Client

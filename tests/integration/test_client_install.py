@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import DEADLINE, ROOT, STUB, Worker
+from tests.support.processes import DEADLINE, ROOT, STUB, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

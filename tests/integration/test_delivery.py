@@ -9,8 +9,8 @@ import redis
 from celery.result import AsyncResult
 
 from schemas import Rejection, RejectionReason
-from tests.processes import entries
-from tests.stubs import DIGEST, message, verdict
+from tests.support.processes import entries
+from tests.support.stubs import DIGEST, message, verdict
 from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.backlog import read_backlog

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import wait_for
+from tests.support.processes import wait_for
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:

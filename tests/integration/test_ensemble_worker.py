@@ -11,8 +11,8 @@ from hrm.ensemble.ensemble import Ensemble
 from hrm.inference.config import Inference
 from hrm.model.network import HRM
 from tests.conftest import TINY
-from tests.processes import REAL, Worker
-from tests.stubs import message
+from tests.support.processes import REAL, Worker
+from tests.support.stubs import message
 from worker.broker.keys import DEAD_LETTERS
 from worker.client import Client
 

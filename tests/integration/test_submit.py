@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas import Verdict
-from tests.processes import DEADLINE, REAL
-from tests.stubs import message
+from tests.support.processes import DEADLINE, REAL
+from tests.support.stubs import message
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
 
 if TYPE_CHECKING:

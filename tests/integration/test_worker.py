@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas import MessageRejected, Rejection, RejectionReason, SQEMessage, Verdict
-from tests.processes import DEADLINE, REAL, entries, wait_for
-from tests.stubs import message
+from tests.support.processes import DEADLINE, REAL, entries, wait_for
+from tests.support.stubs import message
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, create_app
 from worker.broker.keys import DEAD_LETTERS, FAILURES, QUEUES, UNACKED, queue_lists, result
 from worker.client import ResultTimeout

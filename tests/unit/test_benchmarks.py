@@ -29,7 +29,7 @@ from tests.benchmarks.setting import (
     known_examples,
     random_examples,
 )
-from tests.unit.tiny_checkpoints import TINY
+from tests.support.checkpoints import TINY
 
 TIMEOUT = 30
 

@@ -25,7 +25,7 @@ from schemas import (
     Timings,
     Verdict,
 )
-from tests.stubs import StubStatistics
+from tests.support.stubs import StubStatistics
 from worker.broker.backlog import READY
 from worker.broker.keys import LIVE_QUEUE
 from worker.settings import PREFIX, Settings

@@ -1,0 +1,27 @@
+"""A real worker process around the stub evaluator."""
+
+import argparse
+import os
+import sys
+
+from tests.support.stubs import StubEvaluator
+from worker.broker.keys import QUEUES
+from worker.process.devices import Device
+from worker.process.run import run
+from worker.settings import Settings
+from worker.telemetry.logs import configure_logging
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--metrics-port", type=int)
+parser.add_argument("--slots", type=int, default=4)
+options = parser.parse_args()
+configure_logging()
+sys.exit(
+    run(
+        redis_url=os.environ["SQE_REDIS_URL"],
+        settings=Settings.from_env(metrics_port=options.metrics_port),
+        device=Device("cpu", "cpu"),
+        queues=QUEUES,
+        open_evaluator=lambda _worker: StubEvaluator(options.slots),
+    )
+)

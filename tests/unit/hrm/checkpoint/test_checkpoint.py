@@ -1,0 +1,256 @@
+"""What a checkpoint is: how it is saved, its digest, and its training record."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor
+
+from hrm.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    pair_hash,
+    read_checkpoint,
+    save_checkpoint,
+)
+from hrm.checkpoint.config import tensor_shapes
+from hrm.data.config import ConversionConfig
+from tests.support.checkpoints import RECORD, SHA256, TINY, refusal, state_of, store, write_config
+
+# What is saved is what is loaded.
+
+
+def test_a_saved_checkpoint_loads_as_it_was(tmp_path: Path) -> None:
+    state, folder = state_of(TINY), tmp_path / "run" / "first"
+    save_checkpoint(folder, state, TINY, SHA256, RECORD)
+    loaded = load_checkpoint(folder)
+    assert loaded.name == "first"
+    assert loaded.path == folder / "model.safetensors"
+    assert loaded.config == TINY
+    assert loaded.conversion == SHA256
+    assert set(loaded.config_sources.values()) == {"config.json"}
+    assert loaded.training == RECORD
+    assert loaded.state.keys() == state.keys()
+    assert all(torch.equal(loaded.state[key], state[key]) for key in state)
+
+
+def test_the_saved_files_are_these(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    save_checkpoint(folder, state_of(TINY), TINY, SHA256, RECORD)
+    assert {file.name for file in folder.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "training_pairs.json",
+    }
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        assert set(weights.keys()) == {f"model.inner.{key}" for key in tensor_shapes(TINY)}
+    assert json.loads((folder / "config.json").read_text()) == {
+        "format_version": 1,
+        "model": TINY.model_dump(mode="json"),
+        "conversion": {"word_hash": "sha256", "puzzle_policy": "line_index", "puzzle_space": 5},
+    }
+    pairs = json.loads((folder / "training_pairs.json").read_text())
+    assert pairs["pair_hashes"] == sorted(RECORD.pair_hashes)
+    modes = {file.stat().st_mode for file in folder.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_built_network_is_ready_to_evaluate(tmp_path: Path) -> None:
+    state = {key: tensor.bfloat16() for key, tensor in state_of(TINY).items()}
+    save_checkpoint(tmp_path / "half", state, TINY, SHA256, None)
+    network = load_checkpoint(tmp_path / "half").build(forward_dtype=torch.bfloat16)
+    assert not network.training
+    assert network.forward_dtype == torch.bfloat16
+    built = network.state_dict()
+    assert {tensor.dtype for tensor in built.values()} == {torch.float32}
+    assert all(torch.equal(built[key], state[key].float()) for key in state)
+
+
+def test_a_built_network_does_not_share_the_file(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "one", state_of(TINY), TINY, SHA256, None)
+    checkpoint = load_checkpoint(tmp_path / "one")
+    with torch.no_grad():
+        checkpoint.build().H_init.zero_()
+    assert load_checkpoint(tmp_path / "one").digest == checkpoint.digest
+    assert checkpoint.state["H_init"].abs().sum() > 0
+
+
+def test_saving_over_a_checkpoint_replaces_all_of_it_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "same"
+    save_checkpoint(folder, state_of(TINY), TINY, SHA256, RECORD)
+    (folder / "README.md").write_text("card")
+    first = load_checkpoint(folder)
+    changed = {key: -tensor for key, tensor in first.state.items()}
+    save_checkpoint(folder, changed, TINY, ConversionConfig(), None)
+    second = load_checkpoint(folder)
+    assert torch.equal(second.state["H_init"], -first.state["H_init"])
+    assert second.conversion == ConversionConfig()
+    assert second.training is None
+    assert (folder / "README.md").read_text() == "card"
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "left"),
+    [(1, "old"), (2, "none"), (3, "none"), (4, "none"), (5, "none"), (6, "new")],
+)
+def test_a_crash_while_saving_leaves_no_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int, left: str
+) -> None:
+    folder = tmp_path / "run"
+    save_checkpoint(folder, state_of(TINY), TINY, SHA256, RECORD)
+    new = TINY.model_copy(update={"H_cycles": 1})
+    calls = iter(range(1, crash_at + 1))
+
+    def fsync(_: int) -> None:
+        if next(calls) == crash_at:
+            raise KeyboardInterrupt
+
+    state = state_of(TINY)
+    changed = RECORD.model_copy(update={"pair_hashes": frozenset()})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(folder, state, new, ConversionConfig(), changed)
+    if left == "none":
+        assert "no weights in this folder" in refusal(folder)
+    else:
+        loaded = load_checkpoint(folder)
+        old = (TINY, SHA256, RECORD)
+        assert (loaded.config, loaded.conversion, loaded.training) == (
+            old if left == "old" else (new, ConversionConfig(), changed)
+        )
+    save_checkpoint(folder, state_of(TINY), new, ConversionConfig(), RECORD)
+    assert load_checkpoint(folder).config == new
+
+
+def test_saving_refuses_what_would_not_load(tmp_path: Path) -> None:
+    state = state_of(TINY)
+    del state["q_head.bias"]
+    with pytest.raises(CheckpointError, match=r"lacks q_head\.bias, which config\.json calls for"):
+        save_checkpoint(tmp_path / "new", state, TINY, SHA256, RECORD)
+    assert not (tmp_path / "new").exists()
+
+
+def test_saving_refuses_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    state = {**state_of(TINY), "L_init": torch.full((16,), torch.inf)}
+    with pytest.raises(CheckpointError, match=r"L_init has NaN or infinite numbers"):
+        save_checkpoint(tmp_path / "new", state, TINY, SHA256, RECORD)
+    assert not (tmp_path / "new").exists()
+
+
+def test_reading_to_look_at_differs_from_loading_only_in_numbers_that_are_not_finite(
+    tmp_path: Path,
+) -> None:
+    state = state_of(TINY)
+    folder = store(tmp_path / "m", state)
+    write_config(folder, model=TINY.model_dump(mode="json"))
+    assert read_checkpoint(folder).digest == load_checkpoint(folder).digest
+    state["H_init"][2] = torch.nan
+    store(folder, state)
+    assert "H_init has NaN or infinite numbers" in refusal(folder)
+    assert read_checkpoint(folder).state["H_init"].isnan().sum() == 1
+    del state["L_init"]
+    store(folder, state)
+    with pytest.raises(CheckpointError, match="lacks L_init"):
+        read_checkpoint(folder)
+
+
+def test_saving_refuses_a_folder_with_other_weights(tmp_path: Path) -> None:
+    torch.save(state_of(TINY), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"holds model\.pt: choose another folder"):
+        save_checkpoint(tmp_path, state_of(TINY), TINY, SHA256, RECORD)
+
+
+def test_saving_where_nothing_can_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/run: cannot be written .*: choose another"):
+        save_checkpoint(tmp_path / "file" / "run", state_of(TINY), TINY, SHA256, RECORD)
+
+
+# The digest.
+
+
+def digest(folder: Path, state: Mapping[str, Tensor], **changes: Any) -> str:  # noqa: ANN401
+    config, conversion = changes.pop("config", TINY), changes.pop("conversion", SHA256)
+    save_checkpoint(folder, state, config, conversion, None)
+    return load_checkpoint(folder).digest
+
+
+def test_the_digest_changes_with_every_part_of_the_model(tmp_path: Path) -> None:
+    state = state_of(TINY)
+    one_bit = {**state, "L_init": state["L_init"].clone()}
+    one_bit["L_init"].view(torch.int32)[3] ^= 1
+    swapped = {**state, "H_init": state["L_init"], "L_init": state["H_init"]}
+    digests = [
+        digest(tmp_path / "0", state),
+        digest(tmp_path / "1", one_bit),
+        digest(tmp_path / "2", swapped),
+        digest(tmp_path / "3", {**state, "H_init": state["H_init"].bfloat16()}),
+        digest(tmp_path / "4", state, config=TINY.model_copy(update={"H_cycles": 1})),
+        digest(tmp_path / "5", state, conversion=ConversionConfig()),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert all(len(value) == 64 for value in digests)
+    assert digest(tmp_path / "again", state) == digests[0]
+
+
+def test_the_digest_does_not_change_with_the_form_or_the_training_record(tmp_path: Path) -> None:
+    state = state_of(TINY)
+    save_checkpoint(tmp_path / "saved", state, TINY, ConversionConfig(), RECORD)
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save(
+        {"_orig_mod.model.inner." + key: state[key] for key in reversed(state)}, run / "a.pt"
+    )
+    write_config(run, model=TINY.model_dump(mode="json"))
+    assert load_checkpoint(run / "a.pt").digest == load_checkpoint(tmp_path / "saved").digest
+
+
+# The training record.
+
+
+def test_a_pair_is_known_by_its_puzzle_and_input(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "m", state_of(TINY), TINY, SHA256, RECORD)
+    loaded = load_checkpoint(tmp_path / "m")
+    assert loaded.is_known(3, (0, 4, 11))
+    assert not loaded.is_known(4, (0, 4, 11))
+    assert not loaded.is_known(3, (0, 4, 4, 11))
+    assert not replace(loaded, training=None).is_known(3, (0, 4, 11))
+
+
+def test_a_pairs_hash_is_that_of_its_text() -> None:
+    # printf '7:0,3,11' | sha256sum | cut -c -32
+    assert pair_hash(7, [0, 3, 11]) == "5d63eb7ee97ef52051c949ac71ea3c04"
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.lists(st.integers(0, 11))), unique_by=repr))
+def test_different_pairs_have_different_hashes(pairs: list[tuple[int, list[int]]]) -> None:
+    assert len({pair_hash(*pair) for pair in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ({"pair_hashes": ["xyz"], "target_token_counts": [0] * 12}, r"pair_hashes\.0: "),
+        ({"pair_hashes": [], "target_token_counts": [0] * 11}, r"target_token_counts: "),
+        ({"pair_hashes": [], "target_token_counts": [-1] * 12}, r"target_token_counts\.0: "),
+        ({"pair_hashes": []}, r"target_token_counts: Field required"),
+        ({"pair_hashes": [], "target_token_counts": [0] * 12, "x": 1}, r"unknown field 'x'"),
+    ],
+)
+def test_a_wrong_training_record_is_refused_by_field(
+    tmp_path: Path, content: dict[str, Any], place: str
+) -> None:
+    folder = store(tmp_path / "m", state_of(TINY))
+    (folder / "training_pairs.json").write_text(json.dumps(content))
+    said = refusal(folder)
+    assert re.search(rf"training_pairs\.json: {place}.*: restore it, or remove it", said)

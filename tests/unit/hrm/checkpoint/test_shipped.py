@@ -1,0 +1,120 @@
+"""The shipped checkpoint solves its accepted messages, as its measured figures say."""
+
+import hashlib
+import json
+from collections import Counter
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hrm.checkpoint import Checkpoint, load_checkpoint
+from hrm.data.conversion import Converter
+from hrm.data.files import AcceptedPair
+from hrm.evaluation.measurement import RuleFigures, measure
+from hrm.model.batch import encode
+from schemas import Category, Difficulty, HaltedBy, HRMExample
+
+FOLDER = Path(__file__).parents[4] / "checkpoints" / "sqe-demo"
+EARLIER = FOLDER.with_name("sqe-demo-600")
+MESSAGES = FOLDER / "messages.jsonl"
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return load_checkpoint(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[AcceptedPair]:
+    lines = MESSAGES.read_text(encoding="utf-8").splitlines()
+    return [AcceptedPair.model_validate_json(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def examples(checkpoint: Checkpoint, pairs: list[AcceptedPair]) -> list[HRMExample]:
+    converter = Converter(checkpoint.conversion)
+    return [converter.convert(pair.prompt, pair.completion, pair.puzzle_id) for pair in pairs]
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((FOLDER / "measured.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def found(checkpoint: Checkpoint, examples: list[HRMExample]) -> dict[HaltedBy, RuleFigures]:
+    """Inference over all messages, in float32, under both rules."""
+    network = checkpoint.build()
+    batch = encode(examples, checkpoint.config)
+    return {halting: measure(network, batch, halting) for halting in HaltedBy}
+
+
+def test_the_folder_is_small() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 8 * 1024 * 1024
+
+
+def test_the_earlier_step_is_of_the_same_run(measured: dict[str, Any]) -> None:
+    earlier = json.loads((EARLIER / "measured.json").read_text())
+    assert earlier["step"] < measured["step"]
+    assert earlier["recipe"] == measured["recipe"]
+    assert earlier["data_sha256"] == measured["data_sha256"]
+    first, second = load_checkpoint(EARLIER), load_checkpoint(FOLDER)
+    assert first.training == second.training
+    assert first.digest != second.digest
+
+
+def test_the_earlier_step_solves_as_many_as_recorded(examples: list[HRMExample]) -> None:
+    earlier = load_checkpoint(EARLIER)
+    figures = measure(earlier.build(), encode(examples, earlier.config), HaltedBy.MAX_STEPS)
+    recorded = json.loads((EARLIER / "measured.json").read_text())["training_examples"]
+    assert figures.solved == recorded["max_steps"]["solved"]
+
+
+def test_the_messages_are_the_measured_ones(measured: dict[str, Any]) -> None:
+    assert hashlib.sha256(MESSAGES.read_bytes()).hexdigest() == measured["data_sha256"]
+
+
+def test_every_category_and_difficulty_is_there_together(
+    pairs: list[AcceptedPair], examples: list[HRMExample]
+) -> None:
+    counts = Counter(
+        (pair.category, example.metadata.difficulty)
+        for pair, example in zip(pairs, examples, strict=True)
+    )
+    assert set(counts) == set(product(Category, Difficulty))
+    assert min(counts.values()) >= 4
+    assert counts.total() >= 64
+
+
+def test_no_prompt_is_there_twice(pairs: list[AcceptedPair], examples: list[HRMExample]) -> None:
+    assert len({pair.prompt for pair in pairs}) == len(pairs)
+    assert len({(example.puzzle_id, example.input_sequence) for example in examples}) == len(pairs)
+
+
+def test_all_messages_are_known(checkpoint: Checkpoint, examples: list[HRMExample]) -> None:
+    assert all(
+        checkpoint.is_known(example.puzzle_id, example.input_sequence) for example in examples
+    )
+    assert checkpoint.training is not None
+    assert len(checkpoint.training.pair_hashes) == len(examples)
+
+
+def test_at_least_nine_of_ten_are_solved(found: dict[HaltedBy, RuleFigures]) -> None:
+    for figures in found.values():
+        assert figures.solved >= 0.9 * figures.examples
+
+
+@pytest.mark.parametrize("halting", HaltedBy)
+def test_the_measured_figures_are_found_again(
+    found: dict[HaltedBy, RuleFigures], measured: dict[str, Any], halting: HaltedBy
+) -> None:
+    recorded = measured["training_examples"][halting]
+    figures = found[halting]
+    assert (figures.examples, figures.solved) == (recorded["examples"], recorded["solved"])
+    assert figures.token_accuracy == pytest.approx(recorded["token_accuracy"])
+    assert figures.q_accuracy == pytest.approx(recorded["q_accuracy"])
+    # A step earlier or later on another device is no other result.
+    assert figures.mean_act_steps == pytest.approx(recorded["mean_act_steps"], abs=0.25)

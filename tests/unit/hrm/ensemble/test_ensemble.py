@@ -1,0 +1,259 @@
+"""Who may join an ensemble, what it is called, what it knows, and its fitted combiner."""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hrm.checkpoint import Checkpoint, TrainingRecord, pair_hash
+from hrm.data.config import PuzzlePolicy, WordHash
+from hrm.data.conversion import Converter
+from hrm.data.files import RefusedLine
+from hrm.ensemble.combiners import Strategy
+from hrm.ensemble.ensemble import MAX_NAME_LENGTH, Ensemble
+from hrm.ensemble.report import fit_for, read_examples, without_those_of
+from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
+from hrm.inference.config import Inference
+from schemas import MessageRejected, RejectionReason, SQEMessage
+from tests.support.checkpoints import SHA256, TINY
+from tests.support.ensembles import WIDER, example, member
+from tests.support.evaluations import Run, jsonl
+
+LINES = [{"prompt": f"test {word}", "completion": "agent data"} for word in "abcde"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
+    folder = tmp_path_factory.mktemp("members")
+    return [member(folder / "a", 1), member(folder / "b", 2, WIDER)]
+
+
+def refusal(
+    members: Sequence[Checkpoint],
+    strategy: Strategy = Strategy.WEIGHTED_AVERAGE,
+    weights: Sequence[float] | None = None,
+    stacking: Stacking | None = None,
+) -> str:
+    """What making this ensemble says, which is one line."""
+    with pytest.raises(EnsembleError) as caught:
+        Ensemble(members, strategy, weights, stacking)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def fit(members: list[Checkpoint]) -> Stacking:
+    examples = [example(puzzle, 0, 5, 11) for puzzle in range(4)]
+    inference = Inference(slots=2, max_steps=2)
+    return fit_for(members, None, examples, "cal", device="cpu", inference=inference)
+
+
+@pytest.mark.parametrize(
+    ("config", "conversion", "told"),
+    [
+        ({"vocab_size": 13}, {}, "a has vocab_size 12, x has 13"),
+        ({"seq_len": 8}, {}, "a has seq_len 7, x has 8"),
+        ({}, {"word_hash": WordHash.MD5}, "a has word_hash sha256, x has md5"),
+        (
+            {},
+            {"puzzle_policy": PuzzlePolicy.PROMPT_HASH},
+            "a has puzzle_policy line_index, x has prompt_hash",
+        ),
+        ({}, {"puzzle_space": 4}, "a has puzzle_space 5, x has 4"),
+    ],
+)
+def test_members_that_read_messages_otherwise_are_refused(
+    pair: list[Checkpoint],
+    config: dict[str, Any],
+    conversion: dict[str, Any],
+    told: str,
+) -> None:
+    other = replace(
+        pair[1],
+        name="x",
+        config=pair[1].config.model_copy(update=config),
+        conversion=pair[1].conversion.model_copy(update=conversion),
+    )
+    assert refusal([pair[0], other]) == f"{told}: an ensemble's checkpoints have to agree in it"
+
+
+def test_a_member_counts_once_and_there_are_at_least_two(
+    pair: list[Checkpoint], tmp_path: Path
+) -> None:
+    copy = member(tmp_path / "copy", 1)
+    assert "are the same checkpoint: name it once" in refusal([pair[0], pair[1], copy])
+    assert refusal(pair[:1]) == "an ensemble has at least two checkpoints: name another"
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([1.0], "1 weights for 2 checkpoints"),
+        ([1.0, 0.0], "weight 0: give a positive number"),
+        ([1.0, -2.0], "weight -2: "),
+        ([1.0, float("nan")], "weight nan: "),
+        ([1.0, float("inf")], "weight inf: "),
+        ([1e308, 1e-308], "the smallest weight is nothing"),
+    ],
+)
+def test_weights_are_positive_and_one_each(
+    pair: list[Checkpoint], weights: list[float], told: str
+) -> None:
+    assert refusal(pair, weights=weights).startswith(told)
+
+
+def test_weights_are_scaled_to_sum_to_one(pair: list[Checkpoint]) -> None:
+    assert Ensemble(pair, weights=[3, 1]).weights == (0.75, 0.25)
+    assert Ensemble(pair).weights == (0.5, 0.5)
+    assert Ensemble(pair, weights=[1e308, 1e308]).weights == (0.5, 0.5)
+
+
+def test_name_and_digest_tell_ensembles_apart(pair: list[Checkpoint], tmp_path: Path) -> None:
+    first = Ensemble(pair)
+    assert first.name == "ensemble(a+b)"
+    assert first.digest == Ensemble(pair, weights=[2, 2]).digest
+    stacking = fit(pair)
+    others = [
+        Ensemble(pair, weights=[2, 1]),
+        Ensemble(pair, Strategy.VOTING),
+        Ensemble([pair[1], pair[0]]),
+        Ensemble(pair, Strategy.STACKING, stacking=stacking),
+        Ensemble(
+            pair,
+            Strategy.STACKING,
+            stacking=stacking.model_copy(update={"bias": (1.0, *stacking.bias[1:])}),
+        ),
+    ]
+    digests = {each.digest for each in [first, *others]}
+    assert len(digests) == 6
+    assert all(len(digest) == 64 for digest in digests)
+    long = Ensemble([pair[0], member(tmp_path / ("long" * 30), 3)])
+    assert len(long.name) == MAX_NAME_LENGTH
+    assert long.name.startswith("ensemble(a+longlong")
+
+
+def test_an_ensemble_takes_what_every_member_takes(pair: list[Checkpoint], tmp_path: Path) -> None:
+    larger = member(tmp_path / "x", 3, TINY.model_copy(update={"num_puzzle_identifiers": 9}))
+    ensemble = Ensemble([larger, pair[1]])
+    assert ensemble.config.num_puzzle_identifiers == 5
+    assert ensemble.config.halt_max_steps == 16
+    inference = Inference(slots=1, max_steps=1)
+    with contextlib.closing(
+        ensemble.open(device="cpu", inference=inference, worker="w")
+    ) as evaluator:
+        body = SQEMessage.create(agent_id="a", prompt="a", completion="b", puzzle_id=5)
+        with pytest.raises(
+            MessageRejected, match=r"checkpoint ensemble\(x\+b\) has puzzles 0 to 4"
+        ):
+            evaluator.submit(body.model_dump_json())
+
+
+def test_known_is_what_all_members_were_trained_on(tmp_path: Path) -> None:
+    def record(*inputs: int) -> TrainingRecord:
+        hashes = frozenset(pair_hash(1, [0, word, 11]) for word in inputs)
+        return TrainingRecord(pair_hashes=hashes, target_token_counts=tuple(range(12)))
+
+    members = [
+        member(tmp_path / "a", 1, record=record(3, 4)),
+        member(tmp_path / "b", 2, record=record(4, 5)),
+    ]
+    ensemble = Ensemble(members)
+    assert [word for word in (3, 4, 5, 6) if ensemble.is_known(1, [0, word, 11])] == [4]
+    assert ensemble.training is not None
+    assert ensemble.training.target_token_counts == tuple(range(0, 24, 2))
+    without = Ensemble([*members, member(tmp_path / "c", 3)])
+    assert without.training is None
+    assert not without.is_known(1, [0, 4, 11])
+
+
+def test_an_evaluation_names_the_ensemble(pair: list[Checkpoint]) -> None:
+    ensemble = Ensemble(pair)
+    evaluator = ensemble.open(
+        device="cpu", inference=Inference(slots=2, max_steps=2), worker="host:1"
+    )
+    with contextlib.closing(evaluator):
+        run = Run(evaluator, jsonl(*LINES))
+    assert {(each.checkpoint, each.checkpoint_digest) for each in run.verdicts} == {
+        (ensemble.name, ensemble.digest)
+    }
+    assert (run.report.setting.checkpoint, run.report.setting.dtype) == (ensemble.name, "float32")
+    assert run.report.overall.act_steps.max == 2
+    assert run.report.by_known is None
+
+
+# The combiner of stacking.
+
+
+def test_a_combiner_is_the_same_after_it_was_saved(pair: list[Checkpoint], tmp_path: Path) -> None:
+    stacking = fit(pair)
+    path = tmp_path / "combiner.json"
+    path.write_text(stacking.model_dump_json())
+    assert read_stacking(path) == stacking
+    assert (stacking.examples, stacking.tokens, stacking.calibration) == (4, 12, "cal")
+    assert Ensemble(pair, Strategy.STACKING, stacking=read_stacking(path)).digest == (
+        Ensemble(pair, Strategy.STACKING, stacking=stacking).digest
+    )
+
+
+def test_a_combiner_is_for_its_own_members_in_order(pair: list[Checkpoint]) -> None:
+    told = refusal([pair[1], pair[0]], Strategy.STACKING, stacking=fit(pair))
+    assert told.startswith("the combiner was fitted for other checkpoints, or in another order")
+
+
+def test_a_combiner_and_stacking_go_together(pair: list[Checkpoint]) -> None:
+    told = "a combiner and the strategy stacking go together: give both"
+    assert refusal(pair, Strategy.STACKING) == told
+    assert refusal(pair, Strategy.VOTING, stacking=fit(pair)) == told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"bias": [0.0] * 11}, "weight is not of the size that bias and members mean"),
+        ({"members": ["a"]}, "members"),
+        ({"format_version": 2}, "format_version"),
+        ({"bias": [None] * 12}, "bias.0"),
+    ],
+)
+def test_a_file_that_holds_no_combiner_is_refused(
+    pair: list[Checkpoint], tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    path = tmp_path / "combiner.json"
+    path.write_text(json.dumps(fit(pair).model_dump(mode="json") | change))
+    with pytest.raises(EnsembleError, match="give a file that sqe-hrm ensemble wrote") as caught:
+        read_stacking(path)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EnsembleError, match="cannot be read: No such file"):
+        read_stacking(tmp_path / "missing")
+
+
+def test_examples_that_a_member_cannot_take_are_not_fitted_on(pair: list[Checkpoint]) -> None:
+    inference = Inference(slots=2, max_steps=1)
+    far, near = example(99, 0, 11), example(1, 0, 11, target=(0, 11))
+    stacking = fit_for(pair, None, [far, near], "cal", device="cpu", inference=inference)
+    assert (stacking.examples, stacking.tokens) == (1, 2)
+    with pytest.raises(EnsembleError, match="cal: no example to fit a combiner on"):
+        fit_for(pair, None, [far], "cal", device="cpu", inference=inference)
+
+
+def test_pairs_of_the_data_are_left_out_of_the_calibration() -> None:
+    calibration = [example(1, 0, 3, 11), example(1, 0, 4, 11), example(2, 0, 3, 11)]
+    data = [example(1, 0, 3, 11, target=(0, 9, 11)), example(3, 0, 4, 11)]
+    assert without_those_of(calibration, iter(data)) == calibration[1:]
+    assert without_those_of(calibration, iter(calibration)) == []
+
+
+def test_examples_are_read_from_every_form_of_line() -> None:
+    converted = example(4, 0, 3, 11)
+    told: list[RefusedLine] = []
+    source = jsonl(LINES[0], "no json", converted.model_dump(mode="json"))
+    read = list(read_examples(source, Converter(SHA256), on_refused=told.append))
+    assert [each.puzzle_id for each in read] == [0, 4]
+    assert read[1] == converted
+    assert [(line.number, line.reason) for line in told] == [(2, RejectionReason.NOT_JSON)]
+    assert not list(read_examples(io.BytesIO(), Converter(SHA256), on_refused=told.append))

@@ -1,0 +1,425 @@
+"""One message to one verdict, with every field right, or a refusal with its reason."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, save_checkpoint
+from hrm.data.config import ConversionConfig, PuzzlePolicy
+from hrm.data.conversion import Converter
+from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.scoring import score
+from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
+from hrm.inference.prediction import EngineClosedError, EngineFullError, Predictor
+from hrm.model.batch import encode
+from hrm.model.config import HRMConfig
+from hrm.model.reference_loop import evaluate_batch
+from schemas import (
+    Category,
+    Difficulty,
+    HaltedBy,
+    HRMExample,
+    MessageRejected,
+    RejectionReason,
+    SQEMessage,
+    Verdict,
+)
+from tests.support.checkpoints import RECORD, TINY, state_of
+
+CONVERSION = ConversionConfig(puzzle_space=5)
+MESSAGE = {
+    "schema_version": 1,
+    "message_id": "m-1",
+    "agent_id": "a-1",
+    "prompt": "security",
+    "completion": "agent test",
+    "puzzle_id": 3,
+}
+TIMEOUT = 30
+
+
+def saved(
+    folder: Path,
+    *,
+    config: HRMConfig = TINY,
+    conversion: ConversionConfig = CONVERSION,
+    training: TrainingRecord | None = RECORD,
+) -> Path:
+    save_checkpoint(folder, state_of(config), config, conversion, training)
+    return folder
+
+
+def opened(path: Path, **options: Any) -> Evaluator:  # noqa: ANN401
+    inference = Inference(**{"slots": 2, "max_steps": 3, **options})
+    return Evaluator.open(
+        str(path), folder=path.parent, device="cpu", inference=inference, worker="host:1"
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def shared(checkpoint: Path) -> Iterator[Evaluator]:
+    """For tests that do not change it."""
+    evaluator = opened(checkpoint)
+    yield evaluator
+    evaluator.close()
+
+
+@pytest.fixture
+def evaluator(checkpoint: Path) -> Iterator[Evaluator]:
+    """The test's own."""
+    evaluator = opened(checkpoint)
+    yield evaluator
+    evaluator.close()
+
+
+def verdict_of(evaluator: Evaluator, **fields: Any) -> Verdict:  # noqa: ANN401
+    return evaluator.submit({**MESSAGE, **fields}).result(TIMEOUT)
+
+
+def refusal(evaluator: Evaluator, body: Any) -> MessageRejected:  # noqa: ANN401
+    with pytest.raises(MessageRejected) as caught:
+        evaluator.submit(body)
+    assert caught.value.detail.isprintable()
+    assert len(caught.value.detail) < 300
+    return caught.value
+
+
+# Verdicts.
+
+
+@pytest.mark.parametrize("halting", HaltedBy)
+def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
+    checkpoint: Path, halting: HaltedBy
+) -> None:
+    loaded = load_checkpoint(checkpoint)
+    example = Converter(CONVERSION).convert("security", "agent test", 3)
+    network = Inference(slots=2).network(loaded, "cpu")
+    output = evaluate_batch(network, encode([example], TINY), halting=halting, max_steps=3)
+    predicted = output.predictions[0].tolist()
+    baseline = RECORD.target_token_counts.index(max(RECORD.target_token_counts))
+    figures = score(predicted, example.target_sequence, baseline_token=baseline)
+    evaluator = opened(checkpoint, halting=halting)
+    before = datetime.now(UTC)
+    try:
+        pending = evaluator.submit(json.dumps(MESSAGE), queued_seconds=2.5)
+        assert not pending.confusions
+        verdict = pending.result(TIMEOUT)
+    finally:
+        evaluator.close()
+    q_halt, q_continue = output.q_logits[0].tolist()
+    assert verdict.model_dump(exclude={"timings", "evaluated_at", "q_halt", "q_continue"}) == {
+        "message_id": "m-1",
+        "agent_id": "a-1",
+        "checkpoint": "tiny",
+        "checkpoint_digest": loaded.digest,
+        "puzzle_id": 3,
+        "solved": figures.solved,
+        "token_accuracy": figures.token_accuracy,
+        "edit_similarity": figures.edit_similarity,
+        "correct_tokens": figures.correct_tokens,
+        "target_tokens": 4,
+        "predicted_sequence": tuple(predicted[:4]),
+        "known": True,
+        "act_steps": output.steps.item(),
+        "halted_by": (
+            HaltedBy.Q if halting is HaltedBy.Q and q_halt > q_continue else HaltedBy.MAX_STEPS
+        ),
+        "q_flips": output.q_flips.item(),
+        "difficulty": Difficulty.EASY,
+        "category": Category.PERFORMANCE_SECURITY,
+        "failure_pattern": figures.failure_pattern,
+        "device": "cpu",
+        "worker": "host:1",
+    }
+    assert verdict.q_halt == pytest.approx(q_halt, abs=1e-4)
+    assert verdict.q_continue == pytest.approx(q_continue, abs=1e-4)
+    assert before <= verdict.evaluated_at <= datetime.now(UTC)
+    assert pending.confusions == figures.confusions
+    assert sum(pending.confusions.values()) == 4 - verdict.correct_tokens
+    assert pending.message == SQEMessage.model_validate(MESSAGE)
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_a_message_whose_completion_is_the_prediction_is_solved(evaluator: Evaluator) -> None:
+    predicted = verdict_of(evaluator).predicted_sequence
+    # The tiny network's answer does not depend on the target, which need not begin with `start`.
+    converter = evaluator._converter
+    example = converter.convert("security", "agent test", 3)
+    target = example.model_copy(update={"target_sequence": predicted})
+    evaluator._converter.convert_message = lambda *_: target  # type: ignore[method-assign]
+    verdict = verdict_of(evaluator)
+    assert verdict.solved
+    assert verdict.token_accuracy == verdict.edit_similarity == 1
+    assert verdict.correct_tokens == verdict.target_tokens == 4
+    assert verdict.failure_pattern is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"puzzle_id": 3, "prompt": "security"}, True),
+        # Another text of the same tokens is the same prompt to the network.
+        ({"puzzle_id": 3, "prompt": "  Cyber-SECURITY\n"}, True),
+        ({"puzzle_id": 4, "prompt": " "}, True),
+        ({"puzzle_id": 2, "prompt": "security"}, False),
+        ({"puzzle_id": 4, "prompt": "security"}, False),
+        ({"puzzle_id": 3, "prompt": "data"}, False),
+        ({"puzzle_id": 3, "prompt": "security", "completion": "other words"}, True),
+    ],
+)
+def test_known_is_what_was_trained_on(
+    shared: Evaluator, fields: dict[str, Any], *, known: bool
+) -> None:
+    assert verdict_of(shared, **fields).known is known
+
+
+def test_nothing_is_known_without_a_training_record(tmp_path: Path) -> None:
+    evaluator = opened(saved(tmp_path / "bare", training=None))
+    try:
+        verdict = verdict_of(evaluator)
+    finally:
+        evaluator.close()
+    assert not verdict.known
+
+
+def test_a_category_given_stands_and_is_guessed_otherwise(shared: Evaluator) -> None:
+    assert verdict_of(shared, category="ci_cd").category is Category.CI_CD
+    assert verdict_of(shared, category="other").category is Category.OTHER
+    assert verdict_of(shared).category is Category.PERFORMANCE_SECURITY
+    assert verdict_of(shared, prompt="Translate this poem").category is Category.OTHER
+
+
+@pytest.mark.parametrize("prompt", ["security", "data", "agent test", "é"])
+def test_a_puzzle_is_given_by_the_prompts_hash(shared: Evaluator, prompt: str) -> None:
+    digest = hashlib.md5(prompt.encode(), usedforsecurity=False).hexdigest()
+    verdict = verdict_of(shared, puzzle_id=None, prompt=prompt)
+    assert verdict.puzzle_id == int(digest, 16) % 5
+
+
+@pytest.mark.parametrize(
+    ("completion", "difficulty"),
+    [(" " * 491, Difficulty.EASY), (" " * 492, Difficulty.MEDIUM), (" " * 1492, Difficulty.HARD)],
+)
+def test_difficulty_is_by_characters(
+    shared: Evaluator, completion: str, difficulty: Difficulty
+) -> None:
+    assert verdict_of(shared, completion=completion).difficulty is difficulty
+
+
+def test_timings_add_up(shared: Evaluator) -> None:
+    timings = verdict_of(shared).timings
+    assert timings.queue is None
+    assert timings.convert > 0
+    assert timings.inference > 0
+    assert timings.total == pytest.approx(timings.convert + timings.inference)
+    queued = shared.submit(MESSAGE, queued_seconds=40.0).result(TIMEOUT).timings
+    assert queued.queue == 40
+    assert queued.total == pytest.approx(40 + queued.convert + queued.inference)
+
+
+def test_time_stops_when_the_engine_answers_not_when_the_result_is_fetched(
+    shared: Evaluator,
+) -> None:
+    pending = shared.submit(MESSAGE)
+    first = pending.result(TIMEOUT)
+    assert pending.result(TIMEOUT).timings == first.timings
+
+
+def test_a_result_is_timed_although_the_callbacks_come_late(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = threading.Event()
+    call_back = Future._invoke_callbacks  # type: ignore[attr-defined]
+
+    def late(future: Future[Any]) -> None:
+        assert fetched.wait(TIMEOUT)
+        call_back(future)
+
+    monkeypatch.setattr(Future, "_invoke_callbacks", late)
+    try:
+        assert verdict_of(evaluator).timings.inference > 0
+    finally:
+        fetched.set()
+
+
+def test_many_messages_share_the_slots(shared: Evaluator) -> None:
+    pending = [shared.submit({**MESSAGE, "message_id": f"m{index}"}) for index in range(20)]
+    verdicts = [waiting.result(TIMEOUT) for waiting in pending]
+    assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(20)]
+    assert len({verdict.predicted_sequence for verdict in verdicts}) == 1
+
+
+def test_a_full_engine_is_waited_for(evaluator: Evaluator) -> None:
+    assert isinstance(evaluator._engine, Engine)
+    evaluator._engine.queue_limit = 1
+    pending = []
+    for index in range(20):
+        pending.append(evaluator.submit({**MESSAGE, "message_id": f"m{index}"}))
+        assert evaluator.waiting <= 1
+    verdicts = [waiting.result(TIMEOUT) for waiting in pending]
+    assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(20)]
+
+
+def test_who_waits_for_a_full_engine_learns_that_it_closes(checkpoint: Path) -> None:
+    class Full:
+        """Is full until it closes."""
+
+        def __init__(self) -> None:
+            self.waited_for = threading.Event()
+            self.closed = threading.Event()
+
+        def submit(self, _: HRMExample) -> None:
+            if self.closed.is_set():
+                raise EngineClosedError("the engine is closed")
+            raise EngineFullError("full")
+
+        def wait_for_room(self) -> bool:
+            self.waited_for.set()
+            return self.closed.wait(TIMEOUT)
+
+        def close(self) -> None:
+            self.closed.set()
+
+    full = Full()
+    evaluator = Evaluator(
+        load_checkpoint(checkpoint), cast("Predictor", full), device="cpu", worker="host:1"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        submitted = pool.submit(evaluator.submit, MESSAGE)
+        assert full.waited_for.wait(TIMEOUT)
+        evaluator.close()
+        with pytest.raises(EngineClosedError):
+            submitted.result(TIMEOUT)
+
+
+def test_equal_messages_are_inferred_once_where_that_is_asked_for(checkpoint: Path) -> None:
+    evaluator = opened(checkpoint, cached_predictions=10)
+    try:
+        pending = [evaluator.submit({**MESSAGE, "message_id": f"m{index}"}) for index in range(5)]
+        verdicts = [waiting.result(TIMEOUT) for waiting in pending]
+    finally:
+        evaluator.close()
+    assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(5)]
+    assert evaluator.statistics.occupied == evaluator.max_steps == 3
+    assert (evaluator.statistics.cache_hits, evaluator.statistics.cache_misses) == (4, 1)
+
+
+def test_an_evaluator_names_its_checkpoint_device_and_slots(
+    shared: Evaluator, checkpoint: Path
+) -> None:
+    assert shared.checkpoint_name == "tiny"
+    assert shared.checkpoint_digest == load_checkpoint(checkpoint).digest
+    assert shared.device == "cpu"
+    assert shared.slots == 2
+    assert 0 <= shared.busy_slots <= 2
+    assert shared.statistics.steps > 0
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("puzzle_id", [5, 2**63, 10**400])
+def test_a_puzzle_beyond_the_table(shared: Evaluator, puzzle_id: int) -> None:
+    refused = refusal(shared, {**MESSAGE, "puzzle_id": puzzle_id})
+    assert refused.reason is RejectionReason.PUZZLE_OUT_OF_RANGE
+    assert "checkpoint tiny has puzzles 0 to 4" in refused.detail
+
+
+@pytest.mark.parametrize("field", ["prompt", "completion"])
+def test_a_text_too_long_for_a_short_network(shared: Evaluator, field: str) -> None:
+    assert verdict_of(shared, **{field: "w " * 5}).target_tokens <= 7
+    refused = refusal(shared, {**MESSAGE, field: "w " * 6})
+    assert refused.reason is RejectionReason.TOO_LARGE
+    assert "8 tokens, but the checkpoint takes 7" in refused.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\xff", RejectionReason.INVALID_UNICODE),
+        ("oops", RejectionReason.NOT_JSON),
+        ([], RejectionReason.NOT_A_MESSAGE),
+        ({}, RejectionReason.MISSING_FIELD),
+        ({**MESSAGE, "prompt": ""}, RejectionReason.EMPTY_TEXT),
+    ],
+)
+def test_what_is_no_message(shared: Evaluator, body: Any, reason: RejectionReason) -> None:  # noqa: ANN401
+    assert refusal(shared, body).reason is reason
+
+
+def test_the_byte_limit_is_the_evaluators(checkpoint: Path) -> None:
+    evaluator = Evaluator.open(
+        "tiny",
+        folder=checkpoint.parent,
+        device="cpu",
+        inference=Inference(slots=1, max_steps=1),
+        worker="host:1",
+        max_message_bytes=18,
+    )
+    try:
+        assert evaluator.submit(MESSAGE).result(TIMEOUT).act_steps == 1
+        refused = refusal(evaluator, {**MESSAGE, "completion": "agent tests"})
+    finally:
+        evaluator.close()
+    assert refused.reason is RejectionReason.TOO_LARGE
+
+
+def test_a_message_without_puzzle_where_puzzles_are_lines(tmp_path: Path) -> None:
+    by_line = ConversionConfig(puzzle_policy=PuzzlePolicy.LINE_INDEX, puzzle_space=5)
+    evaluator = opened(saved(tmp_path / "lines", conversion=by_line))
+    try:
+        assert verdict_of(evaluator).puzzle_id == 3
+        refused = refusal(evaluator, {**MESSAGE, "puzzle_id": None})
+    finally:
+        evaluator.close()
+    assert refused.reason is RejectionReason.MISSING_FIELD
+
+
+def test_no_finite_answer_fails_that_message_alone(evaluator: Evaluator) -> None:
+    assert isinstance(evaluator._engine, Engine)
+    evaluator._engine.networks[0].puzzle_emb.weights[3] = torch.nan
+    broken = evaluator.submit(MESSAGE)
+    sound = evaluator.submit({**MESSAGE, "puzzle_id": 2})
+    with pytest.raises(MessageRejected) as caught:
+        broken.result(TIMEOUT)
+    assert caught.value.reason is RejectionReason.EVALUATION_FAILED
+    assert caught.value.detail.isprintable()
+    assert sound.result(TIMEOUT).puzzle_id == 2
+
+
+def test_a_closed_evaluator_takes_no_message(checkpoint: Path) -> None:
+    evaluator = opened(checkpoint)
+    done = evaluator.submit(MESSAGE)
+    done.result(TIMEOUT)
+    evaluator.close()
+    with pytest.raises(EngineClosedError):
+        evaluator.submit(MESSAGE)
+    assert done.result(0).message_id == "m-1"
+
+
+# Checkpoints it cannot use.
+
+
+def test_a_puzzle_space_beyond_the_table_is_refused_at_the_start(tmp_path: Path) -> None:
+    too_wide = saved(tmp_path / "wide", conversion=ConversionConfig(puzzle_space=6))
+    with pytest.raises(CheckpointError, match="puzzle_space 6 exceeds its table of 5 puzzles"):
+        opened(too_wide)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        opened(tmp_path / "absent")

@@ -1,0 +1,436 @@
+"""hrm.inference.cache: equal examples are answered once, and nothing else changes."""
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hrm.evaluation.evaluator import Evaluator
+from hrm.inference.cache import CachedPredictor
+from hrm.inference.config import Inference
+from hrm.inference.prediction import (
+    EngineClosedError,
+    EngineFullError,
+    EngineStatistics,
+    InferenceError,
+    Prediction,
+)
+from hrm.model.batch import ExampleError
+from hrm.model.config import HRMConfig
+from schemas import Difficulty, ExampleMetadata, HaltedBy, HRMExample, SQEMessage
+
+CHECKPOINTS = Path(__file__).parents[4] / "checkpoints"
+CONFIG = HRMConfig(seq_len=6, num_puzzle_identifiers=5)
+TIMEOUT = 30
+
+
+def example(
+    puzzle_id: int = 0, prompt: tuple[int, ...] = (0, 11), target: tuple[int, ...] = (0, 11)
+) -> HRMExample:
+    return HRMExample(
+        puzzle_id=puzzle_id,
+        input_sequence=prompt,
+        target_sequence=target,
+        solution_steps=(),
+        metadata=ExampleMetadata(prompt_length=1, completion_length=1, difficulty=Difficulty.EASY),
+    )
+
+
+def prediction_of(asked: HRMExample, max_steps: int | None) -> Prediction:
+    """Another one for every other key; its last token needs more than a byte."""
+    return Prediction(
+        tokens=(*asked.input_sequence, 1000 + asked.puzzle_id),
+        act_steps=max_steps or 4,
+        halted_by=HaltedBy.MAX_STEPS,
+        q_halt=0.1,
+        q_continue=-0.1,
+        q_flips=3,
+    )
+
+
+class Asked:
+    """An example that came to the stub."""
+
+    def __init__(self, of: HRMExample, max_steps: int | None) -> None:
+        self.example = of
+        self.max_steps = max_steps
+        self.future: Future[Prediction] = Future()
+
+    def answer(self, error: Exception | None = None) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if error is None:
+            self.future.set_result(prediction_of(self.example, self.max_steps))
+        else:
+            self.future.set_exception(error)
+
+
+class StubPredictor:
+    """Answers when it is told to."""
+
+    slots = 4
+    busy_slots = 1
+    waiting = 2
+    statistics = EngineStatistics(steps=5, occupied=9)
+    halting = HaltedBy.Q
+    max_steps = 4
+    forward_dtype = torch.bfloat16
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.closed = False
+        self.full = False
+
+    def submit(self, of: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
+        if self.closed:
+            raise EngineClosedError("closed")
+        if self.full:
+            raise EngineFullError("full")
+        asked = Asked(of, max_steps)
+        self.asked.append(asked)
+        return asked.future
+
+    def wait_for_room(self, timeout: float | None = None) -> bool:
+        self.full = False
+        return timeout is None
+
+    def close(self) -> None:
+        self.closed = True
+        for asked in self.asked:
+            if not asked.future.done():
+                asked.answer(EngineClosedError("closed"))
+
+
+@pytest.fixture
+def stub() -> StubPredictor:
+    return StubPredictor()
+
+
+@pytest.fixture
+def cache(stub: StubPredictor) -> CachedPredictor:
+    return CachedPredictor(stub, CONFIG, entries=2)
+
+
+def counts(cache: CachedPredictor) -> tuple[int, int]:
+    return cache.statistics.cache_hits, cache.statistics.cache_misses
+
+
+def test_an_equal_example_is_answered_without_the_predictor(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    first = cache.submit(example(3, (0, 5, 11)))
+    stub.asked[0].answer()
+    again = cache.submit(example(3, (0, 5, 11), target=(0, 7, 11)))
+    assert again.done()
+    assert again is not first
+    assert again.result() == first.result() == prediction_of(example(3, (0, 5, 11)), None)
+    assert len(stub.asked) == 1
+    assert counts(cache) == (1, 1)
+
+
+def test_other_puzzles_inputs_and_steps_are_other_examples(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    futures = [
+        cache.submit(example(0, (0, 5, 11))),
+        cache.submit(example(1, (0, 5, 11))),
+        cache.submit(example(0, (0, 6, 11))),
+        cache.submit(example(0, (0, 5, 11)), max_steps=2),
+    ]
+    assert [asked.max_steps for asked in stub.asked] == [None, None, None, 2]
+    for asked in stub.asked:
+        asked.answer()
+    assert len({(future.result().tokens, future.result().act_steps) for future in futures}) == 4
+    assert cache.submit(example(0, (0, 5, 11)), max_steps=2).result().act_steps == 2
+    assert counts(cache) == (1, 4)
+
+
+def test_the_one_asked_for_longest_ago_goes_first(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    for puzzle in (0, 1, 0, 2, 0):  # a cache of two: 1 goes for 2
+        cache.submit(example(puzzle))
+        if not stub.asked[-1].future.done():
+            stub.asked[-1].answer()
+    assert [asked.example.puzzle_id for asked in stub.asked] == [0, 1, 2]
+    assert counts(cache) == (2, 3)
+    cache.submit(example(1))
+    assert [asked.example.puzzle_id for asked in stub.asked] == [0, 1, 2, 1]
+
+
+def test_an_example_waits_for_an_equal_one_in_work(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    futures = [cache.submit(example()) for _ in range(3)]
+    assert len(set(map(id, futures))) == 3
+    assert not any(future.done() for future in futures)
+    stub.asked[0].answer()
+    assert {future.result().tokens for future in futures} == {(0, 11, 1000)}
+    assert len(stub.asked) == 1
+    assert counts(cache) == (2, 1)
+
+
+@pytest.mark.parametrize("cancelled", [0, 1])
+def test_who_cancels_is_alone_with_it(
+    stub: StubPredictor, cache: CachedPredictor, cancelled: int
+) -> None:
+    futures = [cache.submit(example()), cache.submit(example())]
+    assert futures[cancelled].cancel()
+    assert not stub.asked[0].future.cancelled()
+    stub.asked[0].answer()
+    assert futures[1 - cancelled].result().tokens == (0, 11, 1000)
+    with pytest.raises(CancelledError):
+        futures[cancelled].result()
+
+
+def test_when_all_cancel_the_work_is_cancelled_and_an_equal_one_begins_anew(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    for future in [cache.submit(example()), cache.submit(example())]:
+        assert future.cancel()
+    assert stub.asked[0].future.cancelled()
+    later = cache.submit(example())
+    stub.asked[1].answer()
+    assert later.result().tokens == (0, 11, 1000)
+
+
+def test_who_comes_while_the_others_cancel_is_not_cancelled_with_them(
+    stub: StubPredictor, cache: CachedPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = cache.submit(example())
+    inner = stub.asked[0].future
+    cancel, came = inner.cancel, []
+
+    def late() -> bool:
+        came.append(cache.submit(example()))
+        return cancel()
+
+    monkeypatch.setattr(inner, "cancel", late)
+    assert future.cancel()
+    assert inner.cancelled()
+    stub.asked[1].answer()
+    assert came[0].result().tokens == (0, 11, 1000)
+
+
+def test_of_two_that_begin_the_same_at_once_one_goes_on_for_both(
+    stub: StubPredictor, cache: CachedPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, others = stub.submit, []
+
+    def while_another_thread_does(of: HRMExample, *, max_steps: int | None) -> Future[Prediction]:
+        monkeypatch.setattr(stub, "submit", submit)
+        others.append(cache.submit(of))
+        return submit(of, max_steps=max_steps)
+
+    monkeypatch.setattr(stub, "submit", while_another_thread_does)
+    future = cache.submit(example())
+    assert [asked.future.cancelled() for asked in stub.asked] == [False, True]
+    stub.asked[0].answer()
+    assert future.result() == others[0].result() == prediction_of(example(), None)
+
+
+def test_work_that_cannot_be_cancelled_any_more_is_kept_for_later(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    future = cache.submit(example())
+    stub.asked[0].future.set_running_or_notify_cancel()
+    assert future.cancel()
+    stub.asked[0].future.set_result(prediction_of(example(), None))
+    assert cache.submit(example()).done()
+    assert len(stub.asked) == 1
+
+
+def test_a_failure_goes_to_all_who_wait_and_is_not_kept(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    futures = [cache.submit(example()), cache.submit(example())]
+    stub.asked[0].answer(InferenceError("not finite"))
+    for future in futures:
+        with pytest.raises(InferenceError, match="not finite"):
+            future.result()
+    again = cache.submit(example())
+    stub.asked[1].answer()
+    assert again.result().tokens == (0, 11, 1000)
+    assert counts(cache) == (1, 2)
+
+
+def test_a_target_that_is_too_long_is_refused_though_its_prediction_is_there(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    cache.submit(example())
+    stub.asked[0].answer()
+    with pytest.raises(ExampleError, match="7 tokens"):
+        cache.submit(example(target=(0,) * 7))
+    with pytest.raises(ExampleError, match="puzzle_id 5"):
+        cache.submit(example(5))
+    assert counts(cache) == (0, 1)
+
+
+def test_a_full_queue_keeps_out_what_is_new_and_nothing_else(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    cache.submit(example(0))
+    stub.asked[0].answer()
+    working = cache.submit(example(1))
+    stub.full = True
+    assert cache.submit(example(0)).done()
+    attached = cache.submit(example(1))
+    with pytest.raises(EngineFullError):
+        cache.submit(example(2))
+    assert cache.wait_for_room()
+    cache.submit(example(2))
+    stub.asked[1].answer()
+    assert attached.result() == working.result()
+    assert counts(cache) == (2, 3)
+
+
+def test_a_closed_cache_answers_nobody(stub: StubPredictor, cache: CachedPredictor) -> None:
+    cache.submit(example(0))
+    stub.asked[0].answer()
+    waiting = [cache.submit(example(1)), cache.submit(example(1))]
+    cache.close()
+    assert stub.closed
+    for future in waiting:
+        with pytest.raises(EngineClosedError):
+            future.result(TIMEOUT)
+    for puzzle in (0, 1, 2):
+        with pytest.raises(EngineClosedError):
+            cache.submit(example(puzzle))
+
+
+def test_a_callback_may_submit_again(stub: StubPredictor, cache: CachedPredictor) -> None:
+    later: list[Future[Prediction]] = []
+    for puzzle in (0, 0):
+        cache.submit(example(puzzle)).add_done_callback(
+            lambda _: later.extend([cache.submit(example(0)), cache.submit(example(1))])
+        )
+    stub.asked[0].answer()
+    stub.asked[1].answer()
+    assert [future.result().tokens[-1] for future in later] == [1000, 1001, 1000, 1001]
+
+
+def test_everything_else_is_the_predictors(stub: StubPredictor, cache: CachedPredictor) -> None:
+    assert (cache.slots, cache.busy_slots, cache.waiting, cache.max_steps) == (4, 1, 2, 4)
+    assert (cache.halting, cache.forward_dtype) == (HaltedBy.Q, torch.bfloat16)
+    assert cache.statistics == stub.statistics
+
+
+@given(
+    entries=st.integers(1, 4),
+    moves=st.lists(
+        st.tuples(st.sampled_from(["submit", "answer", "fail", "cancel"]), st.integers(0, 5))
+    ),
+)
+def test_whatever_happens_everyone_gets_the_answer_to_their_own(
+    entries: int, moves: list[tuple[str, int]]
+) -> None:
+    stub = StubPredictor()
+    cache = CachedPredictor(stub, HRMConfig(num_puzzle_identifiers=6), entries=entries)
+    futures: list[tuple[int, Future[Prediction]]] = []
+    for move, number in moves:
+        unanswered = [asked for asked in stub.asked if not asked.future.done()]
+        if move == "submit":
+            futures.append((number, cache.submit(example(number))))
+        elif move == "cancel" and futures:
+            futures[number % len(futures)][1].cancel()
+        elif unanswered:
+            error = InferenceError("not finite") if move == "fail" else None
+            unanswered[number % len(unanswered)].answer(error)
+        assert len(cache._kept) <= entries
+        in_work = [asked.example.puzzle_id for asked in stub.asked if not asked.future.done()]
+        assert len(in_work) == len(set(in_work)), "the same twice at once"
+    for asked in stub.asked:
+        if not asked.future.done():
+            asked.answer()
+    assert not cache._work
+    for puzzle, future in futures:
+        assert future.done()
+        if not future.cancelled() and future.exception() is None:
+            assert future.result() == prediction_of(example(puzzle), None)
+    submitted = sum(move == "submit" for move, _ in moves)
+    assert sum(counts(cache)) == submitted
+    assert counts(cache)[1] == len(stub.asked)
+
+
+def test_threads_may_share_one() -> None:
+    class Answering(StubPredictor):
+        """Answers from threads of its own."""
+
+        def __init__(self, pool: ThreadPoolExecutor) -> None:
+            super().__init__()
+            self.pool = pool
+
+        def submit(self, of: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
+            asked = Asked(of, max_steps)
+            self.asked.append(asked)
+            self.pool.submit(asked.answer)
+            return asked.future
+
+    threads, rounds = 8, 300
+    start = threading.Barrier(threads)
+
+    with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(threads) as callers:
+        stub = Answering(pool)
+        cache = CachedPredictor(stub, HRMConfig(num_puzzle_identifiers=20), entries=10)
+
+        def call(seed: int) -> int:
+            draw = random.Random(seed)
+            start.wait(TIMEOUT)
+            cancelled = 0
+            for _ in range(rounds):
+                of = example(draw.randrange(20))
+                future = cache.submit(of)
+                if draw.random() < 0.2 and future.cancel():
+                    cancelled += 1
+                    continue
+                assert future.result(TIMEOUT) == prediction_of(of, None)
+            return cancelled
+
+        assert sum(callers.map(call, range(threads))) > 0
+    hits, misses = counts(cache)
+    assert hits + misses == threads * rounds
+    assert misses == len(stub.asked)
+    assert hits > misses / 4
+    assert len(cache._kept) <= 10
+    assert not cache._work
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Iterator[Evaluator]:
+    evaluator = Evaluator.open(
+        "sqe-demo",
+        folder=CHECKPOINTS,
+        device="cpu",
+        inference=Inference(slots=4, cached_predictions=100),
+        worker="host:1",
+    )
+    yield evaluator
+    evaluator.close()
+
+
+def test_a_verdict_is_the_same_with_and_without_inference(evaluator: Evaluator) -> None:
+    with (CHECKPOINTS / "sqe-demo" / "messages.jsonl").open("rb") as file:
+        pairs = [json.loads(line) for line in islice(file, 8)]
+    messages = [SQEMessage.create(agent_id="a", **pair).model_dump_json() for pair in pairs]
+    first = [evaluator.submit(message) for message in messages]
+    inferred = [pending.result(TIMEOUT) for pending in first]
+    again = [evaluator.submit(message) for message in messages]
+    assert all(pending.done() for pending in again)
+    kept = [pending.result(0) for pending in again]
+    differing = {"timings", "evaluated_at"}
+    assert [verdict.model_dump(exclude=differing) for verdict in kept] == [
+        verdict.model_dump(exclude=differing) for verdict in inferred
+    ]
+    assert all(verdict.solved for verdict in kept)
+    assert all(verdict.timings.inference < 0.01 for verdict in kept)
+    statistics = evaluator.statistics
+    assert (statistics.cache_hits, statistics.cache_misses) == (8, 8)
+    assert statistics.occupied == 8 * evaluator.max_steps

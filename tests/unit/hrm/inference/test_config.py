@@ -1,0 +1,27 @@
+"""hrm.inference.config: what the settings of an engine come to."""
+
+import pytest
+import torch
+
+from hrm.inference import config as inference
+from hrm.inference.cache import CachedPredictor
+from hrm.inference.config import Inference, dtype_of
+from hrm.model.config import HRMConfig
+from tests.unit.hrm.inference.test_cache import StubPredictor
+
+
+def test_a_dtype_is_the_one_named_or_the_fastest_of_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fastest = {"cpu": torch.float32, "cuda:0": torch.bfloat16}
+    monkeypatch.setattr(inference, "fastest_dtype", fastest.__getitem__)
+    assert (dtype_of("auto", "cpu"), dtype_of("auto", "cuda:0")) == tuple(fastest.values())
+    assert dtype_of("float32", "cuda:0") == torch.float32
+    assert dtype_of("bfloat16", "cpu") == torch.bfloat16
+
+
+def test_a_cache_stands_before_an_engine_only_where_it_is_asked_for() -> None:
+    stub = StubPredictor()
+    assert Inference(slots=1).cached(stub, HRMConfig()) is stub
+    cached = Inference(slots=1, cached_predictions=3).cached(stub, HRMConfig())
+    assert isinstance(cached, CachedPredictor)

@@ -1,0 +1,286 @@
+"""A run's folder: what is in it, that a run goes on from it exactly, and what is refused."""
+
+import json
+import shutil
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint
+from hrm.data.config import ConversionConfig
+from hrm.evaluation.measurement import BothRules, RuleFigures
+from hrm.model.batch import Batch
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
+from hrm.training.fit import Measurement, Progress
+from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
+from hrm.training.state import STATE, RunRecord, step_folders
+from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig
+from tests.support.checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
+
+CONFIG = HRMConfig(
+    hidden_size=16,
+    num_heads=2,
+    H_layers=1,
+    L_layers=1,
+    seq_len=8,
+    num_puzzle_identifiers=5,
+    puzzle_emb_ndim=16,
+    halt_max_steps=3,
+    halt_exploration_prob=0.5,
+)
+RECIPE = TrainingConfig(steps=6, batch_size=3, lr=1e-2, lr_warmup_steps=2)
+EVERY_FILE = {
+    "config.json",
+    "curve.jsonl",
+    "measured.json",
+    "model.safetensors",
+    "training.png",
+    "training_pairs.json",
+}
+
+
+def train(
+    folder: Path,
+    *,
+    until: int | None = None,
+    resume: bool = False,
+    recipe: TrainingConfig = RECIPE,
+    save_every: int | None = 1,
+    keep: int = 10,
+) -> list[StepReport]:
+    """The steps that are done: all, or `until` this one, where the run is cut off."""
+    saved = latest_step(folder) if resume else None
+    generator = torch.Generator().manual_seed(1)
+    inputs, labels = torch.randint(12, (2, 5, 8), generator=generator)
+    torch.manual_seed(0)
+    trainer = Trainer(HRM(CONFIG), Batch(inputs, labels, torch.arange(5)), recipe)
+    record = RunRecord(options={}, data_sha256="", held_out_sha256=None)
+    if saved is not None:
+        record = saved.record
+        saved.restore(trainer)
+    claim_folder(folder, resume=resume)
+    run = TrainingRun(
+        folder,
+        trainer,
+        ConversionConfig(),
+        TrainingRecord(pair_hashes=frozenset(), target_token_counts=(0,) * 12),
+        record,
+        {"command": "train"},
+        save_every=save_every,
+        keep=keep,
+    )
+    progress = Progress(steps=recipe.steps, halt_max_steps=3, measurements=record.measurements)
+    reports: list[StepReport] = []
+
+    def on_step(report: StepReport) -> None:
+        reports.append(report)
+        if report.step == until:
+            raise KeyboardInterrupt
+
+    try:
+        run.train(
+            progress,
+            measure_every=1,
+            held_out=trainer.examples[:2],
+            on_step=on_step,
+            on_measurement=lambda _: None,
+        )
+    except KeyboardInterrupt:
+        assert until is not None
+    return reports
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    train(folder)
+    return folder
+
+
+def test_the_folder_holds_the_best_the_steps_the_curve_and_the_plot(unbroken: Path) -> None:
+    steps = {f"step_{step}" for step in range(1, 7)}
+    assert files(unbroken) == EVERY_FILE | steps
+    measured = json.loads((unbroken / "measured.json").read_text())
+    assert (measured["steps_run"], measured["stopped"]) == (6, "steps")
+    best = unbroken / f"step_{measured['step']}"
+    assert files(best) == EVERY_FILE - {"curve.jsonl", "training.png"} | {STATE}
+    assert load_checkpoint(best).digest == load_checkpoint(unbroken).digest
+    figures = json.loads((best / "measured.json").read_text())
+    for examples, count in (("training_examples", 5), ("held_out_examples", 2)):
+        assert figures[examples] == measured[examples]
+        assert measured[examples]["q"]["solve_rate"]["of"] == count
+    curve = [json.loads(line) for line in (unbroken / "curve.jsonl").read_text().splitlines()]
+    assert [report["step"] for report in curve] == [1, 2, 3, 4, 5, 6]
+    assert curve[0].keys() == asdict(StepReport(1, 1.0, 0, None, None, None, None)).keys()
+    assert (unbroken / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("cut", [2, 4, 6])
+def test_a_resumed_run_is_the_unbroken_one_to_the_last_bit(
+    tmp_path: Path, unbroken: Path, cut: int
+) -> None:
+    folder = tmp_path / "unbroken"
+    train(folder, until=cut)
+    with (folder / "curve.jsonl").open("a") as curve:
+        curve.write('{"step": ')  # torn by a crash
+    assert [path.name for path in step_folders(folder)] == [f"step_{n}" for n in range(1, cut)]
+    again = train(folder, resume=True)
+    # The step that was under way is done again.
+    assert [report.step for report in again] == list(range(cut, 7))
+    for name in ("curve.jsonl", "model.safetensors", "step_6/model.safetensors"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
+    ended, expected = latest_step(folder), latest_step(unbroken)
+    assert ended.state.keys() == expected.state.keys()
+    for key, value in expected.state.items():
+        assert torch.equal(ended.state[key], value), key
+    assert ended.record.measurements == expected.record.measurements
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, unbroken: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(unbroken, folder)
+    assert train(folder, resume=True) == []
+    assert load_checkpoint(folder).digest == load_checkpoint(unbroken).digest
+
+
+def test_a_best_that_a_crash_left_unwritten_is_written_on_resuming(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    folder = tmp_path / "copy"
+    best = json.loads((unbroken / "measured.json").read_text())["step"]
+    shutil.copytree(unbroken / f"step_{best}", folder / f"step_{best}")
+    train(folder, until=best + 1, resume=True)
+    assert load_checkpoint(folder).digest == load_checkpoint(unbroken).digest
+    assert json.loads((folder / "measured.json").read_text())["step"] == best
+
+
+def test_only_the_latest_steps_are_kept_and_nothing_else_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_1" / "model.safetensors").write_bytes(b"another's")
+    train(tmp_path, keep=2, recipe=RECIPE.model_copy(update={"seed": 1}), until=5)
+    assert [path.name for path in step_folders(tmp_path)] == ["step_3", "step_4"]
+
+
+def test_by_default_the_best_and_the_last_are_saved(tmp_path: Path) -> None:
+    train(tmp_path, save_every=None)
+    measurements = latest_step(tmp_path).record.measurements
+    best = [
+        m.step
+        for i, m in enumerate(measurements)
+        if m.rank > max((earlier.rank for earlier in measurements[:i]), default=())
+    ]
+    assert [path.name for path in step_folders(tmp_path)] == [
+        f"step_{step}" for step in sorted({*best, 6})
+    ]
+
+
+def test_divergence_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer.step
+
+    def diverging(trainer: Trainer) -> StepReport:
+        if trainer.step_count == 3:
+            trainer.network.state_dict()["lm_head.weight"].fill_(torch.nan)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", diverging)
+    with pytest.raises(DivergedError) as caught:
+        train(tmp_path)
+    kept = json.loads((tmp_path / "measured.json").read_text())["step"]
+    told = str(caught.value)
+    assert told.isprintable()
+    assert told.startswith(f"{tmp_path}: diverged at step 4 ")
+    assert "lower lr (0.01)" in told
+    assert told.endswith(f"(step {kept} is kept)")
+    assert load_checkpoint(tmp_path).digest == load_checkpoint(tmp_path / f"step_{kept}").digest
+    assert (tmp_path / "training.png").is_file()
+
+
+# Refusals.
+
+
+def refused(folder: Path, *, resume: bool) -> str:
+    look = latest_step if resume else partial(claim_folder, resume=False)
+    with pytest.raises(CheckpointError) as caught:
+        look(folder)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_a_folder_with_a_run_is_not_started_over(unbroken: Path) -> None:
+    assert refused(unbroken, resume=False) == (
+        f"{unbroken}: holds step_6 of a training: go on with --resume, or choose another folder"
+    )
+
+
+def test_a_folder_with_other_weights_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.pt").touch()
+    assert refused(tmp_path, resume=False) == f"{tmp_path}: holds mine.pt: choose another folder"
+
+
+def test_a_folder_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = refused(tmp_path / "file" / "out", resume=False)
+    assert "cannot be written (Not a directory)" in told
+
+
+def test_without_a_saved_step_nothing_is_resumed(tmp_path: Path) -> None:
+    assert refused(tmp_path, resume=True).startswith(f"{tmp_path}: holds no step_N")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no record", "gone"])
+def test_a_damaged_state_is_named(tmp_path: Path, unbroken: Path, damage: str) -> None:
+    step = tmp_path / "step_6"
+    shutil.copytree(unbroken / "step_6", step)
+    content = (step / STATE).read_bytes()
+    if damage == "truncated":
+        (step / STATE).write_bytes(content[:-1])
+    elif damage == "no record":
+        shutil.copy(step / "model.safetensors", step / STATE)
+    else:
+        (step / "model.safetensors").unlink()
+    told = refused(tmp_path, resume=True)
+    where = step if damage == "gone" else step / STATE
+    assert told.startswith(f"{where}: ")
+
+
+# Fine-tuning.
+
+
+def test_new_rows_of_a_larger_table_are_zero(tmp_path: Path) -> None:
+    state = state_of(TINY)
+    store(tmp_path, state)
+    write_config(
+        tmp_path, model=TINY.model_dump(mode="json"), conversion=SHA256.model_dump(mode="json")
+    )
+    (tmp_path / "training_pairs.json").write_text(RECORD.model_dump_json())
+    checkpoint = load_checkpoint(tmp_path)
+    config, larger = enlarged(checkpoint, 8)
+    assert config == TINY.model_copy(update={"num_puzzle_identifiers": 8})
+    HRM(config).load_state_dict(larger)
+    assert torch.equal(larger["puzzle_emb.weights"][:5], state["puzzle_emb.weights"])
+    assert larger["puzzle_emb.weights"][5:].tolist() == [[0.0] * 16] * 3
+    for rows in (0, 5):
+        assert enlarged(checkpoint, rows)[0] == TINY
+
+
+def test_measurements_survive_a_record_exactly() -> None:
+    third = RuleFigures(3, 1, 1 / 3, 2 / 3, 16 / 3)
+    measurement = Measurement(7, BothRules(third, third), None)
+    record = RunRecord(
+        options={"lr": 1e-3, "steps": 1000, "held_out": None, "forward_dtype": "bfloat16"},
+        data_sha256="d",
+        held_out_sha256=None,
+        measurements=(measurement,),
+        seconds=0.1,
+    )
+    read = RunRecord.model_validate_json(record.model_dump_json())
+    assert read == record
+    assert type(read.options["steps"]) is int

@@ -1,0 +1,256 @@
+"""Holds `sqe-hrm checkpoint` to its words: what is printed, and what is refused in one line."""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from hrm.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from hrm.checkpoint.config import tensor_shapes
+from hrm.data.conversion import Converter
+from hrm.model.batch import encode
+from hrm.model.config import HRMConfig
+from hrm.model.reference_loop import evaluate_batch
+from schemas import HaltedBy, SQEHRMError
+from tests.support.checkpoints import RECORD, SHA256, state_of, store, write_config
+from tests.support.checkpoints import TINY as SLOW
+from worker.cli.commands.checkpoint import command
+
+TINY = SLOW.model_copy(update={"halt_max_steps": 3})
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint folder, with `early` and `late` in it."""
+    folder = tmp_path / "checkpoints"
+    monkeypatch.setenv("SQE_CHECKPOINT_DIR", str(folder))
+    # Pinning the device writes it; this undoes that.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    early = state_of(TINY)
+    late = {key: tensor.flip(0) for key, tensor in early.items()}
+    for name, state in (("early", early), ("late", late)):
+        save_checkpoint(folder / name, state, TINY, SHA256, RECORD)
+    return folder
+
+
+@pytest.fixture
+def late_solves(folder: Path, tmp_path: Path) -> Path:
+    """Converted examples whose targets are what `late` answers under `max_steps`."""
+    checkpoint = load_checkpoint(folder / "late")
+    converter = Converter(SHA256)
+    examples = [converter.convert(f"run test {i}", "a b c d e", i % 5) for i in range(12)]
+    output = evaluate_batch(checkpoint.build(), encode(examples, TINY), halting=HaltedBy.MAX_STEPS)
+    path = tmp_path / "examples.jsonl"
+    lines = [
+        example.model_copy(update={"target_sequence": tuple(answer)}).model_dump_json()
+        for example, answer in zip(examples, output.predictions.tolist(), strict=True)
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def printed(*arguments: str | Path) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result
+    # Paths are as long as they are.
+    lines = [line.rstrip() for line in result.stdout.splitlines() if "/" not in line]
+    assert max(map(len, lines)) <= 100
+    return result.stdout
+
+
+def printed_json(*arguments: str | Path) -> Any:  # noqa: ANN401
+    return json.loads(call(*arguments, "--json").stdout)
+
+
+def sentences(text: str) -> str:
+    """`text` as if no line had been wrapped."""
+    return " ".join(text.split())
+
+
+def refused(*arguments: str | Path) -> str:
+    error = call(*arguments).exception
+    assert isinstance(error, SQEHRMError)
+    assert "\n" not in str(error)
+    return str(error)
+
+
+# Inspect.
+
+
+def write_v9_zeros(path: Path) -> None:
+    """A v9 checkpoint with a hole where its 107 MiB of zeros would be."""
+    header: dict[str, Any] = {}
+    end = 0
+    for key, shape in tensor_shapes(HRMConfig()).items():
+        start, end = end, end + 4 * torch.Size(shape).numel()
+        header[f"model.inner.{key}"] = {
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(file.tell() + end)
+
+
+def test_a_v9_checkpoint_prints_its_published_figures(folder: Path) -> None:
+    write_v9_zeros(folder / "checkpoints_hrm_v9_optimized_step_7566.safetensors")
+    text = printed("inspect", "step_7566")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0] == "checkpoint step_7566"
+    assert "parameters 27,990,018" in lines
+    assert "puzzles 95,996" in lines
+    assert "in memory 106.77 MiB as float32" in lines
+    assert "on disk 106.78 MiB, weights 106.77 MiB" in lines
+    assert "dtypes float32 27,990,018" in lines
+    assert "training no record: no pair is known" in lines
+    assert "puzzle embeddings 24,574,976 87.8 % 93.75 MiB" in lines
+    assert "num_puzzle_identifiers 95996 tensor shapes" in lines
+    assert "halt_max_steps 16 default" in lines
+    assert "puzzle_emb.weights 95996x256 f32 0.0000 0.0000 0.0000 0.0000 100.0 % - -" in lines
+
+
+def test_every_tensor_is_printed(folder: Path) -> None:
+    text = printed("inspect", folder / "early")
+    for key in tensor_shapes(TINY):
+        level, _, rest = key.partition(".")
+        assert (rest if level in {"H_level", "L_level"} else key) in text
+    assert load_checkpoint(folder / "early").digest in text
+    assert "2 known pairs" in text
+
+
+def test_nan_and_infinite_weights_are_shown_where_loading_refuses_them(folder: Path) -> None:
+    state = state_of(TINY)
+    state["q_head.bias"] = torch.tensor([torch.nan, torch.inf])
+    write_config(store(folder / "broken", state), model=TINY.model_dump(mode="json"))
+    with pytest.raises(CheckpointError, match=r"q_head\.bias has NaN or infinite numbers"):
+        load_checkpoint(folder / "broken")
+    text = printed("inspect", "broken")
+    assert "1 NaN and 1 infinite numbers: this checkpoint is refused where it would be" in text
+    (line,) = (line for line in text.splitlines() if "q_head.bias" in line)
+    assert line.split() == ["q_head.bias", "2", "f32", "-", "-", "-", "-", "0.0", "%", "1", "1"]
+    assert printed_json("inspect", "broken")["tensors"]["q_head.bias"]["mean_absolute"] is None
+
+
+def test_inspect_as_json_is_complete() -> None:
+    content = printed_json("inspect", "early")
+    assert content["name"] == "early"
+    assert content["tensors"].keys() == tensor_shapes(TINY).keys()
+    assert content["model"]["num_heads"] == {"value": 2, "source": "config.json"}
+    assert content["training"]["pairs"] == 2
+
+
+def test_an_unknown_checkpoint_is_refused_with_what_is_there(folder: Path) -> None:
+    assert f"{folder} holds early/, late/; " in refused("inspect", "middle")
+
+
+def test_a_shipped_checkpoint_is_found_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "checkpoint", "inspect", "sqe-demo", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "sqe-demo"
+    assert "no checkpoint 'middle'" in refused("compare", "early", "middle")
+
+
+# Compare.
+
+
+def test_without_data_there_is_no_recommendation() -> None:
+    text = sentences(printed("compare", "early", "late"))
+    assert "early → late" in text
+    assert "Not converged: a tensor moved " in text
+    assert "no recommendation: weights alone do not tell which checkpoint is better" in text
+    assert "give --data-path FILE" in text
+    content = printed_json("compare", "early", "late")
+    assert (content["data"], content["measured"]) == (None, [])
+    assert [one["recommended"] for one in content["recommendations"]] == [None]
+
+
+def test_with_data_the_recommendation_is_what_was_measured(late_solves: Path) -> None:
+    arguments = ("compare", "early", "late", "--data-path", late_solves, "--halting", "max_steps")
+    text = printed(*arguments)
+    assert "max_steps: take late: the 95 % interval of its solve rate lies above" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert any(row[:2] == ["late", "max_steps"] and "12/12" in row for row in rows)
+    content = printed_json(*arguments)
+    assert content["data"] == str(late_solves)
+    early, late = content["measured"]
+    assert (early["checkpoint"], late["checkpoint"]) == ("early", "late")
+    assert late["solved"]["count"] == late["solved"]["of"] == 12
+    assert early["solved"]["high"] < late["solved"]["low"]
+    assert late["solved"]["low"] == pytest.approx(0.7575, abs=1e-4)
+
+
+def test_few_messages_cannot_tell_checkpoints_apart(late_solves: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text(late_solves.read_text().partition("\n")[0])
+    text = sentences(printed("compare", "early", "late", "--data-path", few))
+    assert "max_steps: no recommendation: the 95 % intervals of late and early overlap" in text
+    assert "so this data cannot tell them apart" in text
+    measured = printed_json("compare", "early", "late", "--data-path", few)["measured"]
+    assert [one["halting"] for one in measured] == ["max_steps", "max_steps", "q", "q"]
+
+
+def test_refused_lines_are_named_and_counted(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\noops\n')
+    result = call("compare", "early", "late", "--data-path", data, "--json")
+    assert result.stderr.startswith(f"{data}:2: ")
+    assert json.loads(result.stdout)["refused_lines"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "data.jsonl holds no message: give a file that does"),
+        (
+            '{"prompt": "a", "completion": "b", "puzzle_id": 5}',
+            "data.jsonl: line 1 does not fit checkpoint early: puzzle_id 5, but",
+        ),
+    ],
+)
+def test_data_that_cannot_be_measured_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "data.jsonl").write_text(content)
+    assert message in refused("compare", "early", "late", "--data-path", tmp_path / "data.jsonl")
+
+
+def test_checkpoints_that_loading_refuses_are_not_compared(folder: Path) -> None:
+    state = state_of(TINY)
+    state["q_head.bias"][0] = torch.nan
+    store(folder / "broken", state)
+    assert "q_head.bias has NaN or infinite numbers" in refused("compare", "early", "broken")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["early"], "name at least two checkpoints"),
+        (["early", "late", "--data-path", __file__, "--device", "tpu"], "give cpu, cuda or cuda:N"),
+    ],
+)
+def test_a_wrong_call_is_a_usage_error(arguments: list[str], message: str) -> None:
+    result = call("compare", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_one_checkpoint_twice_is_refused() -> None:
+    assert "is named twice: name each checkpoint once" in refused("compare", "early", "early")

@@ -1,0 +1,204 @@
+"""Holds `sqe-hrm evaluate` to its words: tables, files, exit status, what goes to stderr."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hrm.checkpoint import TrainingRecord, save_checkpoint
+from hrm.checkpoint.names import CheckpointError
+from hrm.evaluation.report import EvaluationReport
+from schemas import SQEHRMError, Verdict
+from tests.support.checkpoints import RECORD, SHA256, TINY, state_of
+from worker.cli.commands.evaluate import command
+
+PAIRS = [
+    {"prompt": "security test", "completion": "agent data test"},
+    {"prompt": "deploy", "completion": "one two three"},
+    {"prompt": "plan the test", "completion": "x " * 4},
+]
+
+
+@pytest.fixture(autouse=True)
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint folder with `tiny`, and the environment that names it."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    save(folder / "tiny", RECORD)
+    monkeypatch.setenv("SQE_CHECKPOINT_DIR", str(folder))
+    monkeypatch.setenv("SQE_CHECKPOINT", "tiny")
+    # The command pins its device here; the test gives it back.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return folder
+
+
+def save(folder: Path, record: TrainingRecord | None) -> None:
+    save_checkpoint(folder, state_of(TINY), TINY, SHA256, record)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "data.jsonl", *PAIRS)
+
+
+def write(path: Path, *lines: Any) -> Path:  # noqa: ANN401
+    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("".join(f"{text}\n" for text in texts))
+    return path
+
+
+def evaluate(data: Path, *options: str | Path) -> Result:
+    arguments = ["--data-path", data, "--max-steps", "2", *options]
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def report_of(result: Result) -> EvaluationReport:
+    assert result.exit_code == 0, result.output
+    return EvaluationReport.model_validate_json(result.stdout)
+
+
+def refusal(result: Result) -> str:
+    """The one line that the command line prints for this error."""
+    assert isinstance(result.exception, SQEHRMError)
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def test_the_tables_show_every_part_within_100_columns(data: Path) -> None:
+    result = evaluate(data, "--train-data", data)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert max(len(line) for line in lines if str(data) not in line) <= 100
+    assert "3 messages and 0 converted examples evaluated, 0 refused" in lines
+    for title in ("Result", "By example", "By group", "Failure patterns"):
+        assert title in lines
+    for start in ("Reliability: ", "Tokens right by target position", "Confusion: "):
+        assert any(line.startswith(start) for line in lines)
+    rows = [line.split() for line in lines]
+    assert ["known", "no", "example"] in rows
+    assert ["medium", "no", "example"] in rows
+    assert ["unknown", "3", "0.0", "%", "0.0", "to", "56.1"] in [row[:7] for row in rows]
+    for name in ("commonest token", "commonest by position", "bigram"):
+        assert any(line.strip().startswith(name) for line in lines)
+    assert any(line.endswith(f", counted from 3 targets of {data}") for line in lines)
+
+
+def test_the_report_is_the_same_on_stdout_and_in_its_file(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    result = evaluate(data, "--json", "--output", output, "--batch-size", "2", "--halting", "q")
+    report = report_of(result)
+    assert output.read_text() == result.stdout
+    assert (report.data, report.overall.examples) == (str(data), 3)
+    assert report.setting.model_dump(mode="json", exclude={"checkpoint_digest"}) == {
+        "checkpoint": "tiny",
+        "trained_max_steps": 16,
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 2,
+        "halting": "q",
+        "max_steps": 2,
+    }
+
+
+def test_verdicts_are_written_one_a_line_in_order(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    report = report_of(evaluate(data, "--json", "--verdicts", path))
+    verdicts = [Verdict.model_validate_json(line) for line in path.read_text().splitlines()]
+    assert [verdict.message_id for verdict in verdicts] == ["line:1", "line:2", "line:3"]
+    assert sum(verdict.correct_tokens for verdict in verdicts) == report.overall.correct_tokens
+
+
+def test_bfloat16_is_used_and_said(data: Path) -> None:
+    assert report_of(evaluate(data, "--json", "--dtype", "bfloat16")).setting.dtype == "bfloat16"
+
+
+def test_the_fastest_dtype_is_used_where_that_is_asked_for(data: Path) -> None:
+    dtype = report_of(evaluate(data, "--json", "--dtype", "auto")).setting.dtype
+    assert dtype in {"float32", "bfloat16"}
+
+
+def test_without_training_data_the_checkpoints_record_gives_the_commonest_token(data: Path) -> None:
+    (baseline,) = report_of(evaluate(data, "--json")).baselines
+    assert baseline.name == "commonest token"
+    assert baseline.fitted_on == "the checkpoint's training targets"
+    assert set(baseline.tokens) == {11}
+
+
+def test_a_checkpoint_without_record_says_so(data: Path, checkpoints: Path) -> None:
+    save(checkpoints / "bare", None)
+    shown = evaluate(data, "--checkpoint", "bare").stdout
+    assert "no record of its training pairs" in shown
+    assert "name the training pairs with --train-data" in shown
+    report = report_of(evaluate(data, "--checkpoint", "bare", "--json"))
+    assert (report.by_known, report.baselines) == (None, ())
+
+
+def test_a_file_without_messages_shows_no_percentages(tmp_path: Path) -> None:
+    result = evaluate(write(tmp_path / "empty.jsonl"))
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "no example"
+    assert "0 messages and 0 converted examples evaluated, 0 refused" in result.stdout
+    assert "%" not in result.stdout
+
+
+def test_refused_lines_are_told_by_number_and_strict_fails(tmp_path: Path, data: Path) -> None:
+    data = write(data, PAIRS[0], "oops", {"prompt": "a"})
+    output = tmp_path / "report.json"
+    lenient = evaluate(data)
+    assert lenient.exit_code == 0
+    told = [line.split(": ")[:2] for line in lenient.stderr.splitlines()]
+    assert told == [[f"{data}:2", "not_json"], [f"{data}:3", "missing_field"]]
+    strict = evaluate(data, "--strict", "--output", output)
+    assert refusal(strict) == f"{data}: 2 refused: mend the lines named, or drop --strict"
+    assert strict.exit_code == 1
+    # What was measured is not thrown away.
+    assert EvaluationReport.model_validate_json(output.read_text()).overall.examples == 1
+
+
+@pytest.mark.parametrize("option", ["--output", "--verdicts"])
+def test_nothing_that_is_read_is_overwritten(data: Path, option: str) -> None:
+    before = data.read_bytes()
+    result = evaluate(data, option, data)
+    assert result.exit_code == 2
+    assert f"{data} is named twice" in result.stderr
+    assert data.read_bytes() == before
+
+
+def test_two_outputs_may_not_be_one_file(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert evaluate(data, "--output", out, "--verdicts", out).exit_code == 2
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--max-steps", "0"),
+        ("--max-steps", "1001"),
+        ("--batch-size", "0"),
+        ("--halting", "never"),
+        ("--device", "tpu"),
+        ("--device", "cuda:0"),  # none is visible
+    ],
+)
+def test_a_wrong_call_exits_with_2(data: Path, options: tuple[str, ...]) -> None:
+    assert evaluate(data, *options).exit_code == 2
+
+
+def test_users_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:
+    missing = evaluate(data, "--checkpoint", "nowhere")
+    assert isinstance(missing.exception, CheckpointError)
+    nothing = write(tmp_path / "nothing.jsonl")
+    assert refusal(evaluate(data, "--train-data", nothing)) == (
+        f"{nothing} holds no training pair: name another, or none"
+    )
+    unwritable = evaluate(data, "--output", tmp_path / "no" / "report.json")
+    assert refusal(unwritable).startswith(f"cannot write {tmp_path / 'no' / 'report.json'}: ")
+
+
+def test_help_warns_of_files_converted_otherwise() -> None:
+    shown = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    assert "if it was converted with another word hash or policy than the checkpoint's" in shown

@@ -1,0 +1,301 @@
+"""worker.delivery.service: every body has one outcome, whatever its neighbours are."""
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from schemas import MessageRejected, Rejection, RejectionReason, SQEHRMError, Verdict
+from tests.support.stubs import StubEvaluator, StubPending, message
+from worker.delivery.envelope import Envelope, EnvelopeRejected
+from worker.delivery.outcomes import Answer, Delivery
+from worker.delivery.service import (
+    CLOCK_SKEW,
+    LONGEST_WAIT,
+    MAX_ERRORS_IN_A_ROW,
+    Service,
+    WorkerBroken,
+)
+from worker.telemetry.metrics import Metrics
+
+
+class Recorder(Delivery):
+    """Delivery without a Redis: everything is the first of its message, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.batch_id: str | None = None
+        self.first = True
+        self._worker = "w:1"
+
+    def deliver(self, answers: Sequence[Answer], *, batch_id: str | None = None) -> list[bool]:
+        self.answers += answers
+        self.batch_id = batch_id
+        return [self.first] * len(answers)
+
+
+class World:
+    def __init__(self) -> None:
+        self.evaluator = StubEvaluator()
+        self.delivery = Recorder()
+        self.metrics = Metrics()
+        self.broken: list[str] = []
+        self.service = Service(
+            self.evaluator, self.delivery, self.metrics, on_broken=self.broken.append
+        )
+
+    def process(self, *bodies: object, batch: bool = True, at: float | None = None) -> list[Any]:
+        envelope = Envelope("t", "task-1", "sqe.evaluate", b"", at, keep_result=True)
+        return list(self.service.process(envelope, bodies, batch=batch))
+
+    def count(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"sqe_hrm_{name}", labels)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def text(prompt: str = "solve", **fields: Any) -> str:  # noqa: ANN401
+    return message(prompt, **fields).model_dump_json(exclude_none=True)
+
+
+def test_outcomes_come_in_the_order_of_the_bodies(world: World) -> None:
+    bodies = [text("solve"), "no json", text("fail"), 7, text("nan"), text("solve")]
+    outcomes = world.process(*bodies)
+    assert [getattr(outcome, "reason", None) or outcome.solved for outcome in outcomes] == [
+        True,
+        RejectionReason.NOT_JSON,
+        False,
+        RejectionReason.NOT_A_MESSAGE,
+        RejectionReason.EVALUATION_FAILED,
+        True,
+    ]
+
+
+def test_a_batch_is_in_the_engine_whole_before_anything_is_waited_for(world: World) -> None:
+    submitted_when_asked: list[int] = []
+    submit = world.evaluator.submit
+
+    def recording(body: Any, *, queued_seconds: float | None = None) -> StubPending:  # noqa: ANN401
+        pending = submit(body, queued_seconds=queued_seconds)
+        result = pending.result
+
+        def asked(timeout: float | None = None) -> Verdict:
+            submitted_when_asked.append(len(world.evaluator.submitted))
+            return result(timeout)
+
+        pending.result = asked  # type: ignore[method-assign]
+        return pending
+
+    world.evaluator.submit = recording  # type: ignore[method-assign]
+    world.process(text(), text(), text())
+    assert submitted_when_asked == [3, 3, 3]
+
+
+def test_a_decoded_message_is_a_message(world: World) -> None:
+    (outcome,) = world.process(json.loads(text()))
+    assert outcome.solved
+
+
+def test_every_outcome_is_counted_by_its_kind(world: World) -> None:
+    world.process(text("solve"), text("fail"), text("nan"), "no json")
+    labels = {"checkpoint": "stub", "known": "true", "difficulty": "easy", "category": "other"}
+    assert world.count("evaluations_total", outcome="solved", **labels) == 1
+    assert world.count("evaluations_total", outcome="unsolved", **labels) == 1
+    assert world.count("failures_total", pattern="near_miss", category="other") == 1
+    assert world.count("token_confusions_total", target="test", predicted="agent") == 2
+    assert world.count("rejected_total", reason="not_json") == 1
+    assert world.count("rejected_total", reason="evaluation_failed") == 1
+    assert world.count("errors_total", kind="evaluation") == 1
+
+
+def test_what_was_counted_before_is_answered_and_counted_as_duplicate(world: World) -> None:
+    world.delivery.first = False
+    assert len(world.process(text(), "no json")) == 2
+    assert world.count("duplicates_total") == 2
+    assert world.count("rejected_total", reason="not_json") == 0
+
+
+def test_a_single_messages_outcome_is_found_by_its_id_and_by_the_tasks(world: World) -> None:
+    world.process(text(message_id="m1"), batch=False)
+    assert world.delivery.answers[0].result_ids == ("m1", "task-1")
+    assert world.delivery.batch_id is None
+
+
+def test_a_batchs_outcomes_are_found_one_by_one_and_as_a_list(world: World) -> None:
+    world.process(text(message_id="m1"), text(message_id="m2"))
+    assert [answer.result_ids for answer in world.delivery.answers] == [("m1",), ("m2",)]
+    assert world.delivery.batch_id == "task-1"
+
+
+def test_a_refused_message_of_a_batch_does_not_take_the_place_of_the_list(world: World) -> None:
+    world.process("no json", '{"message_id": "m1"}')
+    assert [answer.result_ids for answer in world.delivery.answers] == [(), ("m1",)]
+
+
+@pytest.mark.parametrize(
+    ("body", "own_id"),
+    [
+        ('{"message_id": "m1"}', "m1"),
+        ({"message_id": "m1"}, "m1"),
+        ('{"message_id": 5}', "task-1"),
+        ('{"message_id": "not an id"}', "task-1"),
+        ("[" * 100_000, "task-1"),
+        ("[]", "task-1"),
+        ('{"message_id": "m1", "puzzle_id": ' + "9" * 5000 + "}", "m1"),
+    ],
+)
+def test_a_refused_message_answers_to_its_own_id_where_one_can_be_read(
+    world: World, body: object, own_id: str
+) -> None:
+    (outcome,) = world.process(body, batch=False)
+    assert isinstance(outcome, Rejection)
+    assert outcome.message_id == own_id
+    assert world.delivery.answers[0].result_ids == tuple(dict.fromkeys((own_id, "task-1")))
+
+
+def test_a_dead_letter_holds_the_original_bytes(world: World) -> None:
+    world.process("nö {", {"b": 1, "a": "é"}, "\ud800")
+    bodies = [dict(answer.entry)["body"] for answer in world.delivery.answers]
+    assert bodies == ["nö {".encode(), b'{"b":1,"a":"\\u00e9"}', b"\xed\xa0\x80"]
+
+
+def test_equal_refused_messages_are_told_apart_by_place_and_task(world: World) -> None:
+    world.process("same", "same")
+    world.process("same", "same")
+    markers = [answer.marker for answer in world.delivery.answers]
+    assert markers[0] != markers[1]
+    assert markers[:2] == markers[2:], "the same task delivered again"
+
+
+def test_an_unforeseen_error_refuses_its_message_and_no_other(world: World) -> None:
+    outcomes = world.process(text("bug"), text("solve"))
+    assert outcomes[0].reason is RejectionReason.EVALUATION_FAILED
+    assert outcomes[1].solved
+    assert world.count("errors_total", kind="internal") == 1
+    assert world.broken == []
+
+
+def test_an_unforeseen_error_shows_no_text_of_the_message(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.process(text("bug secret"))
+    assert "RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_worker_that_meets_only_errors_stops(world: World) -> None:
+    for _ in range(MAX_ERRORS_IN_A_ROW - 1):
+        world.process(text("bug"))
+    world.process(text("solve"))
+    for _ in range(MAX_ERRORS_IN_A_ROW - 1):
+        world.process(text("bug"))
+    with pytest.raises(WorkerBroken):
+        world.process(text("bug"))
+    assert len(world.broken) == 1
+    assert len(world.delivery.answers) == 2 * MAX_ERRORS_IN_A_ROW - 1, "the last is not answered"
+
+
+def test_a_closed_engine_answers_nothing(world: World) -> None:
+    world.evaluator.close()
+    with pytest.raises(SQEHRMError, match="closed"):
+        world.process(text("solve"), text("hold /nowhere"))
+    assert world.delivery.answers == []
+
+
+def test_the_time_in_the_queue_is_the_producers_word(world: World) -> None:
+    (verdict,) = world.process(text(), at=time.time() - 5)
+    assert 5 <= verdict.timings.queue < 6
+
+
+def test_a_clock_that_is_ahead_makes_no_negative_time(world: World) -> None:
+    future = datetime.now(UTC) + timedelta(seconds=60)
+    (by_header,) = world.process(text(), at=time.time() + 60)
+    (by_message,) = world.process(text(created_at=future))
+    assert (by_header.timings.queue, by_message.timings.queue) == (0, 0)
+
+
+IMPLAUSIBLE = (
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    1e308,
+    -1e308,
+    0.0,
+    1.0,
+    time.time() - LONGEST_WAIT - 86_400,
+    time.time() + CLOCK_SKEW + 86_400,
+    time.time() * 1000,
+)
+
+
+@pytest.mark.parametrize("at", IMPLAUSIBLE)
+def test_an_implausible_word_of_the_producer_counts_as_none(world: World, at: float) -> None:
+    (verdict,) = world.process(text(created_at=None), at=at)
+    assert verdict.timings.queue is None
+    assert verdict.timings.total < 1
+    created = datetime.now(UTC) - timedelta(seconds=30)
+    (verdict,) = world.process(text(created_at=created), at=at)
+    assert 29 <= verdict.timings.queue < 31
+
+
+def test_the_limits_of_what_is_plausible(world: World) -> None:
+    def queued(at: float) -> float | None:
+        (verdict,) = world.process(text(created_at=None), at=at)
+        queue: float | None = verdict.timings.queue
+        return queue
+
+    assert queued(time.time() - LONGEST_WAIT + 60) == pytest.approx(LONGEST_WAIT - 60, abs=5)
+    assert queued(time.time() - LONGEST_WAIT - 60) is None
+    assert queued(time.time() + CLOCK_SKEW - 60) == 0
+    assert queued(time.time() + CLOCK_SKEW + 60) is None
+
+
+@pytest.mark.parametrize(
+    "created_at",
+    [
+        "0001-01-01T00:00:00+23:59",
+        "1970-01-01T00:00:00Z",
+        "9999-12-31T23:59:59-23:59",
+        datetime.now(UTC) - timedelta(days=31),
+        datetime.now(UTC) + timedelta(days=1),
+    ],
+)
+def test_a_message_of_another_age_has_no_time_in_the_queue(
+    world: World, created_at: object
+) -> None:
+    (verdict,) = world.process(text(created_at=created_at))
+    assert verdict.timings.queue is None
+    assert verdict.timings.total < 1
+    assert world.count("queue_seconds_count") == 0
+
+
+def test_without_the_producers_word_the_time_runs_from_the_message(world: World) -> None:
+    (verdict,) = world.process(text(created_at=datetime.now(UTC) - timedelta(seconds=30)))
+    assert 29 <= verdict.timings.queue < 31
+    assert verdict.timings.total > verdict.timings.queue
+
+
+def test_a_task_without_messages_is_one_dead_letter(world: World) -> None:
+    envelope = Envelope("t", "task-1", "sqe.evaluate", b"[1]", None, keep_result=True)
+    rejected = MessageRejected(RejectionReason.NOT_A_MESSAGE, "why")
+    outcome = world.service.refuse(envelope, rejected)
+    assert outcome == Rejection(message_id="task-1", reason=rejected.reason, detail="why")
+    assert dict(world.delivery.answers[0].entry)["body"] == b"[1]"
+    assert world.count("rejected_total", reason="not_a_message") == 1
+
+
+def test_an_item_whose_reading_failed_is_one_dead_letter_and_an_error_of_this_worker(
+    world: World,
+) -> None:
+    rejected = EnvelopeRejected(RejectionReason.NOT_A_MESSAGE, "why", "task-1", unexpected=True)
+    world.service.refuse_item(b"item", "sqe.evaluate", "tag", rejected, "task-1")
+    assert dict(world.delivery.answers[0].entry)["body"] == b"item"
+    assert world.count("errors_total", kind="internal") == 1
+    assert world.count("rejected_total", reason="not_a_message") == 1
+    assert world.broken == []

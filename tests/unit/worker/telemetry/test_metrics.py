@@ -1,0 +1,158 @@
+"""worker.telemetry.metrics: the names and figures that Prometheus gets."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.stubs import StubEvaluator, StubStatistics, message, verdict
+from worker.telemetry.metrics import WINDOW, ErrorKind, Metrics
+
+README = Path(__file__).parents[4] / "worker" / "README.md"
+NAMES = {
+    "evaluations",
+    "failures",
+    "token_confusions",
+    "rejected",
+    "duplicates",
+    "errors",
+    "q_halt_correct",
+    "token_accuracy",
+    "edit_similarity",
+    "act_steps",
+    "queue_seconds",
+    "convert_seconds",
+    "inference_seconds",
+    "end_to_end_seconds",
+    "solve_rate",
+    "engine_slots",
+    "engine_waiting",
+    "engine_steps",
+    "engine_occupied_slots",
+    "engine_refills",
+    "engine_slot_reductions",
+    "prediction_cache",
+    "queue_messages",
+    "checkpoint_info",
+    "device_info",
+    "device_memory_bytes",
+}
+
+
+def watched(evaluator: StubEvaluator | None = None, *, cached: bool = True) -> Metrics:
+    metrics = Metrics()
+    metrics.watch_engine(
+        evaluator or StubEvaluator(slots=4),
+        checkpoint="stub",
+        digest="d",
+        device="cuda:1",
+        memory=lambda: {"allocated": 5},
+        cached=cached,
+    )
+    metrics.watch_queues(lambda: Counter({("sqe.evaluate", "ready"): 3}))
+    return metrics
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
+        for sample in family.samples
+    }
+
+
+def test_every_metric_of_the_design_is_there() -> None:
+    metrics = watched()
+    metrics.evaluated(verdict(message("fail"), queued=1.0), {(1, 2): 1})
+    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    names = {family.name for family in families}
+    ours = {name.removeprefix("sqe_hrm_") for name in names if name.startswith("sqe_hrm_")}
+    assert {name for name in ours if not name.endswith("_created")} == NAMES
+    assert {"python_info", "process_resident_memory_bytes"} <= names
+
+
+def test_every_metric_is_in_the_readme() -> None:
+    documented = set(re.findall(r"`(\w+)`", README.read_text()))
+    for name in NAMES:
+        assert documented & {name, f"{name}_total"}, name
+
+
+def test_state_is_read_when_it_is_asked_for() -> None:
+    values = samples(watched())
+    assert values["sqe_hrm_engine_slots", "busy"] == 0
+    assert values["sqe_hrm_engine_slots", "free"] == 4
+    assert values["sqe_hrm_queue_messages", "ready", "sqe.evaluate"] == 3
+    assert values["sqe_hrm_checkpoint_info", "d", "stub"] == 1
+    assert values["sqe_hrm_device_memory_bytes", "allocated", "cuda:1"] == 5
+
+
+def test_what_the_engine_did_is_read_when_it_is_asked_for() -> None:
+    evaluator = StubEvaluator(slots=4)
+    metrics = watched(evaluator)
+    names = ("steps", "occupied_slots", "refills", "slot_reductions")
+    before = samples(metrics)
+    assert [before[f"sqe_hrm_engine_{name}_total",] for name in names] == [0, 0, 0, 0]
+    assert before["sqe_hrm_prediction_cache_total", "hit"] == 0
+    evaluator.statistics = StubStatistics(
+        steps=10, occupied=35, refills=3, slot_reductions=1, cache_hits=7, cache_misses=5
+    )
+    evaluator.waiting = 6
+    after = samples(metrics)
+    assert [after[f"sqe_hrm_engine_{name}_total",] for name in names] == [10, 35, 3, 1]
+    assert after["sqe_hrm_engine_waiting",] == 6
+    assert after["sqe_hrm_prediction_cache_total", "hit"] == 7
+    assert after["sqe_hrm_prediction_cache_total", "miss"] == 5
+
+
+def test_without_a_cache_there_is_no_figure_of_one() -> None:
+    assert not [key for key in samples(watched(cached=False)) if "prediction_cache" in key[0]]
+
+
+def test_slots_that_were_given_up_are_not_free() -> None:
+    evaluator = StubEvaluator(slots=2)
+    evaluator.busy_slots = 3  # as it was before there were but two
+    values = samples(watched(evaluator))
+    assert values["sqe_hrm_engine_slots", "busy"] == 3
+    assert values["sqe_hrm_engine_slots", "free"] == 0
+
+
+def test_the_solve_rate_is_that_of_the_last_messages() -> None:
+    metrics = watched()
+    assert ("sqe_hrm_solve_rate",) not in samples(metrics), "no rate of nothing"
+    failed, solved = verdict(message("fail")), verdict(message())
+    for _ in range(10):
+        metrics.evaluated(failed, {})
+    for _ in range(WINDOW - 5):
+        metrics.evaluated(solved, {})
+    assert samples(metrics)["sqe_hrm_solve_rate",] == 1 - 5 / WINDOW
+
+
+def test_a_scrape_without_redis_lacks_the_queues_and_says_so() -> None:
+    metrics = Metrics()
+    metrics.watch_queues(lambda: None)
+    assert samples(metrics)["sqe_hrm_errors_total", "scrape_redis"] == 0
+    values = samples(metrics)
+    assert not [key for key in values if key[0] == "sqe_hrm_queue_messages"]
+    assert values["sqe_hrm_errors_total", "scrape_redis"] == 1, "of the scrape before"
+
+
+def test_q_halt_is_right_when_its_sign_is_the_outcome() -> None:
+    metrics = Metrics()
+    metrics.evaluated(verdict(message("solve")), {})  # both have q_halt 1
+    metrics.evaluated(verdict(message("fail")), {})
+    assert samples(metrics)["sqe_hrm_q_halt_correct_total",] == 1
+
+
+def test_a_time_that_is_unknown_is_not_observed() -> None:
+    metrics = Metrics()
+    metrics.evaluated(verdict(message()), {})
+    assert samples(metrics)["sqe_hrm_queue_seconds_count",] == 0
+    assert samples(metrics)["sqe_hrm_end_to_end_seconds_count",] == 1
+
+
+def test_errors_and_reasons_show_before_the_first_one() -> None:
+    values = samples(Metrics())
+    assert all(values["sqe_hrm_errors_total", kind] == 0 for kind in ErrorKind)
+    assert values["sqe_hrm_rejected_total", "not_json"] == 0
