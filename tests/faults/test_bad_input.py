@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import random
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -270,6 +271,31 @@ def test_hostile_numbers_in_a_batch_stop_no_neighbour(site: "Site") -> None:
     reasons = sorted(letter["reason"].decode() for letter in new_letters(site, before, 3))
     assert reasons == ["not_a_message", "wrong_type", "wrong_type"]
     assert all(map(math.isfinite, site.worker.metrics().values()))
+
+
+def test_foreign_entries_of_the_unacknowledged_index_are_one_series(site: "Site") -> None:
+    random_ = random.Random(0)
+    foreign = {
+        *(random_.randbytes(length) for length in range(200)),
+        *(f"queue-{number}/1".encode() for number in range(1000)),
+        *(b"\xff" * length + b"/1" for length in (1, 1000, 1_000_000)),
+        b'sqe.evaluate"} 1\nsqe_hrm_made_up 1\n/1',
+    }
+    before = site.worker.metrics()
+    # As if they were delivered in the far future: no worker puts them back meanwhile.
+    site.store.zadd(UNACKED_INDEX, dict.fromkeys(foreign, float("inf")))
+    after = site.worker.metrics()
+    series = "queue_messages{queue=other}{state=unacked}"
+    assert after.keys() - before.keys() == {series}
+    assert after[series] == len(foreign)
+    assert after["errors_total{kind=scrape_redis}"] == before["errors_total{kind=scrape_redis}"]
+
+    # As if a worker that died had left them behind: nothing is there to be delivered again.
+    site.store.zadd(UNACKED_INDEX, dict.fromkeys(foreign, 1.0))
+    wait_for(lambda: not site.store.exists(UNACKED_INDEX), "all of them looked at")
+    site.client.result(site.client.submit(message()))
+    assert site.worker.is_ready()
+    assert series not in site.worker.metrics()
 
 
 def test_a_flood_of_garbage_is_worked_off(site: "Site") -> None:
