@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench schemas clean
+.PHONY: help demo test fmt lint bench schemas clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -20,6 +20,10 @@ demo: $(READY)  ## Redis, a worker and an agent for half a minute, then what was
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest
+
+fmt: $(READY)  ## format the code, and fix what can be fixed by itself
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
