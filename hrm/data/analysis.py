@@ -6,17 +6,15 @@ the file.
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.data.categories import categorize
-from hrm.data.conversion import difficulty_of
-from hrm.data.files import AcceptedPair, RefusedLine, parse_line_or_example, read_lines
+from hrm.data.conversion import AcceptedPair, difficulty_of
+from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
 from hrm.data.vocabulary import Tokenizer, is_cut
 from schemas import (
-    DEFAULT_MAX_MESSAGE_BYTES,
     MAX_SEQUENCE_LENGTH,
     VOCABULARY_SIZE,
     Category,
@@ -123,7 +121,7 @@ def analyze_file(
     source: BinaryIO,
     tokenizer: Tokenizer,
     *,
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    reader: LineReader = DEFAULT_READER,
     on_refused: Callable[[RefusedLine], None],
 ) -> DatasetStatistics:
     """Count the lines of `source`, each a message or a converted example.
@@ -131,9 +129,8 @@ def analyze_file(
     `tokenizer` gives messages their tokens. Each refused line goes to `on_refused` when it is met,
     and the rest goes on.
     """
-    parse = partial(parse_line_or_example, max_message_bytes=max_message_bytes)
     counter = _DatasetCounter(tokenizer)
-    for _, content in read_lines(source, parse, max_message_bytes=max_message_bytes):
+    for _, content in reader.contents(source):
         if isinstance(content, RefusedLine):
             counter.refused[content.reason] += 1
             on_refused(content)

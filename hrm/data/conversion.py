@@ -1,16 +1,19 @@
 """Messages to HRM examples, exactly by the contract's rules.
 
-Knows one message at a time: its puzzle id, sequences, solution steps and metadata. Knows nothing of
-files (`hrm.data.files`) or queues.
+Knows one message at a time: its forms, puzzle id, sequences, solution steps and metadata. Knows
+nothing of files (`hrm.data.files`) or queues.
 """
 
 import hashlib
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.data.config import ConversionConfig, PuzzlePolicy
 from hrm.data.vocabulary import Tokenizer
 from schemas import (
     MAX_SEQUENCE_LENGTH,
+    Category,
     Difficulty,
     ExampleMetadata,
     HRMExample,
@@ -19,6 +22,7 @@ from schemas import (
     SolutionStep,
     SQEMessage,
 )
+from schemas.message import Text
 
 MEDIUM_FROM = 500
 """Characters of prompt and completion from which an example is of medium difficulty."""
@@ -44,6 +48,21 @@ _STEPS = tuple(_alternating(length) for length in range(MAX_SEQUENCE_LENGTH + 1)
 _STEPS_JSON = tuple(
     "[" + ",".join(step.model_dump_json() for step in steps) + "]" for steps in _STEPS
 )
+
+
+class AcceptedPair(BaseModel):
+    """A message without its envelope: one line of a file of accepted pairs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Text
+    completion: Text
+    puzzle_id: Annotated[int, Field(strict=True, ge=0)] | None = None
+    category: Category | None = None
+
+
+Content = SQEMessage | AcceptedPair | HRMExample
+"""Everything that is, or can become, an example: what a line of a data file holds."""
 
 
 class Converter:
@@ -78,9 +97,14 @@ class Converter:
             ),
         )
 
-    def convert_message(self, message: SQEMessage, line_index: int | None = None) -> HRMExample:
-        """The example of a message; raises what `puzzle_id_for` raises."""
-        return self.convert(message.prompt, message.completion, message.puzzle_id, line_index)
+    def example_of(self, content: Content, line_index: int | None = None) -> HRMExample:
+        """The example of a message or pair, or `content` itself if it is an example already.
+
+        Raises as `puzzle_id_for` does.
+        """
+        if isinstance(content, HRMExample):
+            return content
+        return self.convert(content.prompt, content.completion, content.puzzle_id, line_index)
 
     def convert_to_json(
         self,

@@ -1,8 +1,8 @@
-"""JSONL files of messages: read line by line, checked, converted, written whole or not at all.
+"""JSONL files of messages and examples: read line by line, converted, written atomically.
 
 Knows lines, their numbers and why one is refused. Holds one line at a time and none beyond a byte
-limit, so that files of any size and form pass in little memory. Knows nothing of terminals; what a
-message becomes is `hrm.data.conversion`'s.
+limit, so that files of any size and form are read in little memory. Knows nothing of terminals;
+how a message becomes an example is in `hrm.data.conversion`.
 """
 
 import os
@@ -12,15 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 
-from hrm.data.conversion import Converter
+from hrm.data.conversion import AcceptedPair, Content, Converter
 from schemas import (
     DEFAULT_MAX_MESSAGE_BYTES,
-    Category,
     HRMExample,
     MessageRejected,
     RejectionReason,
@@ -28,14 +27,13 @@ from schemas import (
     first_problem,
     parse_message,
 )
-from schemas.message import Text
 
 BUFFER_BYTES = 1024 * 1024
-"""Of a file that is read or written here: few system calls, and little memory."""
+"""Buffer of a file that is read or written here: few system calls, and little memory."""
 
 _LINE_BYTES_PER_TEXT_BYTE = 8
 _ENVELOPE_BYTES = 64 * 1024
-"""A line may take 8 bytes for each byte its texts may have, and this for the rest: more than
+"""A line may take 8 bytes for each byte its texts may have, and this many for the rest: more than
 `parse_message` lets through (6 bytes, for `\\u0000`), so that no sound line is refused unread."""
 
 _SCHEMA_VERSION_KEY = b'"schema_version"'
@@ -43,145 +41,156 @@ _SCHEMA_VERSION_KEY = b'"schema_version"'
 _EXAMPLE_KEY = b'"input_sequence"'
 
 _ENVELOPE = {"schema_version": 1, "message_id": "line", "agent_id": "file"}
-"""What makes a bare pair a message, so that one contract judges both."""
+"""Fields that make a bare pair a message, so that one contract judges both."""
 
-_ENVELOPE_FIELDS = SQEMessage.model_fields.keys() - {
-    "prompt",
-    "completion",
-    "puzzle_id",
-    "category",
-}
-
-
-class AcceptedPair(BaseModel):
-    """A message without its envelope: what a file of accepted pairs holds a line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt: Text
-    completion: Text
-    puzzle_id: Annotated[int, Field(strict=True, ge=0)] | None = None
-    category: Category | None = None
+_ENVELOPE_FIELDS = SQEMessage.model_fields.keys() - AcceptedPair.model_fields.keys()
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedLine:
-    """A line that holds no message: its number (from 1), and why."""
+    """A line without usable content: its number (from 1), and why it is refused."""
 
     number: int
     reason: RejectionReason
     detail: str
 
+    @classmethod
+    def of(cls, index: int, rejected: MessageRejected) -> Self:
+        """The refusal of the line with `index` (from 0)."""
+        return cls(index + 1, rejected.reason, rejected.detail)
+
 
 @dataclass(frozen=True, slots=True)
 class ConvertedFile:
-    """How many messages were converted, and how many lines were refused by reason."""
+    """Number of messages converted, and of lines refused, by reason."""
 
     converted: int
     refused: Counter[RejectionReason]
 
 
-Parsed = TypeVar("Parsed")
+Judged = TypeVar("Judged")
 
 
-def read_messages(
-    source: BinaryIO, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-) -> Iterator[tuple[int, SQEMessage | AcceptedPair | RefusedLine]]:
-    """Every line of `source` that is not blank: its index (from 0), and the message or the refusal.
+class LineReader:
+    """Reads JSONL files line by line and judges what each line holds, within one limit.
 
-    Blank and refused lines count in the index. A message is a full SQE message or a bare pair.
-    `max_message_bytes` bounds prompt and completion together (UTF-8).
+    A line holds a full SQE message, a bare pair or an already converted example. Its index counts
+    from 0 and includes blank and refused lines. `max_message_bytes` bounds a prompt and its
+    completion together (UTF-8).
     """
-    parse = partial(parse_line, max_message_bytes=max_message_bytes)
-    return read_lines(source, parse, max_message_bytes=max_message_bytes)
 
+    def __init__(self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._max_line_bytes = max_message_bytes * _LINE_BYTES_PER_TEXT_BYTE + _ENVELOPE_BYTES
 
-def read_lines(
-    source: BinaryIO, parse: Callable[[bytes], Parsed], *, max_message_bytes: int
-) -> Iterator[tuple[int, Parsed | RefusedLine]]:
-    """`read_messages` with another `parse`, which raises `MessageRejected` to refuse a line."""
-    limit = max_message_bytes * _LINE_BYTES_PER_TEXT_BYTE + _ENVELOPE_BYTES
-    for index, line in enumerate(_bounded_lines(source, limit)):
-        if line is None:
-            detail = f"the line has over {limit} bytes: shorten its prompt or completion"
-            yield index, RefusedLine(index + 1, RejectionReason.TOO_LARGE, detail)
-            continue
-        if line.isspace():
-            continue
+    def messages(
+        self, source: BinaryIO
+    ) -> Iterator[tuple[int, SQEMessage | AcceptedPair | RefusedLine]]:
+        """The index of every line that is not blank, with its message or pair, or its refusal."""
+        return self._judged(source, self.message)
+
+    def contents(self, source: BinaryIO) -> Iterator[tuple[int, Content | RefusedLine]]:
+        """As `messages`, for lines that may also hold converted examples."""
+        return self._judged(source, self.content)
+
+    def lines(self, source: BinaryIO) -> Iterator[tuple[int, bytes]]:
+        """The index and the bytes of every line that is not blank.
+
+        A line that is too long comes cut, and `message` and `content` refuse it: it is never held
+        whole.
+        """
+        read = partial(source.readline, self._max_line_bytes + 1)
+        for index, line in enumerate(iter(read, b"")):
+            if self._is_too_long(line):
+                _skip_rest(source, line)
+            elif line.isspace():
+                continue
+            yield index, line
+
+    def message(self, line: bytes) -> SQEMessage | AcceptedPair:
+        """The full message or bare pair of one line.
+
+        A line with any field of the envelope (`schema_version`, `message_id`, `agent_id`,
+        `created_at`, `tags`) has to be a full message. Raises `MessageRejected` as `parse_message`
+        does.
+        """
+        self._check_length(line)
         try:
-            yield index, parse(line)
-        except MessageRejected as rejected:
-            yield index, RefusedLine(index + 1, rejected.reason, rejected.detail)
+            # A guess by a substring, which spares most lines a second parse. It is never wrong
+            # when it succeeds, because no line is sound as both.
+            if _SCHEMA_VERSION_KEY in line:
+                return parse_message(line, max_bytes=self._max_message_bytes)
+            pair = AcceptedPair.model_validate_json(line)
+        except (MessageRejected, ValidationError):
+            return self._message_by_fields(line)
+        # No text is shorter in JSON than in UTF-8.
+        return pair if len(line) <= self._max_message_bytes else self._message_by_fields(line)
+
+    def content(self, line: bytes) -> Content:
+        """The full message, bare pair or converted example of one line.
+
+        Raises `MessageRejected` for a line that is none of them.
+        """
+        if _EXAMPLE_KEY not in line:
+            return self.message(line)
+        self._check_length(line)
+        try:
+            return HRMExample.model_validate_json(line)
+        except ValidationError as invalid:
+            problem = first_problem(invalid)
+        if problem.kind == "json_invalid" or "input_sequence" not in from_json(line):
+            # No JSON at all, or a message whose texts mention the key.
+            return self.message(line)
+        raise MessageRejected(
+            RejectionReason.NOT_A_MESSAGE,
+            f"neither a message nor an HRM example: field {problem.field!a}: {problem.message}",
+        )
+
+    def _judged(
+        self, source: BinaryIO, judge: Callable[[bytes], Judged]
+    ) -> Iterator[tuple[int, Judged | RefusedLine]]:
+        for index, line in self.lines(source):
+            try:
+                yield index, judge(line)
+            except MessageRejected as rejected:
+                yield index, RefusedLine.of(index, rejected)
+
+    def _message_by_fields(self, line: bytes) -> SQEMessage | AcceptedPair:
+        """`message` without its short cuts."""
+        try:
+            fields = from_json(line)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict) or not _ENVELOPE_FIELDS.isdisjoint(fields):
+            return parse_message(line, max_bytes=self._max_message_bytes)
+        message = parse_message({**_ENVELOPE, **fields}, max_bytes=self._max_message_bytes)
+        return AcceptedPair(
+            prompt=message.prompt,
+            completion=message.completion,
+            puzzle_id=message.puzzle_id,
+            category=message.category,
+        )
+
+    def _check_length(self, line: bytes) -> None:
+        if self._is_too_long(line):
+            raise MessageRejected(
+                RejectionReason.TOO_LARGE,
+                f"the line has over {self._max_line_bytes} bytes: shorten its prompt or completion",
+            )
+
+    def _is_too_long(self, line: bytes) -> bool:
+        return len(line) > self._max_line_bytes
 
 
-def parse_line(
-    line: bytes, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-) -> SQEMessage | AcceptedPair:
-    """The full message or bare pair of one line.
-
-    A line with any field of the envelope (`schema_version`, `message_id`, `agent_id`, `created_at`,
-    `tags`) has to be a full message. Raises `MessageRejected` as `parse_message` does.
-    """
-    try:
-        # A guess by a substring, which spares most lines a second parse; never wrong when it
-        # succeeds, for no line is sound as both.
-        if _SCHEMA_VERSION_KEY in line:
-            return parse_message(line, max_bytes=max_message_bytes)
-        pair = AcceptedPair.model_validate_json(line)
-    except (MessageRejected, ValidationError):
-        return _parse_by_fields(line, max_message_bytes)
-    # No text is shorter in JSON than in UTF-8.
-    return pair if len(line) <= max_message_bytes else _parse_by_fields(line, max_message_bytes)
+DEFAULT_READER = LineReader()
+"""The reader with the default limit."""
 
 
-def parse_line_or_example(
-    line: bytes, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-) -> SQEMessage | AcceptedPair | HRMExample:
-    """What `parse_line` gives, or the already converted example of one line.
-
-    Raises `MessageRejected` for a line that is none of them.
-    """
-    if _EXAMPLE_KEY not in line:
-        return parse_line(line, max_message_bytes=max_message_bytes)
-    try:
-        return HRMExample.model_validate_json(line)
-    except ValidationError as invalid:
-        problem = first_problem(invalid)
-    if problem.kind == "json_invalid" or "input_sequence" not in from_json(line):
-        # No JSON at all, or a message whose texts mention the key.
-        return parse_line(line, max_message_bytes=max_message_bytes)
-    raise MessageRejected(
-        RejectionReason.NOT_A_MESSAGE,
-        f"neither a message nor an HRM example: field {problem.field!a}: {problem.message}",
-    )
-
-
-def _parse_by_fields(line: bytes, max_message_bytes: int) -> SQEMessage | AcceptedPair:
-    """`parse_line` without its short cuts."""
-    try:
-        fields = from_json(line)
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict) or not _ENVELOPE_FIELDS.isdisjoint(fields):
-        return parse_message(line, max_bytes=max_message_bytes)
-    message = parse_message({**_ENVELOPE, **fields}, max_bytes=max_message_bytes)
-    return AcceptedPair(
-        prompt=message.prompt,
-        completion=message.completion,
-        puzzle_id=message.puzzle_id,
-        category=message.category,
-    )
-
-
-def _bounded_lines(source: BinaryIO, limit: int) -> Iterator[bytes | None]:
-    """The lines of `source`; None for one of over `limit` bytes, which is never held whole."""
-    while line := source.readline(limit + 1):
-        if len(line) <= limit or line.endswith(b"\n"):
-            yield line
-            continue
-        while (rest := source.readline(BUFFER_BYTES)) and not rest.endswith(b"\n"):
-            pass
-        yield None
+def _skip_rest(source: BinaryIO, beginning: bytes) -> None:
+    """Read past the end of the line that begins with `beginning`."""
+    part = beginning
+    while part and not part.endswith(b"\n"):
+        part = source.readline(BUFFER_BYTES)
 
 
 def convert_file(
@@ -189,16 +198,16 @@ def convert_file(
     sink: BinaryIO,
     converter: Converter,
     *,
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    reader: LineReader = DEFAULT_READER,
     on_refused: Callable[[RefusedLine], None],
 ) -> ConvertedFile:
-    """Write the example of every message in `source` to `sink`, one JSON object a line.
+    """Write the example of every message in `source` to `sink`, one JSON object per line.
 
-    Each refused line goes to `on_refused` when it is met, and the rest goes on.
+    Each refused line goes to `on_refused` when it is met; the remaining lines are still converted.
     """
     converted = 0
     refused: Counter[RejectionReason] = Counter()
-    for index, content in read_messages(source, max_message_bytes=max_message_bytes):
+    for index, content in reader.messages(source):
         if isinstance(content, RefusedLine):
             refused[content.reason] += 1
             on_refused(content)
@@ -213,17 +222,17 @@ def convert_file(
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when all went well.
+    """A file to write that takes the place of `path` on success.
 
-    Until then, and for good after an exception, `path` stays what it was. What is there but no
-    regular file (a pipe, a device) cannot be replaced and is written as it is.
+    Until then, and after an exception, `path` stays as it was. A pipe or device cannot be replaced
+    and is written in place.
     """
     target = path.resolve()  # a link stays a link
     if target.exists() and not target.is_file():
         with target.open("wb", buffering=BUFFER_BYTES) as file:
             yield file
         return
-    # In the same folder, since a file is renamed at once on its own file system only.
+    # In the same folder, because a rename is atomic only within one file system.
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb", buffering=BUFFER_BYTES) as file:

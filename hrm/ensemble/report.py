@@ -5,14 +5,13 @@ Joins evaluation, members and ensembles; knows no terminal.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.checkpoint import Checkpoint, pair_hash
 from hrm.data.conversion import Converter
-from hrm.data.files import RefusedLine, parse_line_or_example, read_lines
+from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, check_members, normalised
 from hrm.ensemble.stacking import Stacking, fit_stacking
@@ -20,7 +19,7 @@ from hrm.evaluation.recommendation import Measured, Recommendation, recommend
 from hrm.evaluation.report import EvaluationReport
 from hrm.inference.config import Inference
 from hrm.inference.engine import Engine
-from schemas import DEFAULT_MAX_MESSAGE_BYTES, HRMExample, MessageRejected
+from schemas import HRMExample, MessageRejected
 
 MAX_CALIBRATION_EXAMPLES = 10_000
 """Of a longer file the first: half a million tokens, for a few hundred coefficients."""
@@ -96,27 +95,25 @@ def _measured(report: EvaluationReport) -> Measured:
     )
 
 
-def read_examples(
+def sound_examples(
     source: BinaryIO,
     converter: Converter,
     *,
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    reader: LineReader = DEFAULT_READER,
     on_refused: Callable[[RefusedLine], None],
 ) -> Iterator[HRMExample]:
-    """The example of every line of `source`: a message, a bare pair or an example already."""
-    parse = partial(parse_line_or_example, max_message_bytes=max_message_bytes)
-    for index, content in read_lines(source, parse, max_message_bytes=max_message_bytes):
+    """The examples of all lines of `source`, converted where needed; refused lines are left out.
+
+    Each refused line goes to `on_refused` when it is met.
+    """
+    for index, content in reader.contents(source):
         if isinstance(content, RefusedLine):
             on_refused(content)
-        elif isinstance(content, HRMExample):
-            yield content
-        else:
-            try:
-                yield converter.convert(
-                    content.prompt, content.completion, content.puzzle_id, index
-                )
-            except MessageRejected as rejected:
-                on_refused(RefusedLine(index + 1, rejected.reason, rejected.detail))
+            continue
+        try:
+            yield converter.example_of(content, index)
+        except MessageRejected as rejected:
+            on_refused(RefusedLine.of(index, rejected))
 
 
 def without_those_of(

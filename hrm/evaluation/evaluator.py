@@ -174,7 +174,7 @@ class Evaluator:
         self._engine = engine
         self._worker = worker
         self._max_message_bytes = max_message_bytes
-        self._converter = Converter(checkpoint.conversion)
+        self.converter = Converter(checkpoint.conversion)
         training = checkpoint.training
         self._baseline = commonest_token(training.target_token_counts) if training else None
 
@@ -267,7 +267,7 @@ class Evaluator:
         """
         taken = time.perf_counter()
         message = parse_message(body, max_bytes=self._max_message_bytes)
-        example = self._converter.convert_message(message)
+        example = self.converter.example_of(message)
         clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
         return PendingVerdict(self, message, example, self._infer(example), clock)
 

@@ -10,20 +10,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.checkpoint import Checkpoint
-from hrm.data.conversion import Converter
-from hrm.data.files import AcceptedPair
+from hrm.data.conversion import Content, Converter
 from hrm.evaluation.measurement import MEASURE_BATCH, RuleFigures, measure
 from hrm.evaluation.statistics import Share
 from hrm.model.batch import ExampleError, check_fits, encode
-from schemas import HaltedBy, HRMExample, SQEHRMError, SQEMessage
+from schemas import HaltedBy, HRMExample, SQEHRMError
 
 WEIGHTS_ALONE = (
     "no recommendation: weights alone do not tell which checkpoint is better; "
     "measure them on messages"
 )
-
-Content = SQEMessage | AcceptedPair | HRMExample
-"""What a line of a data file may hold."""
 
 
 class ComparisonError(SQEHRMError):
@@ -152,12 +148,7 @@ class _Candidate:
         )
 
     def _example(self, index: int, content: Content) -> HRMExample:
-        if isinstance(content, HRMExample):
-            example = content
-        else:
-            example = self._converter.convert(
-                content.prompt, content.completion, content.puzzle_id, index
-            )
+        example = self._converter.example_of(content, index)
         try:
             check_fits(example, self._checkpoint.config)
         except ExampleError as error:

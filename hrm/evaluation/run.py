@@ -9,25 +9,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import BinaryIO
 
 from hrm.data.categories import categorize
-from hrm.data.conversion import Converter
-from hrm.data.files import AcceptedPair, RefusedLine, parse_line_or_example, read_lines
+from hrm.data.conversion import AcceptedPair, Content
+from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
 from hrm.data.vocabulary import Tokenizer
 from hrm.evaluation.baselines import Baseline, TargetCounter
 from hrm.evaluation.counters import EvaluationCounter
 from hrm.evaluation.evaluator import Evaluator, Origin, PendingExample
 from hrm.evaluation.report import EvaluationReport, Setting
-from schemas import (
-    DEFAULT_MAX_MESSAGE_BYTES,
-    Category,
-    HRMExample,
-    MessageRejected,
-    SQEMessage,
-    Verdict,
-)
+from schemas import Category, HRMExample, MessageRejected, SQEMessage, Verdict
 
 AGENT_ID = "file"
 """In the verdict of a line that names no agent."""
@@ -45,7 +37,7 @@ def fit_baselines(
     name: str,
     tokenizer: Tokenizer,
     *,
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    reader: LineReader = DEFAULT_READER,
     on_refused: Callable[[RefusedLine], None],
 ) -> tuple[Baseline, ...]:
     """The baselines of the training pairs in `source`; none if it has no pair.
@@ -54,8 +46,7 @@ def fit_baselines(
     and the rest goes on.
     """
     counter = TargetCounter()
-    parse = partial(parse_line_or_example, max_message_bytes=max_message_bytes)
-    for _, content in read_lines(source, parse, max_message_bytes=max_message_bytes):
+    for _, content in reader.contents(source):
         if isinstance(content, RefusedLine):
             on_refused(content)
         elif isinstance(content, HRMExample):
@@ -70,8 +61,8 @@ def evaluate_file(
     name: str,
     evaluator: Evaluator,
     *,
+    reader: LineReader = DEFAULT_READER,
     baselines: Sequence[Baseline] = (),
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     on_refused: Callable[[RefusedLine], None],
     on_verdict: Callable[[Verdict], None],
 ) -> EvaluationReport:
@@ -82,15 +73,24 @@ def evaluate_file(
     `message_id` is `line:N`, N from 1; the verdict of a converted example has category `other`.
     """
     counter = EvaluationCounter(evaluator.max_steps, baselines)
+
+    def refuse(line: RefusedLine) -> None:
+        counter.refuse(line.reason)
+        on_refused(line)
+
     started = time.perf_counter()
-    for line in _in_order(_submit_lines(source, evaluator, max_message_bytes), evaluator.slots):
-        outcome = line.outcome() if isinstance(line, _Line) else line
-        if isinstance(outcome, RefusedLine):
-            counter.refuse(outcome.reason)
-            on_refused(outcome)
-        else:
-            counter.add(outcome.verdict, outcome.target, converted=outcome.converted)
-            on_verdict(outcome.verdict)
+    for line in _in_order(_submit_lines(source, reader, evaluator), evaluator.slots):
+        if isinstance(line, RefusedLine):
+            refuse(line)
+            continue
+        try:
+            verdict = line.pending.result()
+        except MessageRejected as rejected:
+            refuse(RefusedLine.of(line.index, rejected))
+            continue
+        target = line.pending.example.target_sequence
+        counter.add(verdict, target, converted=line.converted)
+        on_verdict(verdict)
     return counter.report(
         name,
         _setting(evaluator),
@@ -116,67 +116,29 @@ def _setting(evaluator: Evaluator) -> Setting:
 class _Line:
     """A line in the engine."""
 
-    number: int
+    index: int
     pending: PendingExample
     converted: bool
-    """The line held an example; otherwise a message."""
-
-    def outcome(self) -> "_Answered | RefusedLine":
-        """Waits for the engine."""
-        try:
-            verdict = self.pending.result()
-        except MessageRejected as rejected:
-            return RefusedLine(self.number, rejected.reason, rejected.detail)
-        return _Answered(verdict, self.pending.example.target_sequence, self.converted)
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """A line that the engine answered."""
-
-    verdict: Verdict
-    target: tuple[int, ...]
-    converted: bool
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    """What a line holds, and when its parsing began."""
-
-    taken: float
-    content: SQEMessage | AcceptedPair | HRMExample
+    """Whether the line held an example; otherwise it held a message."""
 
 
 def _submit_lines(
-    source: BinaryIO, evaluator: Evaluator, max_message_bytes: int
+    source: BinaryIO, reader: LineReader, evaluator: Evaluator
 ) -> Iterator[_Line | RefusedLine]:
-    converter = Converter(evaluator.checkpoint.conversion)
-
-    def parse(line: bytes) -> _Parsed:
+    for index, line in reader.lines(source):
         taken = time.perf_counter()
-        return _Parsed(taken, parse_line_or_example(line, max_message_bytes=max_message_bytes))
-
-    for index, parsed in read_lines(source, parse, max_message_bytes=max_message_bytes):
-        if isinstance(parsed, RefusedLine):
-            yield parsed
-            continue
-        content = parsed.content
         try:
-            if isinstance(content, HRMExample):
-                example = content
-            else:
-                example = converter.convert(
-                    content.prompt, content.completion, content.puzzle_id, index
-                )
+            content = reader.content(line)
+            example = evaluator.converter.example_of(content, index)
             origin = _origin(content, index + 1)
-            pending = evaluator.submit_example(example, origin, taken=parsed.taken)
+            pending = evaluator.submit_example(example, origin, taken=taken)
         except MessageRejected as rejected:
-            yield RefusedLine(index + 1, rejected.reason, rejected.detail)
+            yield RefusedLine.of(index, rejected)
             continue
-        yield _Line(index + 1, pending, converted=isinstance(content, HRMExample))
+        yield _Line(index, pending, converted=isinstance(content, HRMExample))
 
 
-def _origin(content: SQEMessage | AcceptedPair | HRMExample, number: int) -> Origin:
+def _origin(content: Content, number: int) -> Origin:
     if isinstance(content, SQEMessage):
         return Origin.of(content)
     category = Category.OTHER

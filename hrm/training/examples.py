@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hrm.checkpoint import TrainingRecord, pair_hash
 from hrm.data.conversion import Converter
-from hrm.data.files import RefusedLine, read_messages
+from hrm.data.files import DEFAULT_READER, RefusedLine
 from schemas import VOCABULARY_SIZE, HRMExample, SQEHRMError
 
 MAX_PUZZLES = 2**20
@@ -35,13 +35,11 @@ def read_examples(
     examples = []
     try:
         with path.open("rb") as file:
-            for index, content in read_messages(file):
+            for index, content in DEFAULT_READER.messages(file):
                 where = f"{path}: line {index + 1}"
                 if isinstance(content, RefusedLine):
                     raise TrainingDataError(f"{where}: {content.detail}")
-                example = converter.convert(
-                    content.prompt, content.completion, content.puzzle_id, index
-                )
+                example = converter.example_of(content, index)
                 if example.puzzle_id >= MAX_PUZZLES:
                     raise TrainingDataError(
                         f"{where}: puzzle_id {_short(example.puzzle_id)} is beyond the largest "

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hrm.data.files import RefusedLine, read_messages
+from hrm.data.files import DEFAULT_READER, RefusedLine
 from schemas import DEFAULT_MAX_MESSAGE_BYTES, MAX_SEQUENCE_LENGTH, SQEHRMError, SQEMessage
 
 AGENT_ID = "demo-agent"
@@ -68,7 +68,7 @@ def read_accepted(path: Path) -> list[tuple[str, str]]:
     """Prompts and completions of a JSONL file. Raises `DemoDataError` for a bad or empty one."""
     accepted = []
     with path.open("rb") as file:
-        for _, content in read_messages(file):
+        for _, content in DEFAULT_READER.messages(file):
             if isinstance(content, RefusedLine):
                 raise DemoDataError(f"{path}: line {content.number}: {content.detail}")
             accepted.append((content.prompt, content.completion))

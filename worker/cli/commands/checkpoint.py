@@ -2,18 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import click
 
 from hrm.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
 from hrm.checkpoint.inspection import inspect_checkpoint
-from hrm.data.files import RefusedLine, parse_line_or_example, read_lines
+from hrm.data.conversion import Content
+from hrm.data.files import LineReader, RefusedLine
 from hrm.evaluation.comparison import compare_checkpoints
 from hrm.evaluation.recommendation import (
     ComparisonError,
-    Content,
     Measured,
     labels_of,
     measure_messages,
@@ -99,7 +98,7 @@ def compare(
     measured: list[Measured] = []
     refused: list[RefusedLine] = []
     if data_path is not None:
-        with _lines(data_path, settings.max_message_bytes, refused) as lines:
+        with _lines(data_path, LineReader(settings.max_message_bytes), refused) as lines:
             measured = measure_messages(loaded, lines, RULES[halting], torch_device)
         if not measured:
             raise SQEHRMError(f"{data_path} holds no message: give a file that does")
@@ -127,18 +126,15 @@ def _pin(name: str) -> str:
 
 @contextlib.contextmanager
 def _lines(
-    path: Path, max_message_bytes: int, refused: list[RefusedLine]
+    path: Path, reader: LineReader, refused: list[RefusedLine]
 ) -> Iterator[Iterator[tuple[int, Content]]]:
     """What the lines of `path` hold; refused ones are printed on stderr and added to `refused`."""
     print_refused = refused_line_printer(path)
-    parse = partial(parse_line_or_example, max_message_bytes=max_message_bytes)
     try:
         with open_with_progress(path, "Measuring") as source:
 
             def sound() -> Iterator[tuple[int, Content]]:
-                for index, content in read_lines(
-                    source, parse, max_message_bytes=max_message_bytes
-                ):
+                for index, content in reader.contents(source):
                     if isinstance(content, RefusedLine):
                         print_refused(content)
                         refused.append(content)

@@ -15,7 +15,14 @@ from rich.console import Console
 
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.data.conversion import Converter
-from hrm.data.files import BUFFER_BYTES, ConvertedFile, RefusedLine, convert_file, replaced_file
+from hrm.data.files import (
+    BUFFER_BYTES,
+    ConvertedFile,
+    LineReader,
+    RefusedLine,
+    convert_file,
+    replaced_file,
+)
 from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError
 
 STDOUT = Path("-")
@@ -149,7 +156,7 @@ def command(
                 source,
                 sink,
                 Converter(config),
-                max_message_bytes=max_message_bytes,
+                reader=LineReader(max_message_bytes),
                 on_refused=refused_line_printer(data_path),
             )
             sink.flush()

@@ -14,14 +14,14 @@ import torch
 
 from hrm.checkpoint import Checkpoint
 from hrm.data.conversion import Converter
-from hrm.data.files import RefusedLine, replaced_file
+from hrm.data.files import LineReader, RefusedLine, replaced_file
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, load_members
 from hrm.ensemble.report import (
     MAX_CALIBRATION_EXAMPLES,
     build_report,
     fit_for,
-    read_examples,
+    sound_examples,
     without_those_of,
 )
 from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
@@ -171,10 +171,7 @@ class _Run:
     ) -> tuple[list[EvaluationReport], EvaluationReport]:
         """Each member alone, and the ensemble."""
         worker = f"{socket.gethostname()}:{os.getpid()}"
-        limit = self.settings.max_message_bytes
-        together = ensemble.open(
-            device=self.device, inference=self.inference, worker=worker, max_message_bytes=limit
-        )
+        together = ensemble.open(device=self.device, inference=self.inference, worker=worker)
         # What the ensemble takes, every member takes: a refused line is told once.
         report = self._evaluate(together, refused_line_printer(self.data_path))
         alone = []
@@ -185,7 +182,6 @@ class _Run:
                 device=self.device,
                 inference=self.inference,
                 worker=worker,
-                max_message_bytes=limit,
             )
             alone.append(self._evaluate(member, _tell_nobody))
         return alone, report
@@ -198,7 +194,7 @@ class _Run:
                 source,
                 str(self.data_path),
                 evaluator,
-                max_message_bytes=self.settings.max_message_bytes,
+                reader=LineReader(self.settings.max_message_bytes),
                 on_refused=on_refused,
                 on_verdict=lambda _: None,
             )
@@ -208,10 +204,10 @@ class _Run:
         self, path: Path, converter: Converter, on_refused: Callable[[RefusedLine], None]
     ) -> Iterator[Iterator[HRMExample]]:
         with self._reading(path, "Reading") as source:
-            yield read_examples(
+            yield sound_examples(
                 source,
                 converter,
-                max_message_bytes=self.settings.max_message_bytes,
+                reader=LineReader(self.settings.max_message_bytes),
                 on_refused=on_refused,
             )
 

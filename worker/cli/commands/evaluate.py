@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hrm.data.files import BUFFER_BYTES, replaced_file
+from hrm.data.files import BUFFER_BYTES, LineReader, replaced_file
 from hrm.data.vocabulary import Tokenizer
 from hrm.evaluation.baselines import Baseline, commonest
 from hrm.evaluation.evaluator import Evaluator
@@ -106,11 +106,11 @@ def command(
             forward_dtype=dtype_of(dtype, pinned.torch_name),
         ),
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        max_message_bytes=settings.max_message_bytes,
     )
+    reader = LineReader(settings.max_message_bytes)
     with contextlib.closing(evaluator):
-        baselines = _baselines(train_data, evaluator, settings.max_message_bytes)
-        report = _evaluate(data_path, evaluator, baselines, settings.max_message_bytes, verdicts)
+        baselines = _baselines(train_data, evaluator, reader)
+        report = _evaluate(data_path, evaluator, baselines, reader, verdicts)
     text = report.model_dump_json(indent=2)
     if output is not None:
         with _writing(output) as sink:
@@ -145,7 +145,7 @@ def _pin(name: str) -> devices.Device:
 
 
 def _baselines(
-    train_data: Path | None, evaluator: Evaluator, max_message_bytes: int
+    train_data: Path | None, evaluator: Evaluator, reader: LineReader
 ) -> tuple[Baseline, ...]:
     checkpoint = evaluator.checkpoint
     if train_data is None:
@@ -158,7 +158,7 @@ def _baselines(
             source,
             str(train_data),
             Tokenizer(checkpoint.conversion.word_hash),
-            max_message_bytes=max_message_bytes,
+            reader=reader,
             on_refused=refused_line_printer(train_data),
         )
     if not baselines:
@@ -170,7 +170,7 @@ def _evaluate(
     data_path: Path,
     evaluator: Evaluator,
     baselines: tuple[Baseline, ...],
-    max_message_bytes: int,
+    reader: LineReader,
     verdicts: Path | None,
 ) -> EvaluationReport:
     with contextlib.ExitStack() as stack:
@@ -189,7 +189,7 @@ def _evaluate(
             str(data_path),
             evaluator,
             baselines=baselines,
-            max_message_bytes=max_message_bytes,
+            reader=reader,
             on_refused=refused_line_printer(data_path),
             on_verdict=on_verdict,
         )

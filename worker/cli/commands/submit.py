@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hrm.data.files import RefusedLine, read_messages, replaced_file
+from hrm.data.files import LineReader, RefusedLine, replaced_file
 from schemas import Rejection, SQEHRMError, SQEMessage, Verdict
 from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client
 from worker.settings import Settings
@@ -99,8 +99,8 @@ def command(
 
 
 def _messages(source: BinaryIO, agent_id: str, summary: _Summary) -> Iterator[SQEMessage]:
-    limit = Settings.from_env().max_message_bytes
-    for index, content in read_messages(source, max_message_bytes=limit):
+    reader = LineReader(Settings.from_env().max_message_bytes)
+    for index, content in reader.messages(source):
         if isinstance(content, RefusedLine):
             summary.bad_lines += 1
             click.echo(f"line {content.number}: {content.reason}: {content.detail}", err=True)

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from hrm.checkpoint import Checkpoint, load_checkpoint
-from hrm.data.conversion import Converter
-from hrm.data.files import AcceptedPair
+from hrm.data.conversion import AcceptedPair, Converter
 from hrm.evaluation.measurement import RuleFigures, measure
 from hrm.model.batch import encode
 from schemas import Category, Difficulty, HaltedBy, HRMExample

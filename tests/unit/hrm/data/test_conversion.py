@@ -116,8 +116,13 @@ def test_json_keys_are_in_the_contracts_order() -> None:
 
 def test_a_message_keeps_its_own_puzzle_id() -> None:
     message = SQEMessage.create(agent_id="a", prompt="p", completion="c", puzzle_id=95_995)
-    assert by_line().convert_message(message, line_index=7).puzzle_id == 95_995
-    assert Converter(ConversionConfig()).convert_message(message).puzzle_id == 95_995
+    assert by_line().example_of(message, line_index=7).puzzle_id == 95_995
+    assert Converter(ConversionConfig()).example_of(message).puzzle_id == 95_995
+
+
+def test_an_example_is_its_own_example() -> None:
+    example = by_line().convert("p", "c", 7)
+    assert by_line().example_of(example, line_index=3) is example
 
 
 def test_puzzle_id_zero_is_a_puzzle_id() -> None:

@@ -13,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrm.data.config import ConversionConfig, PuzzlePolicy
-from hrm.data.conversion import Converter
+from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import (
-    AcceptedPair,
+    DEFAULT_READER,
+    LineReader,
     RefusedLine,
     convert_file,
-    parse_line,
-    read_messages,
     replaced_file,
 )
 from schemas import Category, HRMExample, MessageRejected, RejectionReason, SQEMessage
@@ -43,19 +42,19 @@ def line(fields: object) -> bytes:
 
 def refusal(raw: bytes) -> RejectionReason:
     with pytest.raises(MessageRejected) as caught:
-        parse_line(raw)
+        DEFAULT_READER.message(raw)
     return caught.value.reason
 
 
 def test_a_pair_is_read() -> None:
     fields = {**PAIR, "puzzle_id": 4, "category": "ci_cd"}
-    assert parse_line(line(fields)) == AcceptedPair(
+    assert DEFAULT_READER.message(line(fields)) == AcceptedPair(
         prompt="Test the agent", completion="End", puzzle_id=4, category=Category.CI_CD
     )
 
 
 def test_a_full_message_is_read() -> None:
-    assert parse_line(line(FULL)) == SQEMessage.model_validate(FULL)
+    assert DEFAULT_READER.message(line(FULL)) == SQEMessage.model_validate(FULL)
 
 
 @pytest.mark.parametrize(
@@ -66,12 +65,12 @@ def test_a_full_message_is_read() -> None:
     ],
 )
 def test_a_pair_may_speak_of_the_schema_version(raw: bytes) -> None:
-    assert parse_line(raw) == AcceptedPair.model_validate_json(raw)
+    assert DEFAULT_READER.message(raw) == AcceptedPair.model_validate_json(raw)
 
 
 def test_an_escaped_key_is_the_same_key() -> None:
     raw = line(FULL).replace(b"schema_version", b"schema\\u005fversion")
-    assert parse_line(raw) == SQEMessage.model_validate(FULL)
+    assert DEFAULT_READER.message(raw) == SQEMessage.model_validate(FULL)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +113,12 @@ def test_a_bad_line_is_refused_with_its_reason(raw: bytes, reason: RejectionReas
 
 def test_a_refusal_names_the_field() -> None:
     with pytest.raises(MessageRejected, match=r"'completion'.*add it"):
-        parse_line(line({"prompt": "a"}))
+        DEFAULT_READER.message(line({"prompt": "a"}))
 
 
 @pytest.mark.parametrize("prompt", ["x" * 262_141, "é" * 131_070, '"' * 262_141, "\0" * 262_141])
 def test_texts_up_to_the_limit_are_taken_however_they_are_escaped(prompt: str) -> None:
-    assert parse_line(line({**PAIR, "prompt": prompt})).prompt == prompt
+    assert DEFAULT_READER.message(line({**PAIR, "prompt": prompt})).prompt == prompt
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just("ci_cd")
@@ -136,7 +135,7 @@ def test_a_pair_is_judged_as_the_message_with_its_fields(changes: dict[str, obje
 
 def judged(raw: bytes) -> tuple[object, ...]:
     try:
-        message = parse_line(raw)
+        message = DEFAULT_READER.message(raw)
     except MessageRejected as rejected:
         return (rejected.reason, rejected.detail)
     return (message.prompt, message.completion, message.puzzle_id, message.category)
@@ -144,7 +143,7 @@ def judged(raw: bytes) -> tuple[object, ...]:
 
 def test_lines_are_counted_from_zero_with_blank_and_refused_ones() -> None:
     source = io.BytesIO(b"\n".join([line(PAIR), b"", b" \t\r", b"bad", line(FULL)]))
-    contents = list(read_messages(source))
+    contents = list(DEFAULT_READER.messages(source))
     assert [index for index, _ in contents] == [0, 3, 4]
     refused = contents[1][1]
     assert isinstance(refused, RefusedLine)
@@ -153,17 +152,40 @@ def test_lines_are_counted_from_zero_with_blank_and_refused_ones() -> None:
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\n\n", b""])
 def test_any_line_ending_will_do(ending: bytes) -> None:
-    assert [index for index, _ in read_messages(io.BytesIO(line(PAIR) + ending))] == [0]
+    assert [index for index, _ in DEFAULT_READER.messages(io.BytesIO(line(PAIR) + ending))] == [0]
 
 
 def test_an_empty_file_has_no_messages() -> None:
-    assert list(read_messages(io.BytesIO())) == []
+    assert list(DEFAULT_READER.messages(io.BytesIO())) == []
+
+
+EXAMPLE = Converter(BY_LINE).convert("Test the agent", "End", 4)
+
+
+def test_a_line_may_hold_a_message_a_pair_or_an_example() -> None:
+    raw = [line(FULL), line(PAIR), EXAMPLE.model_dump_json().encode(), b"bad"]
+    *contents, refused = (
+        content for _, content in DEFAULT_READER.contents(io.BytesIO(b"\n".join(raw)))
+    )
+    assert contents == [
+        DEFAULT_READER.message(line(FULL)),
+        DEFAULT_READER.message(line(PAIR)),
+        EXAMPLE,
+    ]
+    assert isinstance(refused, RefusedLine)
+    assert refused.number == 4
+
+
+def test_only_contents_may_be_examples() -> None:
+    ((_, refused),) = DEFAULT_READER.messages(io.BytesIO(EXAMPLE.model_dump_json().encode()))
+    assert isinstance(refused, RefusedLine)
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\n" + line(PAIR)])
-def test_an_absurdly_long_line_is_one_refused_line(ending: bytes) -> None:
-    source = io.BytesIO(line(PAIR) + b"\n" + b"x" * (5 * MIB) + ending)
-    contents = list(read_messages(source, max_message_bytes=1000))
+@pytest.mark.parametrize("beginning", [b"x", b" ", EXAMPLE.model_dump_json().encode()])
+def test_an_absurdly_long_line_is_one_refused_line(beginning: bytes, ending: bytes) -> None:
+    source = io.BytesIO(line(PAIR) + b"\n" + beginning + b" " * (5 * MIB) + b"x" + ending)
+    contents = list(LineReader(1000).contents(source))
     refused = contents[1][1]
     assert isinstance(refused, RefusedLine)
     assert (refused.number, refused.reason) == (2, RejectionReason.TOO_LARGE)

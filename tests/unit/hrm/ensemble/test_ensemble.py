@@ -16,7 +16,7 @@ from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import MAX_NAME_LENGTH, Ensemble
-from hrm.ensemble.report import fit_for, read_examples, without_those_of
+from hrm.ensemble.report import fit_for, sound_examples, without_those_of
 from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
 from hrm.inference.config import Inference
 from schemas import MessageRejected, RejectionReason, SQEMessage
@@ -252,8 +252,8 @@ def test_examples_are_read_from_every_form_of_line() -> None:
     converted = example(4, 0, 3, 11)
     told: list[RefusedLine] = []
     source = jsonl(LINES[0], "no json", converted.model_dump(mode="json"))
-    read = list(read_examples(source, Converter(SHA256), on_refused=told.append))
+    read = list(sound_examples(source, Converter(SHA256), on_refused=told.append))
     assert [each.puzzle_id for each in read] == [0, 4]
     assert read[1] == converted
     assert [(line.number, line.reason) for line in told] == [(2, RejectionReason.NOT_JSON)]
-    assert not list(read_examples(io.BytesIO(), Converter(SHA256), on_refused=told.append))
+    assert not list(sound_examples(io.BytesIO(), Converter(SHA256), on_refused=told.append))

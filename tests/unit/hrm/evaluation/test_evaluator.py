@@ -157,10 +157,10 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
 def test_a_message_whose_completion_is_the_prediction_is_solved(evaluator: Evaluator) -> None:
     predicted = verdict_of(evaluator).predicted_sequence
     # The tiny network's answer does not depend on the target, which need not begin with `start`.
-    converter = evaluator._converter
+    converter = evaluator.converter
     example = converter.convert("security", "agent test", 3)
     target = example.model_copy(update={"target_sequence": predicted})
-    evaluator._converter.convert_message = lambda *_: target  # type: ignore[method-assign]
+    converter.example_of = lambda *_: target  # type: ignore[method-assign]
     verdict = verdict_of(evaluator)
     assert verdict.solved
     assert verdict.token_accuracy == verdict.edit_similarity == 1

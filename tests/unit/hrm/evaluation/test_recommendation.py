@@ -7,8 +7,7 @@ import pytest
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, pair_hash, save_checkpoint
 from hrm.data.config import ConversionConfig
-from hrm.data.conversion import Converter
-from hrm.data.files import AcceptedPair
+from hrm.data.conversion import AcceptedPair, Converter
 from hrm.evaluation import recommendation
 from hrm.evaluation.measurement import measure
 from hrm.evaluation.recommendation import (

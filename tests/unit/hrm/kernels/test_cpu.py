@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from hrm import kernels
 from hrm.checkpoint import load_checkpoint
-from hrm.data.conversion import Converter
-from hrm.data.files import AcceptedPair
+from hrm.data.conversion import AcceptedPair, Converter
 from hrm.kernels import accelerate, compiler, cpu, describe, fastest_dtype
 from hrm.kernels.compiler import Kernels, KernelsUnavailableError
 from hrm.model.batch import Batch, encode

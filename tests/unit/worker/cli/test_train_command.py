@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def examples_of(checkpoint: Checkpoint) -> list[HRMExample]:
     converter = Converter(checkpoint.conversion)
     examples = [converter.convert(*pair) for pair in PAIRS]
-    return [*examples, converter.convert_message(OWN_PUZZLE)]
+    return [*examples, converter.example_of(OWN_PUZZLE)]
 
 
 def error_of(result: Result) -> str:
