@@ -1,11 +1,11 @@
-"""Messages and files become examples of 12 tokens.
+"""Conversion of messages and files to examples of 12 tokens.
 
 - `config`: the choices that a checkpoint records: word hash, puzzle policy, puzzle space
 - `vocabulary`: words to tokens
-- `conversion`: prompt and completion to an example
-- `categories`: what a prompt asks for, by the words in it
-- `files`: lines of messages, bare pairs and examples, read and written
-- `analysis`: what a file of messages holds
+- `conversion`: messages and bare pairs to examples
+- `categories`: the category of a prompt, guessed from its words
+- `files`: JSONL files of messages, bare pairs and examples, read and written
+- `analysis`: counts, lengths and distributions of a file
 
 May import `schemas`. Needs no torch, so that an agent's install can use it.
 """

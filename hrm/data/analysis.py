@@ -1,4 +1,4 @@
-"""What a file of messages or of converted examples holds, counted line by line.
+"""Statistics of a file of messages or converted examples, counted line by line.
 
 Knows counts, lengths and distributions; nothing of terminals or tables. Memory does not grow with
 the file.
@@ -26,33 +26,35 @@ from schemas import (
 
 
 class TextStatistics(BaseModel):
-    """The prompts and their input sequences, or the completions and their target sequences."""
+    """Figures of one side: prompts and input sequences, or completions and target sequences."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean_characters: float | None = Field(description="Null for an empty file.")
     mean_tokens: float | None = Field(description="Start and end included; null for an empty file.")
     token_counts: tuple[int, ...] = Field(description="Occurrences of tokens 0 to 11.")
-    cut: int = Field(description="Sequences of messages with more words than a sequence holds.")
-    full: int = Field(description="Sequences of 100 tokens: cut, or just fitting.")
+    cut: int = Field(description="Sequences cut because their text has more words than they hold.")
+    full: int = Field(description="Sequences of 100 tokens, whether cut or an exact fit.")
 
 
 class DatasetStatistics(BaseModel):
-    """Every figure of a file. Means and counts are over `messages` and `examples` together."""
+    """All figures of a file. Means and counts cover `messages` and `examples` together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    messages: int = Field(description="Lines with a message, full or bare.")
+    messages: int = Field(description="Lines with a full message or a bare pair.")
     examples: int = Field(description="Lines with an already converted example.")
-    refused: dict[RejectionReason, int] = Field(description="Lines that hold neither, by reason.")
+    refused: dict[RejectionReason, int] = Field(description="Lines with neither, by reason.")
     inputs: TextStatistics
     targets: TextStatistics
     difficulties: dict[Difficulty, int]
-    categories: dict[Category, int] = Field(description="Of messages; an example does not say.")
+    categories: dict[Category, int] = Field(
+        description="Categories of the messages; an example has none."
+    )
 
 
 class _TextCounter:
-    """Adds up one side of a file."""
+    """Adds up the figures of one side."""
 
     def __init__(self) -> None:
         self.characters = 0
@@ -77,7 +79,7 @@ class _TextCounter:
 
 
 class _DatasetCounter:
-    """Adds up a file."""
+    """Adds up the figures of a file."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -124,10 +126,13 @@ def analyze_file(
     reader: LineReader = DEFAULT_READER,
     on_refused: Callable[[RefusedLine], None],
 ) -> DatasetStatistics:
-    """Count the lines of `source`, each a message or a converted example.
+    """Count the lines of `source`, each a message, a bare pair or a converted example.
 
-    `tokenizer` gives messages their tokens. Each refused line goes to `on_refused` when it is met,
-    and the rest goes on.
+    Args:
+        source: The JSONL file.
+        tokenizer: Turns the texts of messages into tokens.
+        reader: Reads and judges the lines.
+        on_refused: Called with each refused line when it is met; later lines still count.
     """
     counter = _DatasetCounter(tokenizer)
     for _, content in reader.contents(source):

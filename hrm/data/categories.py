@@ -1,6 +1,6 @@
-"""Guesses what an SQE agent was asked for from its prompt's words.
+"""Guesses the category of an SQE agent's task from the words of its prompt.
 
-Knows one rule table. A message's own `category` goes before it; the caller sees to that.
+Knows one rule table. The caller prefers a message's own `category` to this guess.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections import Counter
 from schemas import Category
 
 RULES: dict[Category, str] = {
-    # What is tested comes first: the words of the last two rules occur in prompts on any subject.
+    # The subject under test comes first: words of the last two rules occur in prompts of any kind.
     Category.PERFORMANCE_SECURITY: (
         r"performance|load|stress|latency|throughput|scalab\w*|benchmark\w*|soak|"
         r"securit\w*|secure\w*|penetration|vulnerab\w*|threat\w*|authenti\w*|authoriz\w*|"
@@ -22,18 +22,18 @@ RULES: dict[Category, str] = {
     Category.MONITORING: (
         r"monitor\w*|observab\w*|alert\w*|telemetry|metrics?|logging|tracing|drift"
     ),
-    # No "agent": nearly every prompt speaks of a multi-agent system.
+    # "agent" is left out: nearly every prompt mentions a multi-agent system.
     Category.AGENT_COORDINATION: (
         r"coordinat\w*|collaborat\w*|consensus|orchestrat\w*|negotiat\w*|handoffs?|"
         r"communicat\w*|messaging|swarms?|delegat\w*"
     ),
-    # How it is tested.
+    # The form of the test comes last.
     Category.TEST_AUTOMATION: r"automat\w*|scripts?|pytest|selenium|playwright|frameworks?",
     Category.TEST_PLANNING: (
         r"plan|plans|planning|strateg\w*|scenarios?|cases?|coverage|approach|requirements?"
     ),
 }
-"""Words (regular expressions) that speak for a category, by precedence."""
+"""Words (regular expressions) that indicate each category, in order of precedence."""
 
 _WORDS = re.compile(
     r"\b(?:" + "|".join(f"(?P<{name}>{words})" for name, words in RULES.items()) + r")\b"
@@ -41,9 +41,9 @@ _WORDS = re.compile(
 
 
 def categorize(prompt: str) -> Category:
-    """The category that most of the prompt's words speak for; the earlier rule wins a tie.
+    """The category that most distinct words of the prompt indicate; the earlier rule wins a tie.
 
-    `Category.OTHER` where no word speaks for any.
+    `Category.OTHER` if no word indicates any.
     """
     found = {(match.lastgroup, match.group()) for match in _WORDS.finditer(prompt.lower())}
     counts = Counter(name for name, _ in found)

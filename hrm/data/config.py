@@ -1,4 +1,4 @@
-"""How messages become examples: the choices that a checkpoint records and a file follows."""
+"""Settings of the conversion from messages to examples, which every checkpoint records."""
 
 from enum import StrEnum
 
@@ -6,26 +6,28 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class WordHash(StrEnum):
-    """The digest that gives a token to a word without a vocabulary entry."""
+    """The digest that chooses the token of a word without a vocabulary entry."""
 
     MD5 = "md5"
     SHA256 = "sha256"
 
 
 class PuzzlePolicy(StrEnum):
-    """How a message without `puzzle_id` gets one."""
+    """The rule that gives a puzzle id to a message without one."""
 
     LINE_INDEX = "line_index"
-    """In a file: the line's index modulo the puzzle space."""
+    """For files: the index of the line modulo the puzzle space."""
     PROMPT_HASH = "prompt_hash"
-    """In a stream: md5 of the prompt modulo the puzzle space, the same in every process."""
+    """For streams: MD5 of the prompt modulo the puzzle space, the same in every process."""
 
 
 class ConversionConfig(BaseModel):
-    """How messages become examples. A checkpoint records what it was trained with."""
+    """How messages become examples. A checkpoint records the settings it was trained with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     word_hash: WordHash = WordHash.MD5
     puzzle_policy: PuzzlePolicy = PuzzlePolicy.PROMPT_HASH
-    puzzle_space: int = Field(default=1000, ge=1, description="Puzzle ids the policies give.")
+    puzzle_space: int = Field(
+        default=1000, ge=1, description="Number of puzzle ids the policies choose from."
+    )

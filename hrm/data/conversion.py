@@ -1,7 +1,7 @@
-"""Messages to HRM examples, exactly by the contract's rules.
+"""Conversion of single messages to HRM examples, exactly by the contract's rules.
 
-Knows one message at a time: its forms, puzzle id, sequences, solution steps and metadata. Knows
-nothing of files (`hrm.data.files`) or queues.
+Knows the forms of a message and its puzzle id, sequences, solution steps and metadata. Knows
+nothing of queues, or of files, which `hrm.data.files` knows.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from schemas import (
 from schemas.message import Text
 
 MEDIUM_FROM = 500
-"""Characters of prompt and completion from which an example is of medium difficulty."""
+"""Characters of prompt and completion together from which an example is of medium difficulty."""
 
 HARD_FROM = 1500
-"""Characters of prompt and completion from which an example is hard."""
+"""Characters of prompt and completion together from which an example is hard."""
 
 
 def difficulty_of(characters: int) -> Difficulty:
-    """The difficulty of a message whose prompt and completion have so many characters."""
+    """The difficulty of a message with this many characters in prompt and completion together."""
     if characters < MEDIUM_FROM:
         return Difficulty.EASY
     return Difficulty.MEDIUM if characters < HARD_FROM else Difficulty.HARD
@@ -43,7 +43,7 @@ def _alternating(length: int) -> tuple[SolutionStep, ...]:
     return tuple(SolutionStep(action=actions[index % 2]) for index in range(length))
 
 
-# Sequences have few lengths: what depends on them only is made once.
+# Sequences have few lengths, so everything that depends on nothing else is made once.
 _STEPS = tuple(_alternating(length) for length in range(MAX_SEQUENCE_LENGTH + 1))
 _STEPS_JSON = tuple(
     "[" + ",".join(step.model_dump_json() for step in steps) + "]" for steps in _STEPS
@@ -66,7 +66,7 @@ Content = SQEMessage | AcceptedPair | HRMExample
 
 
 class Converter:
-    """Turns messages into examples by one configuration. Threads may share one."""
+    """Turns messages into examples under one configuration. Threads may share one."""
 
     def __init__(self, config: ConversionConfig) -> None:
         self.config = config
@@ -79,9 +79,17 @@ class Converter:
         puzzle_id: int | None = None,
         line_index: int | None = None,
     ) -> HRMExample:
-        """The example of a prompt and a completion of at least one character each.
+        """Convert a prompt and a completion, each of at least one character.
 
-        `puzzle_id` and `line_index` are those of `puzzle_id_for`, which also says what is raised.
+        Args:
+            prompt: The input text.
+            completion: The target text.
+            puzzle_id: The message's own puzzle id, if it has one.
+            line_index: The index of the message's line in its file, from 0, for the puzzle policy
+                `line_index`.
+
+        Raises:
+            MessageRejected: `puzzle_id_for` cannot choose a puzzle id.
         """
         inputs = self.tokenizer.sequence(prompt)
         targets = self.tokenizer.sequence(completion)
@@ -98,9 +106,9 @@ class Converter:
         )
 
     def example_of(self, content: Content, line_index: int | None = None) -> HRMExample:
-        """The example of a message or pair, or `content` itself if it is an example already.
+        """The example of a message or pair; an example is returned as it is.
 
-        Raises as `puzzle_id_for` does.
+        `line_index` and the `MessageRejected` that is raised are those of `puzzle_id_for`.
         """
         if isinstance(content, HRMExample):
             return content
@@ -113,10 +121,10 @@ class Converter:
         puzzle_id: int | None = None,
         line_index: int | None = None,
     ) -> str:
-        """`convert(…).model_dump_json()`, letter for letter, without the objects in between.
+        """The text of `convert(…).model_dump_json()`, made without building the example.
 
-        Files are converted with it: building and validating an example costs several times what
-        its tokens cost.
+        File conversion uses this method, because building and validating an example costs several
+        times as much as computing its tokens.
         """
         inputs = self.tokenizer.decimals(prompt)
         targets = self.tokenizer.decimals(completion)
@@ -134,10 +142,10 @@ class Converter:
     def puzzle_id_for(
         self, prompt: str, puzzle_id: int | None = None, line_index: int | None = None
     ) -> int:
-        """The message's own `puzzle_id` where it has one, else one by the configured policy.
+        """The message's own `puzzle_id` if it has one, otherwise one chosen by the puzzle policy.
 
         `line_index` counts the lines of a file from 0. Raises `MessageRejected` (missing field)
-        when the policy is `line_index` and there is neither.
+        if the policy is `line_index` and neither is given.
         """
         if puzzle_id is not None:
             return puzzle_id

@@ -48,7 +48,7 @@ _ENVELOPE_FIELDS = SQEMessage.model_fields.keys() - AcceptedPair.model_fields.ke
 
 @dataclass(frozen=True, slots=True)
 class RefusedLine:
-    """A line without usable content: its number (from 1), and why it is refused."""
+    """A line without usable content: its number (from 1) and the reason."""
 
     number: int
     reason: RejectionReason
@@ -86,18 +86,18 @@ class LineReader:
     def messages(
         self, source: BinaryIO
     ) -> Iterator[tuple[int, SQEMessage | AcceptedPair | RefusedLine]]:
-        """The index of every line that is not blank, with its message or pair, or its refusal."""
+        """The index of every non-blank line, with its message or pair, or its refusal."""
         return self._judged(source, self.message)
 
     def contents(self, source: BinaryIO) -> Iterator[tuple[int, Content | RefusedLine]]:
-        """As `messages`, for lines that may also hold converted examples."""
+        """The same as `messages`, for lines that may also hold converted examples."""
         return self._judged(source, self.content)
 
     def lines(self, source: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        """The index and the bytes of every line that is not blank.
+        """The index and the bytes of every non-blank line.
 
-        A line that is too long comes cut, and `message` and `content` refuse it: it is never held
-        whole.
+        A line that is too long is cut, so that it is never held whole; `message` and `content`
+        refuse what is left of it.
         """
         read = partial(source.readline, self._max_line_bytes + 1)
         for index, line in enumerate(iter(read, b"")):
@@ -111,8 +111,8 @@ class LineReader:
         """The full message or bare pair of one line.
 
         A line with any field of the envelope (`schema_version`, `message_id`, `agent_id`,
-        `created_at`, `tags`) has to be a full message. Raises `MessageRejected` as `parse_message`
-        does.
+        `created_at`, `tags`) has to be a full message. Raises `MessageRejected` for the reasons of
+        `parse_message`.
         """
         self._check_length(line)
         try:
@@ -203,7 +203,12 @@ def convert_file(
 ) -> ConvertedFile:
     """Write the example of every message in `source` to `sink`, one JSON object per line.
 
-    Each refused line goes to `on_refused` when it is met; the remaining lines are still converted.
+    Args:
+        source: The JSONL file of messages and bare pairs.
+        sink: The file of examples.
+        converter: Turns messages into examples.
+        reader: Reads and judges the lines.
+        on_refused: Called with each refused line when it is met; later lines are still converted.
     """
     converted = 0
     refused: Counter[RejectionReason] = Counter()

@@ -1,7 +1,7 @@
-"""Words to tokens: the 12-entry vocabulary, and what becomes of words that are not in it.
+"""Words to tokens: the 12-entry vocabulary, and the rule for words that are not in it.
 
-Knows single texts and their token sequences. Knows neither messages nor puzzle ids
-(`hrm.data.conversion`).
+Knows single texts and their token sequences; nothing of messages or puzzle ids, which
+`hrm.data.conversion` knows.
 """
 
 import hashlib
@@ -23,39 +23,40 @@ VOCABULARY = (
     "monitoring",
     "end",
 )
-"""The name of every token; its place is its id."""
+"""The name of every token. Its position is the token's id."""
 
 START = VOCABULARY.index("start")
-"""First token of every sequence."""
+"""The first token of every sequence."""
 
 END = VOCABULARY.index("end")
-"""Last token of every sequence."""
+"""The last token of every sequence."""
 
 _DECIMALS = tuple(str(token) for token in range(len(VOCABULARY)))
 _TOKENS = {decimal: token for token, decimal in enumerate(_DECIMALS)}
 
 MAX_WORDS = MAX_SEQUENCE_LENGTH - 2
-"""Words that a sequence holds between start and end; later ones are cut."""
+"""Words that a sequence holds between start and end. Later words are cut."""
 
 HASHED_TOKENS = 9
-"""A word without an entry gets one of tokens 1 to 9: never start, monitoring or end."""
+"""Words without an entry share tokens 1 to 9; they never become start, monitoring or end."""
 
 MAX_CACHED_WORDS = 65_536
-"""Bound of the word cache. The words of a language in daily use fit; identifiers and numbers never
-run out, and must not fill the memory of a process that runs for months."""
+"""Limit of the word cache. The words in daily use of a language fit. New identifiers and numbers
+never stop coming, and must not fill the memory of a process that runs for months."""
 
 MAX_CACHED_WORD_LENGTH = 64
-"""In characters. Longer words are rare and seldom repeat, and one message may be a single word of
-256 KiB: with both bounds the cache stays under 30 MB, whatever the words are."""
+"""Characters of the longest word that is cached. Longer words are rare and seldom repeat, and one
+message may be a single word of 256 KiB. Both limits together keep the cache under 30 MB, whatever
+the words are."""
 
 
 _DIGESTS = {WordHash.MD5: hashlib.md5, WordHash.SHA256: hashlib.sha256}
 
 
 class _TokenCache(dict[str, str]):
-    """Lower-case word -> its token in decimal, as files hold it.
+    """Lower-case words mapped to their tokens, in decimal as files hold them.
 
-    A dict, so that a word seen before costs one look-up in C.
+    A dict subclass, because a word seen before then costs one look-up in C.
     """
 
     def __init__(self, word_hash: WordHash) -> None:
@@ -66,7 +67,7 @@ class _TokenCache(dict[str, str]):
         token = self._compute(word)
         if len(word) <= MAX_CACHED_WORD_LENGTH:
             if len(self) >= MAX_CACHED_WORDS:
-                self.clear()  # common words are back at once; an order of use would cost every hit
+                self.clear()  # common words return at once; tracking their use would slow every hit
             self[word] = token
         return token
 
@@ -79,24 +80,25 @@ class _TokenCache(dict[str, str]):
 
 
 class Tokenizer:
-    """Gives texts their token sequences. Threads may share one."""
+    """Turns texts into token sequences. Threads may share one."""
 
     def __init__(self, word_hash: WordHash = WordHash.MD5) -> None:
         self._lookup = _TokenCache(word_hash).__getitem__
 
     def token(self, word: str) -> int:
-        """The token (0 to 11) of one word, in any case.
+        """The token (0 to 11) of one word; upper and lower case make no difference.
 
-        The first vocabulary entry that occurs in the word, else 1 to 9 by the word's digest.
+        The word's token is the first vocabulary entry that occurs in it. If none does, its digest
+        chooses one from 1 to 9.
         """
         return int(self._lookup(word.lower()))
 
     def sequence(self, text: str) -> list[int]:
-        """Start, the tokens of the first 98 words, end: 2 to 100 tokens."""
+        """The start token, the tokens of the first 98 words, and the end token: 2 to 100 tokens."""
         return [_TOKENS[decimal] for decimal in self.decimals(text)]
 
     def decimals(self, text: str) -> list[str]:
-        """`sequence`, each token in decimal: what converting files needs, and faster."""
+        """The tokens of `sequence` in decimal, for converting files: faster than integers."""
         words = _split(text.lower())[:MAX_WORDS]
         return [_DECIMALS[START], *map(self._lookup, words), _DECIMALS[END]]
 
@@ -107,8 +109,8 @@ def is_cut(text: str) -> bool:
 
 
 def _split(text: str) -> list[str]:
-    """The first 98 words and, where there are more, the rest as one piece.
+    """The first 98 words and, if there are more, the rest in one piece.
 
-    So a long text is not split into words that nobody reads.
+    A long text is therefore not split into words that are never read.
     """
     return text.split(None, MAX_WORDS)
