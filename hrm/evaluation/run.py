@@ -1,7 +1,7 @@
-"""Evaluates a file of any length: lines into the engine, verdicts out, figures counted.
+"""Evaluation of a file of any length: its lines go into the engine, verdicts come out and count.
 
-Joins reading, conversion, inference and counting; knows no terminal. A bounded number of examples
-is held at a time, so memory does not grow with the file.
+Joins reading, conversion, inference and counting; knows no terminal. Holds a bounded number of
+examples at a time, so memory does not grow with the file.
 """
 
 import threading
@@ -22,14 +22,15 @@ from hrm.evaluation.report import EvaluationReport, Setting
 from schemas import Category, HRMExample, MessageRejected, SQEMessage, Verdict
 
 AGENT_ID = "file"
-"""In the verdict of a line that names no agent."""
+"""The `agent_id` in the verdict of a line that names no agent."""
 
 UNANSWERED_PER_SLOT = 2
-"""Examples in the engine at a time: while one round of slots is computed, the next waits."""
+"""Examples per slot that are in the engine at a time: while one fills the slot, one waits."""
 
 MAX_BEHIND = 4096
-"""Examples from the oldest that is unanswered to the newest. Verdicts come in the file's order
-whatever halts first; more than this is never kept back for one that takes all its steps."""
+"""Longest distance, in examples, between the oldest unanswered example and the newest. Verdicts
+come in the file's order, whichever example halts first; this limits how many are held back behind
+one that takes all its steps."""
 
 
 def fit_baselines(
@@ -40,10 +41,14 @@ def fit_baselines(
     reader: LineReader = DEFAULT_READER,
     on_refused: Callable[[RefusedLine], None],
 ) -> tuple[Baseline, ...]:
-    """The baselines of the training pairs in `source`; none if it has no pair.
+    """Fit the baselines to the training pairs in `source`; without any pair there are none.
 
-    Lines are messages, bare pairs or converted examples. Each refused line goes to `on_refused`
-    and the rest goes on.
+    Args:
+        source: The JSONL file of messages, bare pairs or converted examples.
+        name: What the report calls the file.
+        tokenizer: Turns the completions of messages into tokens.
+        reader: Reads and judges the lines.
+        on_refused: Called with each refused line when it is met; later lines still count.
     """
     counter = TargetCounter()
     for _, content in reader.contents(source):
@@ -66,11 +71,19 @@ def evaluate_file(
     on_refused: Callable[[RefusedLine], None],
     on_verdict: Callable[[Verdict], None],
 ) -> EvaluationReport:
-    """Evaluate every line of `source`: a message, a bare pair or a converted example.
+    """Evaluate every line of `source`.
 
-    `name` is what the report calls the data. A line that cannot be evaluated goes to `on_refused`,
-    and the rest goes on. Verdicts go to `on_verdict` in the order of their lines. A line without
-    `message_id` is `line:N`, N from 1; the verdict of a converted example has category `other`.
+    A line without `message_id` is called `line:N`, with N from 1. The verdict of a converted
+    example has the category `other`.
+
+    Args:
+        source: The JSONL file of messages, bare pairs or converted examples.
+        name: What the report calls the file.
+        evaluator: Evaluates the examples.
+        reader: Reads and judges the lines.
+        baselines: Guesses to compare the checkpoint with.
+        on_refused: Called with each line that cannot be evaluated; later lines still are.
+        on_verdict: Called with every verdict, in the order of the lines.
     """
     counter = EvaluationCounter(evaluator.max_steps, baselines)
 
@@ -150,9 +163,9 @@ def _origin(content: Content, number: int) -> Origin:
 def _in_order(
     submitted: Iterator[_Line | RefusedLine], slots: int
 ) -> Iterator[_Line | RefusedLine]:
-    """The lines of `submitted`, in order, as they are answered.
+    """Yield the lines of `submitted` in order, each as soon as it and all before it are answered.
 
-    Takes no more of them at a time than keep the engine busy.
+    Takes only as many at a time as keep the engine busy.
     """
     room = threading.Semaphore(slots * UNANSWERED_PER_SLOT)
     waiting: deque[_Line | RefusedLine] = deque()

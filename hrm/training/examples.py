@@ -1,6 +1,6 @@
-"""The examples of a training: read from files, split, and recorded.
+"""Training examples: read from files, split, and recorded.
 
-Knows messages, lines and what may be trained on; nothing of tensors or networks.
+Knows messages, lines and which examples may be trained on; nothing of tensors or networks.
 """
 
 import random
@@ -15,22 +15,30 @@ from hrm.data.files import DEFAULT_READER, RefusedLine
 from schemas import VOCABULARY_SIZE, HRMExample, SQEHRMError
 
 MAX_PUZZLES = 2**20
-"""Rows of the largest puzzle table: ten times the v9 one. At 256 numbers a row it has 1 GiB, and
-training holds it twice; one mistyped `puzzle_id` must not ask for more."""
+"""Rows of the largest puzzle table: ten times as many as v9 has. With 256 numbers per row it takes
+1 GiB, and training holds it twice; one mistyped `puzzle_id` must not demand more."""
 
 
 class TrainingDataError(SQEHRMError):
-    """A file that cannot be trained on."""
+    """A file that cannot be used for training."""
 
 
 def read_examples(
     path: Path, converter: Converter, *, excluded: AbstractSet[str] = frozenset()
 ) -> list[HRMExample]:
-    """Every message of the JSONL file `path`, as an example.
+    """Read the JSONL file `path` and convert every message to an example.
 
-    Raises `TrainingDataError`, which names the line, for what is no message (a model trained on
-    part of its file would be taken for one trained on all of it), for a puzzle beyond any table,
-    and for a pair whose hash is `excluded`.
+    No line is skipped: a model trained on part of its file would be taken for one trained on all
+    of it.
+
+    Args:
+        path: The file of messages and bare pairs.
+        converter: Turns messages into examples.
+        excluded: Hashes of puzzle and input that must not occur.
+
+    Raises:
+        TrainingDataError: A line, which is named, holds no message, a puzzle beyond the largest
+            table, or an excluded pair; or the file cannot be read or holds no message.
     """
     examples = []
     try:
@@ -61,10 +69,17 @@ def read_examples(
 def split(
     examples: Sequence[HRMExample], share: float, seed: int
 ) -> tuple[list[HRMExample], list[HRMExample]]:
-    """`examples` as those to train on and those held out: `share` of the distinct pairs of puzzle
-    and input, at least one, drawn by `seed` without regard to category or length.
+    """Split `examples` into those to train on and those to hold out, both in their given order.
 
-    Both keep the order. Raises `TrainingDataError` where nothing would be left on one side.
+    The draw is not stratified: it ignores category and length.
+
+    Args:
+        examples: All examples.
+        share: Share of the distinct pairs of puzzle and input to hold out; at least one pair is.
+        seed: Seed of the draw.
+
+    Raises:
+        TrainingDataError: Nothing would be left to train on.
     """
     hashes = sorted({hash_of(example) for example in examples})
     count = max(1, round(share * len(hashes)))
@@ -73,14 +88,14 @@ def split(
             f"{len(hashes)} distinct messages are too few to hold out {share:g} of them: "
             "give more, or hold out less"
         )
-    # Not for secrets: the same seed has to draw the same examples.
+    # Not cryptographic: the same seed has to draw the same examples.
     drawn = set(random.Random(seed).sample(hashes, count))  # noqa: S311
     held_out = [example for example in examples if hash_of(example) in drawn]
     return [example for example in examples if hash_of(example) not in drawn], held_out
 
 
 def training_record(examples: Sequence[HRMExample]) -> TrainingRecord:
-    """What a checkpoint that was trained on `examples` remembers of them."""
+    """The record of `examples` that a checkpoint trained on them keeps."""
     tokens = Counter(token for example in examples for token in example.target_sequence)
     return TrainingRecord(
         pair_hashes=frozenset(map(hash_of, examples)),
@@ -89,7 +104,7 @@ def training_record(examples: Sequence[HRMExample]) -> TrainingRecord:
 
 
 def hash_of(example: HRMExample) -> str:
-    """The hash of its puzzle and input."""
+    """The hash of an example's puzzle and input."""
     return pair_hash(example.puzzle_id, example.input_sequence)
 
 

@@ -1,7 +1,7 @@
-"""Runs a whole training: steps, measures every so often, says when to stop.
+"""The loop of a training run: take steps, measure at intervals, and decide when to stop.
 
-Knows what makes one set of weights better than another, and the rules for stopping; how a step is
-done is `hrm.training.trainer`, and files are someone else's.
+Knows how weights are ranked and when training stops. Knows nothing of files, or of how a step
+works, which `hrm.training.trainer` knows.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,25 +13,30 @@ from hrm.model.batch import Batch
 from hrm.training.trainer import StepReport, Trainer
 
 LEARNED_IN_A_ROW = 2
-"""Training stops when so many measurements in a row found nothing left to learn."""
+"""Training stops after this many measurements in a row that find nothing left to learn."""
 
 QUICK_SHARE = 3 / 8
-"""Of `halt_max_steps` (6 of 16): a network that halts later under `q` has more to learn."""
+"""Share of `halt_max_steps` (6 of 16). A network whose mean halting step under `q` is later still
+has something to learn."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The averaged weights after `step` optimiser steps."""
+    """Figures of the averaged weights after `step` optimiser steps."""
 
     step: int
     training: BothRules
     held_out: BothRules | None = None
-    """Of examples that are never trained on. It has no part in which weights are best, or it
-    would no longer be held out."""
+    """Figures of examples that are never trained on. They have no influence on which weights are
+    best, or the examples would no longer be held out."""
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """More is better: solved under both rules, then a right Q head, then fewer steps."""
+        """Sort key; larger is better.
+
+        Solved examples under the weaker rule count first, then the accuracy of the Q head, then
+        fewer steps.
+        """
         max_steps, q = self.training.max_steps, self.training.q
         return (
             min(max_steps.solved, q.solved),
@@ -41,22 +46,25 @@ class Measurement:
 
 
 class Stopped(StrEnum):
-    """Why a training is over."""
+    """The reason why training ended."""
 
     STEPS = "steps"
     """All steps of the recipe are done."""
     LEARNED = "learned"
-    """Twice in a row everything was solved and the Q head right, under both rules, and examples
-    halted early under `q`."""
+    """Two measurements in a row found every example solved and the Q head right, under both rules,
+    and early halting under `q`."""
     PATIENCE = "patience"
-    """So many measurements in a row were no better than the best."""
+    """The permitted number of measurements in a row brought nothing better."""
 
 
 class Progress:
-    """What the measurements of a run come to: which is best, and whether to stop.
+    """The measurements of a run: which is the best, and whether to stop.
 
-    steps: of the recipe; patience: measurements without a better one after which to stop, or None
-    for no such limit; measurements: those of the part of the run that is done already.
+    Args:
+        steps: Optimiser steps of the recipe.
+        halt_max_steps: The network's limit of ACT steps.
+        patience: Stop after this many measurements without a better one; None for no such limit.
+        measurements: Earlier measurements, when a run is resumed.
     """
 
     def __init__(
@@ -78,7 +86,7 @@ class Progress:
             self.add(measurement)
 
     def add(self, measurement: Measurement) -> None:
-        """Take the next measurement into account. Among equals, the first is the best."""
+        """Add the next measurement. Of equally good measurements, the first is the best."""
         self.measurements.append(measurement)
         if self.best is None or measurement.rank > self.best.rank:
             self.best, self._since_best = measurement, 0
@@ -95,7 +103,7 @@ class Progress:
 
     @property
     def stopped(self) -> Stopped | None:
-        """Why training is over, or None while it goes on."""
+        """The reason why training is over, or None while it continues."""
         if self._learned_in_a_row >= LEARNED_IN_A_ROW:
             return Stopped.LEARNED
         if self.measurements and self.measurements[-1].step >= self._steps:
@@ -114,10 +122,18 @@ def fit(
     on_step: Callable[[StepReport], None],
     on_measurement: Callable[[Measurement], None],
 ) -> None:
-    """Train until `progress` says that it is over.
+    """Train until `progress` says to stop.
 
-    Measures every `measure_every` steps and after the last one, and calls `on_measurement` once
-    `progress` has it. Raises `DivergedError`.
+    Args:
+        trainer: Takes the steps.
+        progress: Collects the measurements and decides when to stop.
+        measure_every: Steps between two measurements. The last step is always measured.
+        held_out: Examples to measure that are not trained on.
+        on_step: Called after every step.
+        on_measurement: Called after `progress` has added a measurement.
+
+    Raises:
+        DivergedError: The loss or the gradient is not finite.
     """
     while progress.stopped is None:
         report = trainer.step()

@@ -1,4 +1,4 @@
-"""The reference's losses: token loss, and the two of the halting Q head.
+"""The reference's losses: the token loss, and the two losses of the halting Q head.
 
 Knows logits and labels; nothing of networks or optimisers. Every loss is a sum over the batch, as
 in the reference; the trainer divides by the batch size.
@@ -14,13 +14,13 @@ from hrm.model.config import IGNORE_LABEL
 from hrm.model.outputs import Correctness, log_probabilities
 
 Q_LOSS_WEIGHT = 0.5
-"""Of each Q loss beside the token loss."""
+"""Weight of each Q loss relative to the token loss."""
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-probability of each label: float64 (B, S), 0 where the label is ignored.
+    """Negative log-probability of each label: float64 (B, S), and 0 for ignored labels.
 
-    logits: (B, S, V); labels: int64 (B, S). float64 keeps small gradients alive once training has
+    logits: (B, S, V); labels: int64 (B, S). In float64, small gradients survive when training has
     almost converged.
     """
     counted = labels != IGNORE_LABEL
@@ -30,28 +30,32 @@ def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums over the batch."""
+    """The losses of one ACT step, summed over the batch."""
 
     tokens: Tensor
-    """Each example's mean token loss."""
+    """Mean token loss of every example."""
     q_halt: Tensor
-    """Whether halting now would be right, against `q_halt`."""
+    """Cross entropy of `q_halt` against whether halting now would be right."""
     q_continue: Tensor
-    """The next step's value, against `q_continue`; 0 where no next step was computed."""
+    """Cross entropy of `q_continue` against the value of the next step; 0 if no next step was
+    computed."""
 
     @property
     def total(self) -> Tensor:
-        """What is minimised."""
+        """The loss that training minimises."""
         return self.tokens + Q_LOSS_WEIGHT * (self.q_halt + self.q_continue)
 
 
 def act_losses(
     logits: Tensor, q_logits: Tensor, labels: Tensor, target_q_continue: Tensor | None
 ) -> Losses:
-    """The losses of one ACT step.
+    """Compute the losses of one ACT step.
 
-    logits: (B, S, V); q_logits: float32 (B, 2), halt and continue; labels: int64 (B, S);
-    target_q_continue: float32 (B,) in 0..1, or None in evaluation.
+    Args:
+        logits: (B, S, V).
+        q_logits: float32 (B, 2), halt and continue.
+        labels: int64 (B, S).
+        target_q_continue: float32 (B,) from 0 to 1, or None in evaluation.
     """
     targets = (labels != IGNORE_LABEL).sum(-1, keepdim=True).clamp(min=1)
     tokens = (stablemax_cross_entropy(logits, labels) / targets).sum()

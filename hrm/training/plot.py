@@ -1,4 +1,7 @@
-"""What a training did, as one image. Knows figures by step, and nothing of how they came about."""
+"""The course of a training run as one image.
+
+Knows figures by step; nothing of how they came about.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, BinaryIO
@@ -10,15 +13,15 @@ from hrm.training.trainer import StepReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
 
 _PARTS = 40
-"""The figures of single steps jump from batch to batch: each point of a grey line is their mean
-over one such part of the run."""
+"""Points of a grey line. Figures of single steps jump from batch to batch, so each point is the
+mean over one of this many parts of the run."""
 
 _LARGE, _SMALL = 8, 4
-"""Sizes of markers: both rules often agree, and then one is to be seen behind the other."""
+"""Marker sizes. Both rules often agree, and the larger marker stays visible behind the smaller."""
 
 
 def plot_training(
@@ -26,11 +29,17 @@ def plot_training(
 ) -> None:
     """Write a PNG of loss, accuracy, solve rate and ACT steps over the optimiser steps of a run.
 
-    Lines in grey are training's own figures: raw weights, examples that explore. Those with
-    markers are inference with the averaged weights: solid on training examples, dashed and hollow
-    on held-out ones.
+    Grey lines show the figures of training itself, with raw weights and exploration. Lines with
+    markers show inference with the averaged weights: solid for training examples, dashed and
+    hollow for held-out examples.
+
+    Args:
+        file: Receives the image.
+        curve: The report of every step.
+        progress: The measurements; a dotted line marks the best.
+        title: Shown above the plots.
     """
-    # Here, because it takes a second to import, and only the end of a training needs it.
+    # Imported here, because it takes a second and only the end of a training run needs it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415
@@ -90,7 +99,10 @@ def _averaged(
     figure_of: Callable[[StepReport], tuple[float | None, int]],
     label: str,
 ) -> None:
-    """A line through the means of a figure and its weight over each part of the run."""
+    """Draw a line through the weighted means of a figure over each part of the run.
+
+    `figure_of` gives the figure of a step and its weight.
+    """
     size = max(1, len(curve) // _PARTS)
     steps, means = [], []
     for start in range(0, len(curve), size):

@@ -1,16 +1,16 @@
-"""Trains a network on accepted examples by the reference's procedure: ACT with carried state.
+"""Training of a network on accepted examples by the reference's procedure: ACT with carried state.
 
 Knows networks, losses and optimisers; nothing of files, text or the command line.
 
-Every row of the batch carries an example through several ACT steps, one optimiser step each. Once
-its example has halted, the row takes the next one and starts from the initial state. A row halts
-where `q_halt > q_continue`, or at `halt_max_steps`; exploration sometimes makes it go on for a
-random number of steps. The Q head learns whether halting now is right, and what the next step is
-worth. Weights are trained by AdamW, the puzzle table's rows by sign descent.
+Every row of the batch carries an example through several ACT steps, with one optimiser step for
+each. When the example has halted, the row takes the next one and starts from the initial state. A
+row halts when `q_halt > q_continue`, or at `halt_max_steps`; exploration sometimes makes it
+continue for a random number of steps. The Q head learns whether halting now is right, and what the
+next step is worth. AdamW trains the weights, and sign descent trains the rows of the puzzle table.
 
-What this recipe adds to the reference's: gradients are clipped, the weights that are kept are a
-moving average, and half of the rows explore, because a network that halts at once otherwise
-forgets the later steps that the rule `max_steps` runs.
+This recipe adds three things to the reference's: gradients are clipped, a moving average of the
+weights is kept, and half of the rows explore. Without exploration, a network that halts at once
+forgets the later steps, which the rule `max_steps` still runs.
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ from schemas import SQEHRMError
 
 
 class DivergedError(SQEHRMError):
-    """Training went beyond the numbers: loss or gradient are NaN or infinite."""
+    """The loss or the gradient became NaN or infinite."""
 
 
 class TrainingConfig(BaseModel):
-    """The recipe. `hrm/README.md` says what was measured with the defaults."""
+    """The training recipe. `hrm/README.md` has the measurements made with the defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -61,7 +61,8 @@ class TrainingConfig(BaseModel):
 class StepReport:
     """Figures of one optimiser step.
 
-    Those of examples are means over the rows that halted, and None where none did.
+    `accuracy`, `solved`, `q_accuracy` and `act_steps` are means over the rows that halted, and
+    None if no row did.
     """
 
     step: int
@@ -75,18 +76,21 @@ class StepReport:
 
 @dataclass
 class _Carry:
-    """What each row of the batch is working on."""
+    """The current work of every row of the batch."""
 
     batch: Batch
     state: State
     steps: Tensor
     """int64 (B,): ACT steps done on the current example."""
     halted: Tensor
-    """bool (B,): takes a new example next."""
+    """bool (B,): whether the row takes a new example next."""
 
 
 class Trainer:
-    """Runs the recipe over `examples` (all on one device), one optimiser step a call."""
+    """Trains `network` on `examples` by the recipe `config`, one optimiser step per call of `step`.
+
+    All examples are on one device.
+    """
 
     def __init__(self, network: HRM, examples: Batch, config: TrainingConfig) -> None:
         self.network = network.train()
@@ -99,7 +103,7 @@ class Trainer:
         self._order: list[int] = []
         averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
-        # What is evaluated and kept is evaluated as it will be once it is loaded.
+        # The averaged weights are measured in the dtype in which a checkpoint is loaded.
         self.averaged_network.forward_dtype = torch.float32
         self._optimizer = torch.optim.AdamW(
             network.parameters(),
@@ -118,19 +122,19 @@ class Trainer:
 
     @property
     def averaged_network(self) -> HRM:
-        """The moving average of the weights: what is evaluated and kept.
+        """A network with the moving average of the weights, which is measured and kept.
 
-        In evaluation mode, and float32 throughout, whatever the forward dtype of training.
+        It is in evaluation mode and in float32 throughout, whatever the forward dtype of training.
         """
         network = self._averaged.module
-        assert isinstance(network, HRM)  # noqa: S101 - a copy of what it was made of
+        assert isinstance(network, HRM)  # noqa: S101 - a copy of the network
         return network.eval()
 
     def step(self) -> StepReport:
-        """One ACT step forward on every row, and one step of both optimisers.
+        """Run one ACT step on every row and one step of both optimisers.
 
-        Raises `DivergedError`, and leaves the weights as they were, where loss or gradient are
-        not finite.
+        If the loss or the gradient is not finite, raises `DivergedError` and leaves the weights as
+        they were.
         """
         carry = self._refill(self._carry)
         network = self.network
@@ -164,7 +168,7 @@ class Trainer:
         return self._report(loss, logits, q_logits, carry)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the next steps depend on, but for `averaged_network` and the constructor's."""
+        """Everything the next steps depend on, beside `averaged_network` and the constructor."""
         carry = self._carry
         state = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
@@ -184,10 +188,14 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor], averaged: Mapping[str, Tensor]) -> None:
-        """Go on where another trainer of this network, these examples and this recipe was.
+        """Continue where another trainer of this network, these examples and this recipe stopped.
 
-        state: its `state_dict()`; averaged: that of its `averaged_network`. On the CPU, and with
-        as many threads, the steps that follow are the other's to the last bit.
+        On the CPU and with the same number of threads, the following steps equal the other
+        trainer's to the last bit.
+
+        Args:
+            state: The `state_dict()` of the other trainer.
+            averaged: The `state_dict()` of its `averaged_network`.
         """
         self.network.load_state_dict(_below("network.", state))
         self.averaged_network.load_state_dict(averaged)
@@ -237,7 +245,10 @@ class Trainer:
 
     @torch.no_grad()
     def _continue_target(self, state: State, x: Tensor, last: Tensor) -> Tensor:
-        """The value of going on, float32 (B,): the next step's better choice, as in Q-learning."""
+        """The value of continuing, as in Q-learning: the better choice at the next step.
+
+        float32 (B,).
+        """
         q_next = self.network.q_logits(self.network.step(state, x).z_H)
         return torch.where(last, q_next[:, 0], q_next.amax(-1)).sigmoid()
 
@@ -259,7 +270,7 @@ class Trainer:
         self._averaged.update_parameters(self.network)
 
     def _schedule(self) -> float:
-        """Share of the peak learning rates: linear warm-up, then linear decay."""
+        """The current share of the peak learning rates: linear warm-up, then linear decay."""
         config, step = self.config, self.step_count + 1
         if step <= config.lr_warmup_steps:
             return step / config.lr_warmup_steps
@@ -277,11 +288,11 @@ class Trainer:
         return StepReport(self.step_count, loss, halted, *means)
 
     def _uniform(self) -> Tensor:
-        # Drawn on the CPU, so that a seed means the same on every device.
+        # Drawn on the CPU, so that a seed gives the same numbers on every device.
         return torch.rand(self.batch_size, generator=self._random).to(self.device)
 
     def _next_examples(self, count: int) -> Batch:
-        """Every example once, in random order, before one comes again."""
+        """The next examples: all come once, in random order, before any comes again."""
         while len(self._order) < count:
             self._order += torch.randperm(len(self.examples), generator=self._random).tolist()
         rows, self._order = self._order[:count], self._order[count:]
@@ -298,10 +309,16 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def sign_descent_(
     table: Tensor, rows: Tensor, gradient: Tensor, *, lr: float, weight_decay: float
 ) -> None:
-    """Move each row of `table` that occurs in `rows` by `lr` against its summed gradient's sign.
+    """Move each row of `table` that occurs in `rows` by `lr` against the sign of its gradient.
 
-    table: (N, D); rows: int64 (B,), with repeats; gradient: (B, D). For a gradient as sparse as
-    a table row's, this is what Adam would do. Weight decay is decoupled.
+    Adam would do the same with gradients as sparse as those of the table.
+
+    Args:
+        table: (N, D), changed in place.
+        rows: int64 (B,), may contain a row several times; its gradients are then summed.
+        gradient: (B, D).
+        lr: The distance that every number moves.
+        weight_decay: Decoupled weight decay of the rows that move.
     """
     seen, position = torch.unique(rows, return_inverse=True)
     summed = gradient.new_zeros(len(seen), gradient.shape[1]).index_add_(0, position, gradient)
