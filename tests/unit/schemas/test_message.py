@@ -1,4 +1,4 @@
-"""Every way in which a body is no message, and what is said of it."""
+"""Every way in which a body fails to be a message, and the reason that is given."""
 
 import json
 import uuid
@@ -47,7 +47,7 @@ def nested(container: str) -> Any:  # noqa: ANN401
 
 
 def refusal(body: Any, **options: int) -> MessageRejected:  # noqa: ANN401
-    """Why `body` is refused, in one printable line that quotes neither text."""
+    """The refusal of `body`: one printable line that quotes neither text."""
     with pytest.raises(MessageRejected) as caught:
         parse_message(body, **options)
     detail = caught.value.detail
@@ -59,7 +59,7 @@ def refusal(body: Any, **options: int) -> MessageRejected:  # noqa: ANN401
     return caught.value
 
 
-# What is a message.
+# Sound messages.
 
 
 def test_text_bytes_and_object_are_the_same_message() -> None:
@@ -83,23 +83,23 @@ def test_a_message_survives_its_own_json() -> None:
 
 
 @pytest.mark.parametrize("identifier", ["a", "A-z_", "x" * 128, "0:.-_"])
-def test_identifiers_of_the_allowed_characters(identifier: str) -> None:
+def test_identifiers_may_have_the_allowed_characters(identifier: str) -> None:
     assert parse_message({**FIELDS, "message_id": identifier}).message_id == identifier
 
 
 @pytest.mark.parametrize(
     "time", ["2026-01-31T12:00:00Z", "2026-01-31t12:00:00z", "2026-01-31 12:00:00.123-11:30"]
 )
-def test_times_with_offset(time: str) -> None:
+def test_times_may_have_any_offset(time: str) -> None:
     assert parse_message({**FIELDS, "created_at": time}).created_at is not None
 
 
-def test_tags_at_their_limits() -> None:
+def test_tags_at_their_limits_are_accepted() -> None:
     tags = {f"{index:064}": "v" * 256 for index in range(16)}
     assert parse_message({**FIELDS, "tags": tags}).tags == tags
 
 
-# What is none.
+# Refused bodies.
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_tags_at_their_limits() -> None:
         json.dumps(FIELDS).replace("1", "1" * 5000, 1),
     ],
 )
-def test_not_json(body: Any) -> None:  # noqa: ANN401
+def test_text_that_is_not_json_is_refused(body: Any) -> None:  # noqa: ANN401
     assert refusal(body).reason is RejectionReason.NOT_JSON
 
 
@@ -147,18 +147,18 @@ def test_an_object_that_contains_itself_is_not_json() -> None:
         '{"prompt": "\\udc00"}',
     ],
 )
-def test_invalid_unicode(body: Any) -> None:  # noqa: ANN401
+def test_invalid_unicode_is_refused(body: Any) -> None:  # noqa: ANN401
     assert refusal(body).reason is RejectionReason.INVALID_UNICODE
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '{"tags":[', '{"x":[[['])
-def test_too_deep_text(opening: str) -> None:
+def test_text_nested_too_deeply_is_refused(opening: str) -> None:
     assert refusal(opening * DEEP).reason is RejectionReason.TOO_DEEP
 
 
 @pytest.mark.parametrize("container", ["list", "dict"])
 @pytest.mark.parametrize("field", ["tags", "prompt", "extra"])
-def test_too_deep_objects(container: str, field: str) -> None:
+def test_objects_nested_too_deeply_are_refused(container: str, field: str) -> None:
     assert refusal({**FIELDS, field: nested(container)}).reason is RejectionReason.TOO_DEEP
 
 
@@ -173,7 +173,7 @@ def test_the_limit_counts_bytes_of_both_texts() -> None:
 
 
 @pytest.mark.parametrize("character", ["a", "é", "\u0000", "\U0001f600"])
-def test_every_text_at_the_limit_passes_in_every_form(character: str) -> None:
+def test_every_text_at_the_limit_is_accepted_in_every_form(character: str) -> None:
     count = 99_999 // len(character.encode())
     body = {**FIELDS, "prompt": character * count, "completion": "c"}
     limit = count * len(character.encode()) + 1
@@ -216,14 +216,14 @@ def test_not_a_message(body: Any) -> None:  # noqa: ANN401
         ),
     ],
 )
-def test_unsupported_version(version: object) -> None:
+def test_an_unsupported_version_is_refused(version: object) -> None:
     refused = refusal({**FIELDS, "schema_version": version})
     assert refused.reason is RejectionReason.UNSUPPORTED_VERSION
     assert "'schema_version'" in refused.detail
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_missing_field(name: str) -> None:
+def test_a_missing_field_is_refused(name: str) -> None:
     refused = refusal(without(name))
     assert refused.reason is RejectionReason.MISSING_FIELD
     assert refused.detail == f"field '{name}': Field required: add it"
@@ -238,7 +238,7 @@ def test_missing_field(name: str) -> None:
         ("n" * 300, "'" + "n" * 80 + r"\u2026'"),
     ],
 )
-def test_unknown_field(name: str, shown: str) -> None:
+def test_an_unknown_field_is_refused(name: str, shown: str) -> None:
     refused = refusal({**FIELDS, name: 1})
     assert refused.reason is RejectionReason.UNKNOWN_FIELD
     assert refused.detail.startswith(f"field {shown}: ")
@@ -246,7 +246,7 @@ def test_unknown_field(name: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompt", "completion"])
-def test_empty_text(name: str) -> None:
+def test_an_empty_text_is_refused(name: str) -> None:
     refused = refusal({**FIELDS, name: ""})
     assert refused.reason is RejectionReason.EMPTY_TEXT
     assert f"'{name}'" in refused.detail
@@ -272,7 +272,7 @@ def test_empty_text(name: str) -> None:
         ("tags", {"k": {"deeper": "pineapple"}}),
     ],
 )
-def test_wrong_type(name: str, value: object) -> None:
+def test_a_wrong_type_is_refused(name: str, value: object) -> None:
     refused = refusal({**FIELDS, name: value})
     assert refused.reason is RejectionReason.WRONG_TYPE
     assert f"field '{name}" in refused.detail
@@ -307,13 +307,13 @@ def test_wrong_type(name: str, value: object) -> None:
         ("tags", {"k": "v" * 257}),
     ],
 )
-def test_invalid_value(name: str, value: object) -> None:
+def test_an_invalid_value_is_refused(name: str, value: object) -> None:
     refused = refusal({**FIELDS, name: value})
     assert refused.reason is RejectionReason.INVALID_VALUE
     assert f"field '{name}" in refused.detail
 
 
-def test_the_first_reason_of_the_list_stands_for_all() -> None:
+def test_the_first_reason_in_the_list_represents_all() -> None:
     body = {**without("agent_id"), "schema_version": 2, "extra": 1, "prompt": "", "puzzle_id": "1"}
     refused = refusal(body)
     assert refused.reason is RejectionReason.UNSUPPORTED_VERSION
@@ -321,7 +321,7 @@ def test_the_first_reason_of_the_list_stands_for_all() -> None:
     assert told == ["schema_version", "agent_id", "extra", "prompt", "puzzle_id"]
 
 
-def test_a_thousand_problems_are_told_by_the_first_five() -> None:
+def test_only_the_first_five_of_a_thousand_problems_are_described() -> None:
     refused = refusal({**FIELDS, **{f"field{index}": 1 for index in range(1000)}})
     assert refused.detail.count("remove it") == 5
     assert refused.detail.endswith("; and 995 more")
@@ -370,7 +370,7 @@ def test_damaged_messages_are_a_message_or_refused(noise: bytes, at: int, cut: i
     assert isinstance(judge(sound[:at] + noise + sound[at + cut :]), SQEMessage | RejectionReason)
 
 
-# What the client makes.
+# Messages that the client creates.
 
 
 def test_create_fills_id_and_time() -> None:
@@ -388,7 +388,7 @@ def test_create_fills_id_and_time() -> None:
     assert parse_message(message.model_dump_json()) == message
 
 
-def test_create_gives_every_message_its_own_id_and_takes_one() -> None:
+def test_create_gives_every_message_its_own_id_and_accepts_one() -> None:
     ids = {
         SQEMessage.create(agent_id="a", prompt="p", completion="c").message_id for _ in range(50)
     }
@@ -416,7 +416,7 @@ def test_create_refuses_what_breaks_the_contract(
     assert caught.value.reason is reason
 
 
-def test_messages_do_not_change() -> None:
+def test_messages_are_immutable() -> None:
     message = parse_message(FIELDS)
     with pytest.raises(ValueError, match="frozen"):
         message.prompt = "other"  # type: ignore[misc]

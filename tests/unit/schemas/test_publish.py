@@ -1,4 +1,4 @@
-"""The published JSON Schemas say what the models say."""
+"""The published JSON Schemas agree with the models."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def without(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_published_files_are_in_step_with_the_models(name: str) -> None:
+def test_published_files_match_the_models(name: str) -> None:
     assert (PUBLISHED / f"{name}.schema.json").read_text() == json_schema(name)
 
 
@@ -163,7 +163,7 @@ def test_the_command_prints_a_schema(name: str) -> None:
     assert (result.exit_code, result.stdout) == (0, json_schema(name))
 
 
-def test_the_command_writes_all_into_a_folder(tmp_path: Path) -> None:
+def test_the_command_writes_all_schemas_into_a_folder(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, ["--output", str(tmp_path)])
     assert result.exit_code == 0
     assert result.stdout.split() == [str(tmp_path / f"{name}.schema.json") for name in MODELS]
@@ -171,5 +171,5 @@ def test_the_command_writes_all_into_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["verdict", "--output", "folder"], ["verdicts"]])
-def test_the_command_is_called_with_a_name_or_a_folder(arguments: list[str]) -> None:
+def test_the_command_demands_either_a_name_or_a_folder(arguments: list[str]) -> None:
     assert CliRunner().invoke(command, arguments).exit_code == 2

@@ -1,4 +1,4 @@
-"""Refusals as errors, and the letter a refused message becomes."""
+"""Refusals as errors, and the dead letters of refused messages."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ def letter(original: bytes, **fields: Any) -> DeadLetter:  # noqa: ANN401
     return DeadLetter.model_validate_json(json.dumps(content))
 
 
-def test_a_refusal_is_an_error_of_this_project_in_one_line() -> None:
+def test_a_refusal_is_a_one_line_error_of_this_project() -> None:
     refused = MessageRejected(RejectionReason.TOO_LARGE, "9 bytes: shorten them")
     assert isinstance(refused, SQEHRMError)
     assert str(refused) == "too_large: 9 bytes: shorten them"
@@ -34,13 +34,13 @@ def test_a_refusal_is_an_error_of_this_project_in_one_line() -> None:
     assert refused.detail == "9 bytes: shorten them"
 
 
-def test_reasons_are_fit_for_metric_labels() -> None:
+def test_reasons_are_suitable_as_metric_labels() -> None:
     assert len(RejectionReason) == 14
     assert all(reason.value == reason.name.lower() for reason in RejectionReason)
 
 
 @given(st.binary(max_size=200))
-def test_a_dead_letter_gives_back_the_bytes_it_was_made_of(body: bytes) -> None:
+def test_a_dead_letter_returns_the_bytes_it_was_made_from(body: bytes) -> None:
     first = letter(body)
     assert first.body == body
     stored = json.loads(first.model_dump_json())
@@ -64,13 +64,13 @@ def test_what_is_not_known_of_a_message_is_null() -> None:
         {"detail": None},
     ],
 )
-def test_a_letter_keeps_to_its_form(fields: dict[str, Any]) -> None:
+def test_a_dead_letter_keeps_to_its_form(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         letter(b"body", **fields)
 
 
 @pytest.mark.parametrize("name", ["message_id", "reason", "detail"])
-def test_an_answer_has_all_of_its_fields(name: str) -> None:
+def test_an_answer_needs_all_of_its_fields(name: str) -> None:
     answer = {"message_id": None, "reason": "not_json", "detail": "line"}
     assert Rejection.model_validate(answer).reason is RejectionReason.NOT_JSON
     del answer[name]

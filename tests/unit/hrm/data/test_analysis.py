@@ -1,4 +1,4 @@
-"""Holds `hrm.data.analysis` and `sqe-hrm analyze` to figures counted by hand."""
+"""`hrm.data.analysis` and `sqe-hrm analyze` give the figures that were counted by hand."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def test_messages_are_counted() -> None:
     }
 
 
-def test_converted_examples_give_the_same_figures_but_cuts_and_categories() -> None:
+def test_converted_examples_give_the_same_figures_except_cuts_and_categories() -> None:
     of_messages, _ = analyze(lines(*MESSAGES))
     of_examples, refused = analyze(lines(*examples()))
     assert (of_examples.messages, of_examples.examples, refused) == (0, 3, [])
@@ -80,7 +80,7 @@ def test_a_sequence_that_just_fits_is_full_and_not_cut() -> None:
     assert (statistics.inputs.cut, statistics.inputs.full) == (0, 1)
 
 
-def test_refused_lines_are_counted_by_reason_and_told_by_number() -> None:
+def test_refused_lines_are_counted_by_reason_and_reported_by_number() -> None:
     broken = {**examples()[0], "input_sequence": [0, 12, 11]}  # type: ignore[dict-item]
     data = b"\n" + lines(broken, {"prompt": "input_sequence"}, MESSAGES[0]) + b'{"input_sequence"'
     statistics, refused = analyze(data)
@@ -98,7 +98,7 @@ def test_refused_lines_are_counted_by_reason_and_told_by_number() -> None:
     assert "'input_sequence.1'" in refused[0].detail
 
 
-def test_a_message_may_speak_of_an_examples_keys() -> None:
+def test_a_message_may_mention_the_keys_of_an_example() -> None:
     statistics, refused = analyze(lines({"prompt": "input_sequence", "completion": "c"}))
     assert (statistics.messages, refused) == (1, [])
 
@@ -126,7 +126,7 @@ def test_the_command_prints_means_with_one_digit(path: Path) -> None:
     assert "unknown" not in result.stdout
 
 
-def test_the_command_says_what_converted_examples_do_not_tell(path: Path) -> None:
+def test_the_command_names_the_figures_that_converted_examples_lack(path: Path) -> None:
     path.write_bytes(lines(*examples()))
     result = CliRunner().invoke(command, ["--data-path", str(path)])
     rows = [row.split() for row in result.stdout.splitlines()]
@@ -150,7 +150,7 @@ def test_the_command_prints_json_and_reports_lines_on_stderr(path: Path) -> None
     assert statistics == analyze(path.read_bytes())[0]
 
 
-def test_the_word_hash_is_a_choice(path: Path) -> None:
+def test_the_word_hash_can_be_chosen(path: Path) -> None:
     path.write_bytes(lines({"prompt": "hello", "completion": "hello"}))
     result = CliRunner().invoke(
         command, ["--data-path", str(path), "--word-hash", "sha256", "--json"]

@@ -1,4 +1,4 @@
-"""Holds `hrm.data.categories` to its rule table."""
+"""`hrm.data.categories` follows its rule table."""
 
 import re
 
@@ -24,11 +24,11 @@ from schemas import Category
         ("", Category.OTHER),
     ],
 )
-def test_a_prompts_words_give_its_category(prompt: str, category: Category) -> None:
+def test_the_words_of_a_prompt_give_its_category(prompt: str, category: Category) -> None:
     assert categorize(prompt) is category
 
 
-def test_the_subject_wins_over_the_form_in_a_tie() -> None:
+def test_in_a_tie_the_subject_wins_over_the_form() -> None:
     assert categorize("A test plan for the deployment") is Category.CI_CD
 
 
@@ -40,19 +40,19 @@ def test_a_repeated_word_counts_once() -> None:
     assert categorize("plan plan plan deployment") is Category.CI_CD
 
 
-def test_words_are_not_found_within_other_words() -> None:
+def test_words_inside_other_words_do_not_count() -> None:
     assert categorize("city cdrom explanation") is Category.OTHER
 
 
-def test_speaking_of_a_multi_agent_system_is_no_coordination() -> None:
+def test_mentioning_a_multi_agent_system_is_not_coordination() -> None:
     assert categorize("a multi-agent system") is Category.OTHER
 
 
-def test_every_category_but_other_has_a_rule() -> None:
+def test_every_category_except_other_has_a_rule() -> None:
     assert set(RULES) == set(Category) - {Category.OTHER}
 
 
-def test_no_word_speaks_for_two_categories() -> None:
+def test_no_word_indicates_two_categories() -> None:
     for rule in RULES.values():
         for word in rule.split("|"):
             written = word.replace(r"\w*", "").replace("?", "")

@@ -1,4 +1,4 @@
-"""Holds `hrm.data.conversion` to the contract's rules."""
+"""`hrm.data.conversion` follows the rules of the contract."""
 
 import json
 
@@ -25,7 +25,7 @@ def by_line(space: int = 1000) -> Converter:
     return Converter(ConversionConfig(puzzle_policy=PuzzlePolicy.LINE_INDEX, puzzle_space=space))
 
 
-def test_an_example_by_hand() -> None:
+def test_an_example_equals_one_made_by_hand() -> None:
     example = by_line().convert("Test the agent data", "Restart end-to-end security", line_index=3)
     the = int("8fc42c6ddf9966db3b09e84365034357", 16) % 9 + 1  # by md5sum
     assert example.model_dump(mode="json") == {
@@ -58,25 +58,27 @@ def test_an_example_by_hand() -> None:
         (1500, Difficulty.HARD),
     ],
 )
-def test_difficulty_goes_by_characters(characters: int, difficulty: Difficulty) -> None:
+def test_difficulty_depends_on_the_number_of_characters(
+    characters: int, difficulty: Difficulty
+) -> None:
     assert difficulty_of(characters) is difficulty
 
 
-def test_lengths_are_in_characters_and_not_in_bytes() -> None:
+def test_lengths_count_characters_and_not_bytes() -> None:
     metadata = by_line().convert("é" * 250, "日本" * 124, line_index=0).metadata
     assert (metadata.prompt_length, metadata.completion_length) == (250, 248)
     assert metadata.difficulty is Difficulty.EASY
 
 
 @given(TEXTS, TEXTS)
-def test_steps_alternate_for_the_shorter_sequence(prompt: str, completion: str) -> None:
+def test_steps_alternate_along_the_shorter_sequence(prompt: str, completion: str) -> None:
     example = by_line().convert(prompt, completion, line_index=0)
     shorter = min(len(example.input_sequence), len(example.target_sequence))
     assert [step.action for step in example.solution_steps] == [n % 2 for n in range(shorter)]
 
 
 @given(CONFIGS, TEXTS, TEXTS, OPTIONAL_IDS)
-def test_sequences_are_the_tokenizers(
+def test_sequences_come_from_the_tokenizer(
     config: ConversionConfig, prompt: str, completion: str, puzzle_id: int | None
 ) -> None:
     example = Converter(config).convert(prompt, completion, puzzle_id, 0)
@@ -96,7 +98,7 @@ def test_the_fast_path_gives_the_same_json(
     assert HRMExample.model_validate_json(line) == example
 
 
-def test_json_keys_are_in_the_contracts_order() -> None:
+def test_json_keys_follow_the_order_of_the_contract() -> None:
     example = json.loads(by_line().convert_to_json("a", "b", line_index=0))
     assert list(example) == [
         "puzzle_id",
@@ -120,12 +122,12 @@ def test_a_message_keeps_its_own_puzzle_id() -> None:
     assert Converter(ConversionConfig()).example_of(message).puzzle_id == 95_995
 
 
-def test_an_example_is_its_own_example() -> None:
+def test_a_converted_example_is_returned_as_it_is() -> None:
     example = by_line().convert("p", "c", 7)
     assert by_line().example_of(example, line_index=3) is example
 
 
-def test_puzzle_id_zero_is_a_puzzle_id() -> None:
+def test_zero_is_a_puzzle_id_too() -> None:
     assert by_line().puzzle_id_for("p", 0, 7) == 0
 
 
@@ -136,12 +138,12 @@ def test_a_line_gets_its_index_modulo_the_puzzle_space(line_index: int, puzzle_i
 
 def test_a_prompt_gets_its_md5_modulo_the_puzzle_space_whatever_the_word_hash() -> None:
     config = ConversionConfig(word_hash=WordHash.SHA256, puzzle_space=1000)
-    # By md5sum.
+    # Computed with md5sum.
     expected = int("5d41402abc4b2a76b9719d911017c592", 16) % 1000
     assert Converter(config).puzzle_id_for("hello", None, 12) == expected
 
 
-def test_a_line_policy_without_line_asks_for_a_puzzle_id() -> None:
+def test_the_line_policy_without_a_line_demands_a_puzzle_id() -> None:
     with pytest.raises(MessageRejected, match="'puzzle_id'") as caught:
         by_line().convert("p", "c")
     assert caught.value.reason is RejectionReason.MISSING_FIELD

@@ -1,4 +1,4 @@
-"""Holds `hrm.data.files` to its promises: every line judged, little memory, whole files."""
+"""`hrm.data.files` judges every line, needs little memory, and writes files atomically."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_a_full_message_is_read() -> None:
         b'{"prompt": "the key \\"schema_version", "completion": "End"}',
     ],
 )
-def test_a_pair_may_speak_of_the_schema_version(raw: bytes) -> None:
+def test_a_pair_may_mention_the_schema_version(raw: bytes) -> None:
     assert DEFAULT_READER.message(raw) == AcceptedPair.model_validate_json(raw)
 
 
@@ -117,7 +117,7 @@ def test_a_refusal_names_the_field() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["x" * 262_141, "é" * 131_070, '"' * 262_141, "\0" * 262_141])
-def test_texts_up_to_the_limit_are_taken_however_they_are_escaped(prompt: str) -> None:
+def test_texts_up_to_the_limit_are_accepted_however_they_are_escaped(prompt: str) -> None:
     assert DEFAULT_READER.message(line({**PAIR, "prompt": prompt})).prompt == prompt
 
 
@@ -129,7 +129,7 @@ PAIR_FIELDS = st.dictionaries(
 
 
 @given(PAIR_FIELDS)
-def test_a_pair_is_judged_as_the_message_with_its_fields(changes: dict[str, object]) -> None:
+def test_a_pair_is_judged_like_a_message_with_the_same_fields(changes: dict[str, object]) -> None:
     assert judged(line(PAIR | changes)) == judged(line(FULL | changes))
 
 
@@ -141,7 +141,7 @@ def judged(raw: bytes) -> tuple[object, ...]:
     return (message.prompt, message.completion, message.puzzle_id, message.category)
 
 
-def test_lines_are_counted_from_zero_with_blank_and_refused_ones() -> None:
+def test_the_index_starts_at_zero_and_counts_blank_and_refused_lines() -> None:
     source = io.BytesIO(b"\n".join([line(PAIR), b"", b" \t\r", b"bad", line(FULL)]))
     contents = list(DEFAULT_READER.messages(source))
     assert [index for index, _ in contents] == [0, 3, 4]
@@ -151,7 +151,7 @@ def test_lines_are_counted_from_zero_with_blank_and_refused_ones() -> None:
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\n\n", b""])
-def test_any_line_ending_will_do(ending: bytes) -> None:
+def test_every_line_ending_is_accepted(ending: bytes) -> None:
     assert [index for index, _ in DEFAULT_READER.messages(io.BytesIO(line(PAIR) + ending))] == [0]
 
 
@@ -176,7 +176,7 @@ def test_a_line_may_hold_a_message_a_pair_or_an_example() -> None:
     assert refused.number == 4
 
 
-def test_only_contents_may_be_examples() -> None:
+def test_an_example_is_not_a_message() -> None:
     ((_, refused),) = DEFAULT_READER.messages(io.BytesIO(EXAMPLE.model_dump_json().encode()))
     assert isinstance(refused, RefusedLine)
 
@@ -201,7 +201,9 @@ def test_an_absurdly_long_line_is_one_refused_line(beginning: bytes, ending: byt
         | st.none()
     )
 )
-def test_a_file_becomes_what_each_message_becomes(pairs: list[dict[str, object] | None]) -> None:
+def test_a_file_is_converted_like_each_of_its_messages(
+    pairs: list[dict[str, object] | None],
+) -> None:
     source = io.BytesIO(b"".join((line(pair) if pair else b"oops") + b"\n" for pair in pairs))
     sink = io.BytesIO()
     refused: list[RefusedLine] = []
@@ -234,7 +236,7 @@ def test_a_large_file_with_one_absurd_line_needs_little_memory(tmp_path: Path) -
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (result.converted, dict(result.refused)) == (4_000, {RejectionReason.TOO_LARGE: 1})
-    # The longest line that is held has 2.1 MiB; the words met, some more.
+    # The longest line that is held has 2.1 MiB, and the cached words take some more.
     assert peak < 8 * MIB
 
 
@@ -248,7 +250,7 @@ def large_file() -> Iterator[bytes]:
             yield b"\n"
 
 
-def test_a_file_is_replaced_when_all_went_well(tmp_path: Path) -> None:
+def test_a_file_is_replaced_on_success(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"old")
     with replaced_file(path) as file:
@@ -260,7 +262,7 @@ def test_a_file_is_replaced_when_all_went_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_a_failed_run_leaves_what_was_there(tmp_path: Path, before: bytes | None) -> None:
+def test_a_failed_run_leaves_the_earlier_file(tmp_path: Path, before: bytes | None) -> None:
     path = tmp_path / "out"
     if before is not None:
         path.write_bytes(before)
@@ -284,7 +286,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new"
 
 
-def test_a_device_is_written_and_not_replaced() -> None:
+def test_a_device_is_written_in_place() -> None:
     with replaced_file(Path(os.devnull)) as file:
         file.write(b"gone")
     assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)

@@ -1,4 +1,4 @@
-"""Holds `hrm.data.vocabulary` to the contract's rules."""
+"""`hrm.data.vocabulary` follows the rules of the contract."""
 
 import hashlib
 import string
@@ -44,7 +44,7 @@ def plain_sequence(text: str, digest: str) -> list[int]:
     return [0, *[plain_token(word, digest) for word in text.lower().split()[:98]], 11]
 
 
-def test_vocabulary_is_the_contracts() -> None:
+def test_the_vocabulary_equals_that_of_the_contract() -> None:
     assert list(VOCABULARY) == NAMES
 
 
@@ -75,7 +75,7 @@ def test_the_first_entry_that_occurs_in_a_word_gives_its_token(word: str, token:
     assert Tokenizer().token(word) == token
 
 
-# The digests are those of md5sum and sha256sum.
+# The digests were computed with md5sum and sha256sum.
 @pytest.mark.parametrize(
     ("word_hash", "word", "hexdigest"),
     [
@@ -88,7 +88,7 @@ def test_the_first_entry_that_occurs_in_a_word_gives_its_token(word: str, token:
         ),
     ],
 )
-def test_a_word_without_entry_gets_its_digest_modulo_nine_plus_one(
+def test_a_word_without_an_entry_gets_its_digest_modulo_nine_plus_one(
     word_hash: WordHash, word: str, hexdigest: str
 ) -> None:
     # 16 is 7 modulo 9, so the remainder is taken digit by digit, without big numbers.
@@ -98,7 +98,7 @@ def test_a_word_without_entry_gets_its_digest_modulo_nine_plus_one(
     assert Tokenizer(word_hash).token(word) == remainder + 1
 
 
-def test_a_sequence_is_start_words_end() -> None:
+def test_a_sequence_is_the_start_the_words_and_the_end() -> None:
     assert Tokenizer().sequence("Restart  the\tTestData\nEND-to-end") == [
         0,
         0,
@@ -110,7 +110,7 @@ def test_a_sequence_is_start_words_end() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t "])
-def test_a_text_without_words_is_start_and_end(text: str) -> None:
+def test_a_text_without_words_is_only_the_start_and_the_end(text: str) -> None:
     assert Tokenizer().sequence(text) == [0, 11]
 
 
@@ -129,7 +129,7 @@ def test_a_sequence_equals_the_plain_rules(text: str, word_hash: WordHash) -> No
 
 
 @given(TEXTS)
-def test_a_sequence_begins_ends_and_stays_in_range(text: str) -> None:
+def test_a_sequence_has_its_start_and_end_and_stays_in_range(text: str) -> None:
     sequence = Tokenizer().sequence(text)
     assert 2 <= len(sequence) <= 100
     assert (sequence[0], sequence[-1]) == (0, 11)
@@ -142,7 +142,7 @@ def test_decimals_are_the_sequence_as_text(text: str) -> None:
 
 
 @given(st.lists(TEXTS, max_size=5))
-def test_a_tokenizer_that_has_met_words_gives_the_same_tokens(texts: list[str]) -> None:
+def test_cached_words_give_the_same_tokens(texts: list[str]) -> None:
     used = Tokenizer()
     for text in texts:
         used.sequence(text)
@@ -157,7 +157,7 @@ def test_the_word_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(cache) <= 3
 
 
-def test_long_words_are_not_kept() -> None:
+def test_long_words_are_not_cached() -> None:
     cache = vocabulary._TokenCache(WordHash.MD5)
     assert (cache["x" * 64], cache["data" * 17]) == (str(plain_token("x" * 64, "md5")), "3")
     assert list(cache) == ["x" * 64]

@@ -1,4 +1,4 @@
-"""What is trained on, what is held out, and what is remembered of both."""
+"""Training examples: which are trained on, which are held out, and what is recorded of them."""
 
 import json
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def refusal(path: Path, excluded: frozenset[str] = frozenset()) -> str:
     return str(caught.value)
 
 
-def test_the_largest_puzzle_is_read_and_the_next_refused(tmp_path: Path) -> None:
+def test_the_largest_puzzle_is_accepted_and_the_next_is_refused(tmp_path: Path) -> None:
     pair = {"prompt": "p", "completion": "c"}
     sound = write(tmp_path / "sound", pair | {"puzzle_id": MAX_PUZZLES - 1})
     assert read_examples(sound, CONVERTER)[0].puzzle_id == MAX_PUZZLES - 1
@@ -52,7 +52,7 @@ def test_the_largest_puzzle_is_read_and_the_next_refused(tmp_path: Path) -> None
     assert "line 1: puzzle_id 10000000… is beyond" in refusal(huge)
 
 
-def test_a_training_message_is_not_held_out(tmp_path: Path) -> None:
+def test_a_training_message_cannot_be_held_out(tmp_path: Path) -> None:
     pairs = [{"prompt": prompt, "completion": "c"} for prompt in ("one", "two", "three")]
     training = read_examples(write(tmp_path / "training", *pairs[:2]), CONVERTER)
     known = training_record(training).pair_hashes
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     share=st.floats(0.01, 0.5),
     seed=st.integers(0, 9),
 )
-def test_a_split_parts_the_distinct_pairs(copies: list[int], share: float, seed: int) -> None:
+def test_a_split_divides_the_distinct_pairs(copies: list[int], share: float, seed: int) -> None:
     pool = examples(20)
     given_ = [pool[index] for index in copies]
     training, held_out = split(given_, share, seed)
@@ -82,13 +82,13 @@ def test_a_split_parts_the_distinct_pairs(copies: list[int], share: float, seed:
     assert (training, held_out) == split(given_, share, seed)
 
 
-def test_the_seed_draws() -> None:
+def test_the_seed_decides_the_draw() -> None:
     drawn = {tuple(hash_of(e) for e in split(examples(20), 0.25, seed)[1]) for seed in range(5)}
     assert {len(hashes) for hashes in drawn} == {5}
     assert len(drawn) > 1
 
 
-def test_nothing_left_to_train_on_is_refused() -> None:
+def test_a_split_that_leaves_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(
         TrainingDataError, match=r"^1 distinct messages are too few to hold out 0.2"
     ):

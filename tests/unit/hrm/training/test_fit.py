@@ -1,4 +1,4 @@
-"""The best weights are known, training stops when nothing is left."""
+"""The training loop knows the best weights and stops when nothing is left to learn."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ def measurement(step: int, max_steps: RuleFigures, q: RuleFigures | None = None)
 
 
 class CountingTrainer:
-    """Does nothing but count."""
+    """A trainer that only counts its steps."""
 
     def __init__(self, steps: int) -> None:
         self.config = TrainingConfig(steps=steps)
@@ -56,7 +56,7 @@ def run(
     done: Sequence[Measurement] = (),
     held_out: Batch | None = None,
 ) -> Run:
-    """A run where `found` is what is measured."""
+    """Run the loop with `found` as the measured figures."""
     trainer = CountingTrainer(steps)
     trainer.step_count = done[-1].step if done else 0
 
@@ -77,7 +77,7 @@ def run(
     return run
 
 
-def test_measures_every_so_often_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_measured_at_intervals_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(monkeypatch, steps=7, every=3, found=lambda *_: figures(1))
     assert done.reported == [1, 2, 3, 4, 5, 6, 7]
     assert [measurement.step for measurement in done.measurements] == [3, 6, 7]
@@ -125,7 +125,7 @@ def test_training_stops_when_learned_twice_in_a_row(monkeypatch: pytest.MonkeyPa
     assert done.progress.best.step == 2
 
 
-def test_a_run_goes_on_from_its_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_continues_from_its_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [measurement(2, figures(3)), measurement(4, PERFECT)]
     done = run(monkeypatch, steps=100, every=2, found=lambda *_: PERFECT, done=before)
     assert done.reported == [5, 6]
@@ -134,20 +134,20 @@ def test_a_run_goes_on_from_its_measurements(monkeypatch: pytest.MonkeyPatch) ->
     assert done.progress.best == before[1]
 
 
-def test_a_run_that_is_over_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_stays_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [measurement(2, PERFECT), measurement(4, PERFECT)]
     done = run(monkeypatch, steps=100, every=2, found=lambda *_: PERFECT, done=before)
     assert (done.reported, done.measurements) == ([], [])
 
 
-# What the measurements come to.
+# Progress.
 
 
 def progress_of(*found: Measurement, patience: int | None = None) -> Progress:
     return Progress(steps=100, halt_max_steps=16, patience=patience, measurements=found)
 
 
-def test_the_first_of_the_best_is_the_best() -> None:
+def test_of_equally_good_measurements_the_first_is_the_best() -> None:
     found = [measurement(step, figures(solved)) for step, solved in enumerate([1, 3, 2, 3, 0])]
     improved = [progress_of(*found[: count + 1]).improved for count in range(5)]
     assert improved == [True, True, False, False, False]
@@ -163,11 +163,13 @@ def test_the_first_of_the_best_is_the_best() -> None:
         (figures(3, 1.0, 1.0), None),
     ],
 )
-def test_learned_is_solved_known_and_early(lacking: RuleFigures, stopped: Stopped | None) -> None:
+def test_learned_means_solved_with_a_right_q_head_and_early_halting(
+    lacking: RuleFigures, stopped: Stopped | None
+) -> None:
     late = figures(4, 1.0, 16.0)
     assert progress_of(*[measurement(1, late, lacking)] * 2).stopped is stopped
     assert progress_of(measurement(1, late, lacking)).stopped is None
-    # Under max_steps, halting late is no fault.
+    # Under max_steps, halting late does not matter.
     weaker = replace(lacking, mean_act_steps=16.0)
     expected = Stopped.LEARNED if weaker.perfect else None
     assert progress_of(*[measurement(1, weaker, PERFECT)] * 2).stopped is expected
@@ -180,7 +182,7 @@ def test_patience_counts_measurements_since_the_best() -> None:
     assert progress_of(*found).stopped is None
 
 
-def test_held_out_examples_have_no_say() -> None:
+def test_held_out_examples_do_not_influence_the_best() -> None:
     rules = BothRules(figures(2), figures(2))
     found = [Measurement(1, rules, BothRules(figures(s), figures(s))) for s in (0, 4)]
     assert found[0].rank == found[1].rank
@@ -195,10 +197,10 @@ RANKED = [
     measurement(1, figures(4, 0.25), figures(4, 0.25)),
     measurement(1, PERFECT, PERFECT),
 ]
-"""From bad to good: solved under both rules, then a right Q head, then fewer steps."""
+"""Worst first. Solved under both rules counts most, then a right Q head, then fewer steps."""
 
 
-def test_measurements_are_ranked_by_their_weaker_rule() -> None:
+def test_measurements_are_ranked_by_the_weaker_rule() -> None:
     ranks = [measurement.rank for measurement in RANKED]
     assert ranks == sorted(ranks)
     assert len(set(ranks)) == len(ranks)

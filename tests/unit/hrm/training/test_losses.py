@@ -1,4 +1,4 @@
-"""The losses are the reference's, and so are their gradients."""
+"""The losses and their gradients equal those of the reference."""
 
 import math
 from typing import NamedTuple
@@ -19,7 +19,7 @@ def mass(x: float) -> float:
 
 
 def plain(logits: list[float], label: int) -> float:
-    """Stablemax cross entropy as the paper writes it."""
+    """Stablemax cross entropy by the formula of the paper."""
     masses = [mass(x) for x in logits]
     return -math.log(masses[label] / sum(masses))
 
@@ -37,7 +37,7 @@ def last() -> LastStep:
     return LastStep(stored["logits"][-1], q_logits, reference_data.batch().labels)
 
 
-def test_stablemax_is_the_papers_formula() -> None:
+def test_stablemax_follows_the_formula_of_the_paper() -> None:
     rows = [[0.0, 0.0], [1.0, -1.0], [-300.5, 7.25], [1e6, -1e6], [1e-9, -1e-9], [-0.5, 0.5]]
     logits = torch.tensor([rows, rows], dtype=torch.float64)
     labels = torch.tensor([[0] * len(rows), [1] * len(rows)])
@@ -49,7 +49,7 @@ def test_stablemax_is_the_papers_formula() -> None:
     )
 
 
-def test_ignored_positions_cost_nothing_and_move_nothing() -> None:
+def test_ignored_positions_have_no_loss_and_no_gradient() -> None:
     logits = torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
     losses = stablemax_cross_entropy(logits, torch.tensor([[3, -100, 0, -100]]))
     torch.autograd.backward(losses.sum())
@@ -65,8 +65,8 @@ def test_low_precision_logits_are_widened_first() -> None:
     assert torch.equal(stablemax_cross_entropy(logits, torch.tensor([[1]])), wide)
 
 
-def test_gradients_are_those_of_the_plain_formula_and_finite() -> None:
-    # 1 is where the branch for negative numbers would divide by zero; 0 is where they meet.
+def test_gradients_are_finite_and_equal_those_of_the_plain_formula() -> None:
+    # At 1 the branch for negative numbers would divide by zero; at 0 both branches meet.
     values = [-1e4, -3.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 2.0, 1e4]
     logits = torch.tensor([[values]], dtype=torch.float64, requires_grad=True)
     torch.autograd.backward(stablemax_cross_entropy(logits, torch.tensor([[6]])).sum())
@@ -80,7 +80,7 @@ def test_gradients_are_those_of_the_plain_formula_and_finite() -> None:
     assert logits.grad.flatten().tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def test_sums_at_the_last_step_are_the_references(last: LastStep) -> None:
+def test_sums_at_the_last_step_equal_the_reference(last: LastStep) -> None:
     wanted = reference_data.facts()["metrics_at_last_step"]
     losses = act_losses(last.logits, last.q_logits, last.labels, None)
     assert losses.tokens.item() == pytest.approx(wanted["lm_loss"], rel=RELATIVE)
@@ -91,7 +91,7 @@ def test_sums_at_the_last_step_are_the_references(last: LastStep) -> None:
     )
 
 
-def test_correctness_at_the_last_step_is_the_references(last: LastStep) -> None:
+def test_correctness_at_the_last_step_equals_the_reference(last: LastStep) -> None:
     wanted = reference_data.facts()["metrics_at_last_step"]
     correctness = Correctness.of(last.logits.argmax(-1), last.labels)
     assert len(correctness.solved) == wanted["count"]
@@ -109,7 +109,7 @@ def test_correctness_counts_target_positions_only() -> None:
     assert correctness.solved.tolist() == [True, False, True]
 
 
-def test_the_token_loss_weighs_examples_alike_whatever_their_length(last: LastStep) -> None:
+def test_the_token_loss_weighs_all_examples_equally_whatever_their_length(last: LastStep) -> None:
     per_token = stablemax_cross_entropy(last.logits, last.labels)
     lengths = (last.labels != -100).sum(-1)
     expected = (per_token.sum(-1) / lengths).sum().item()
@@ -117,7 +117,7 @@ def test_the_token_loss_weighs_examples_alike_whatever_their_length(last: LastSt
     assert act_losses(*last, None).tokens.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_continue_loss_joins_with_half_weight(last: LastStep) -> None:
+def test_the_continue_loss_counts_half(last: LastStep) -> None:
     target = torch.linspace(0, 1, 9)
     losses = act_losses(*last, target)
     q_continue = last.q_logits[:, 1].tolist()

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, that a run goes on from it exactly, and what is refused."""
+"""The folder of a run: its contents, exact resuming from it, and refusals."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def train(
     save_every: int | None = 1,
     keep: int = 10,
 ) -> list[StepReport]:
-    """The steps that are done: all, or `until` this one, where the run is cut off."""
+    """Train to the end, or until the step `until`, and return the reports of the steps."""
     saved = latest_step(folder) if resume else None
     generator = torch.Generator().manual_seed(1)
     inputs, labels = torch.randint(12, (2, 5, 8), generator=generator)
@@ -124,7 +124,7 @@ def test_the_folder_holds_the_best_the_steps_the_curve_and_the_plot(unbroken: Pa
 
 
 @pytest.mark.parametrize("cut", [2, 4, 6])
-def test_a_resumed_run_is_the_unbroken_one_to_the_last_bit(
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(
     tmp_path: Path, unbroken: Path, cut: int
 ) -> None:
     folder = tmp_path / "unbroken"
@@ -133,7 +133,7 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_last_bit(
         curve.write('{"step": ')  # torn by a crash
     assert [path.name for path in step_folders(folder)] == [f"step_{n}" for n in range(1, cut)]
     again = train(folder, resume=True)
-    # The step that was under way is done again.
+    # The interrupted step is repeated.
     assert [report.step for report in again] == list(range(cut, 7))
     for name in ("curve.jsonl", "model.safetensors", "step_6/model.safetensors"):
         assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
@@ -151,7 +151,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, unbroken: Path) -
     assert load_checkpoint(folder).digest == load_checkpoint(unbroken).digest
 
 
-def test_a_best_that_a_crash_left_unwritten_is_written_on_resuming(
+def test_the_best_is_written_on_resuming_if_a_crash_prevented_it(
     tmp_path: Path, unbroken: Path
 ) -> None:
     folder = tmp_path / "copy"
@@ -169,7 +169,7 @@ def test_only_the_latest_steps_are_kept_and_nothing_else_is_removed(tmp_path: Pa
     assert [path.name for path in step_folders(tmp_path)] == ["step_3", "step_4"]
 
 
-def test_by_default_the_best_and_the_last_are_saved(tmp_path: Path) -> None:
+def test_by_default_the_best_and_the_last_step_are_saved(tmp_path: Path) -> None:
     train(tmp_path, save_every=None)
     measurements = latest_step(tmp_path).record.measurements
     best = [
@@ -225,13 +225,13 @@ def test_a_folder_with_other_weights_is_left_alone(tmp_path: Path) -> None:
     assert refused(tmp_path, resume=False) == f"{tmp_path}: holds mine.pt: choose another folder"
 
 
-def test_a_folder_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     told = refused(tmp_path / "file" / "out", resume=False)
     assert "cannot be written (Not a directory)" in told
 
 
-def test_without_a_saved_step_nothing_is_resumed(tmp_path: Path) -> None:
+def test_resuming_without_a_saved_step_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, resume=True).startswith(f"{tmp_path}: holds no step_N")
 
 

@@ -1,4 +1,4 @@
-"""The recipe: what a step changes, who halts when, and that it learns."""
+"""The recipe: the changes of a step, when rows halt, and that the network learns."""
 
 import math
 from itertools import pairwise
@@ -16,7 +16,7 @@ from schemas import HaltedBy
 
 SEQ_LEN = 8
 STILL = 1e-12
-"""A learning rate at which nothing is learned in a few steps."""
+"""A learning rate too low to learn anything in a few steps."""
 
 
 def tiny(**fields: float) -> HRM:
@@ -39,7 +39,7 @@ def trainer_of(network: HRM, count: int = 4, **recipe: float) -> Trainer:
 
 
 def set_q_head(network: HRM, q_halt: float, q_continue: float) -> None:
-    """Make the Q head say this of every example."""
+    """Make the Q head give these logits for every example."""
     assert network.q_head.bias is not None
     with torch.no_grad():
         network.q_head.weight.zero_()
@@ -47,7 +47,7 @@ def set_q_head(network: HRM, q_halt: float, q_continue: float) -> None:
 
 
 def puzzles(trainer: Trainer) -> list[int]:
-    """What the rows worked on in the last step."""
+    """The puzzle of every row in the last step."""
     ids: list[int] = trainer._carry.batch.puzzle_ids.tolist()
     return ids
 
@@ -69,20 +69,20 @@ def test_gradients_of_a_repeated_row_are_summed() -> None:
     assert table.tolist() == [[-1, -1, -1], [-1, 1, 0]]
 
 
-def test_decay_shrinks_the_rows_that_occurred_only() -> None:
+def test_decay_shrinks_only_the_rows_that_occurred() -> None:
     table = torch.full((3, 1), 8.0)
     sign_descent_(table, torch.tensor([1, 1]), torch.zeros(2, 1), lr=0.5, weight_decay=0.25)
     assert table.flatten().tolist() == [8, 7, 8]
 
 
-def test_a_table_in_half_precision_stays_in_it() -> None:
+def test_a_table_in_half_precision_keeps_its_dtype() -> None:
     table = torch.ones(2, 2, dtype=torch.bfloat16)
     sign_descent_(table, torch.tensor([0]), torch.ones(1, 2), lr=0.5, weight_decay=0.0)
     assert table.dtype == torch.bfloat16
     assert table.tolist() == [[0.5, 0.5], [1, 1]]
 
 
-def test_a_step_moves_the_rows_of_its_puzzles_only() -> None:
+def test_a_step_moves_only_the_rows_of_its_puzzles() -> None:
     network = tiny()
     trainer = trainer_of(network, lr_warmup_steps=0, batch_size=2)
     trainer.step()
@@ -90,10 +90,10 @@ def test_a_step_moves_the_rows_of_its_puzzles_only() -> None:
     assert moved.nonzero().flatten().tolist() == sorted(puzzles(trainer))
 
 
-# Who works on what.
+# Rows and their examples.
 
 
-def test_every_example_is_seen_before_one_is_seen_again() -> None:
+def test_every_example_is_used_before_any_is_used_again() -> None:
     trainer = trainer_of(tiny(halt_max_steps=1), count=6, batch_size=2)
     seen: list[int] = []
     for _ in range(6):
@@ -115,7 +115,7 @@ def test_a_row_keeps_its_example_until_it_halts() -> None:
     assert sorted(work[0] + work[3]) == [0, 1, 2, 3]
 
 
-def test_a_halted_row_starts_from_the_initial_state_and_the_others_go_on(
+def test_a_halted_row_starts_from_the_initial_state_and_the_others_continue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = tiny(halt_max_steps=2)
@@ -142,7 +142,7 @@ def test_a_halted_row_starts_from_the_initial_state_and_the_others_go_on(
     assert not left[0].z_H.requires_grad
 
 
-def test_a_batch_is_at_most_all_examples() -> None:
+def test_a_batch_has_at_most_all_examples() -> None:
     trainer = trainer_of(tiny(halt_max_steps=1), count=3, batch_size=96)
     assert trainer.step().halted == 3
     assert sorted(puzzles(trainer)) == [0, 1, 2]
@@ -156,7 +156,7 @@ def test_rows_halt_as_soon_as_q_prefers_it() -> None:
     assert [(report.halted, report.act_steps) for report in reports] == [(4, 1.0)] * 4
 
 
-def test_exploration_makes_rows_go_on_for_a_random_number_of_steps() -> None:
+def test_exploration_makes_rows_continue_for_a_random_number_of_steps() -> None:
     network = tiny(halt_max_steps=4, halt_exploration_prob=1.0)
     set_q_head(network, 5, -5)
     trainer = trainer_of(network, lr=STILL)
@@ -182,7 +182,7 @@ def test_reports_are_means_over_the_rows_that_halted() -> None:
 # Targets, rates and averages.
 
 
-def test_going_on_is_worth_the_next_steps_better_choice_or_its_halt_at_the_last() -> None:
+def test_continuing_is_worth_the_next_steps_better_choice_or_halting_at_the_last() -> None:
     network = tiny()
     set_q_head(network, -1.5, 2.5)
     trainer = trainer_of(network)
@@ -238,16 +238,16 @@ def losses(seed: int) -> list[StepReport]:
     return [trainer.step() for _ in range(6)]
 
 
-def test_a_seed_means_the_same_run() -> None:
+def test_the_same_seed_gives_the_same_run() -> None:
     first, second, other = losses(3), losses(3), losses(4)
     assert [report.loss for report in first] == [report.loss for report in second]
     assert [report.loss for report in first] != [report.loss for report in other]
 
 
-# Precision, divergence, and going on.
+# Precision, divergence, and resuming.
 
 
-def test_what_is_measured_is_float32_whatever_is_trained_in() -> None:
+def test_measurements_are_float32_whatever_the_dtype_of_training() -> None:
     torch.manual_seed(0)
     config = tiny().config
     trainer = trainer_of(HRM(config, torch.bfloat16))
@@ -264,7 +264,7 @@ def test_what_is_measured_is_float32_whatever_is_trained_in() -> None:
 
 
 @pytest.mark.parametrize("where", ["lm_head.weight", "H_init"])
-def test_divergence_is_told_and_spoils_no_weights(where: str) -> None:
+def test_divergence_is_reported_and_leaves_the_weights_intact(where: str) -> None:
     network = tiny()
     trainer = trainer_of(network, lr=0.25)
     trainer.step()
@@ -279,8 +279,8 @@ def test_divergence_is_told_and_spoils_no_weights(where: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_restored_trainer_goes_on_to_the_last_bit(dtype: torch.dtype) -> None:
-    # Rows that explore, an order that is drawn anew, and examples cut off in their middle.
+def test_a_restored_trainer_continues_to_the_last_bit(dtype: torch.dtype) -> None:
+    # Rows explore, the order is drawn again, and examples are interrupted halfway.
     config = tiny(halt_exploration_prob=0.5).config
     recipe = {"batch_size": 3, "lr": 1e-2, "lr_warmup_steps": 4, "seed": 7}
 
@@ -303,7 +303,7 @@ def test_a_restored_trainer_goes_on_to_the_last_bit(dtype: torch.dtype) -> None:
         assert torch.equal(restored.averaged_network.state_dict()[key], value), key
 
 
-# It learns.
+# Learning.
 
 
 def test_a_tiny_network_learns_four_examples() -> None:
