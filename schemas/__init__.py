@@ -1,6 +1,6 @@
 """The wire contract: frozen models, and the JSON Schemas published from them in `schemas/v1`.
 
-Imports pydantic and nothing of this project.
+Imports pydantic and no other package of this project.
 """
 
 from schemas.categories import Category, Difficulty

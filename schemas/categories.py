@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Category(StrEnum):
-    """What an SQE agent was asked for. Rules that guess it from a prompt: `hrm.data.categories`."""
+    """Kind of work an SQE agent was asked for; `hrm.data.categories` guesses it from the prompt."""
 
     TEST_PLANNING = "test_planning"
     """Test planning and strategy."""
@@ -23,11 +23,11 @@ class Category(StrEnum):
 
 
 class Difficulty(StrEnum):
-    """By characters of prompt and completion together."""
+    """Difficulty class, by the number of characters in prompt and completion together."""
 
     EASY = "easy"
-    """Fewer than 500."""
+    """Fewer than 500 characters."""
     MEDIUM = "medium"
-    """Fewer than 1500."""
+    """500 to 1499 characters."""
     HARD = "hard"
-    """1500 and more."""
+    """1500 characters or more."""

@@ -1,7 +1,7 @@
-"""The root of every error this project raises on purpose, and how it words pydantic's.
+"""The base class of every error this project raises on purpose, and the wording of pydantic's.
 
-It lies in the lowest folder so that all others can use it. The command line prints such an error
-as one line; everything else is a bug and keeps its traceback.
+It lives in the lowest package so that all others can use it. The command line prints such an error
+as one line; any other exception is a bug and keeps its traceback.
 """
 
 from typing import NamedTuple
@@ -14,12 +14,12 @@ class SQEHRMError(Exception):
 
 
 class Problem(NamedTuple):
-    """The first problem that pydantic found, as `str` in one line."""
+    """The first problem that pydantic found; `str` gives it as one line."""
 
     kind: str
-    """Pydantic's type of the error, such as `missing`."""
+    """Pydantic's error type, for example `missing`."""
     field: str
-    """Dotted path of the field; empty if the problem lies with the whole."""
+    """Dotted path of the field; empty if the problem concerns the input as a whole."""
     message: str
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
 
 def first_problem(error: ValidationError) -> Problem:
-    """The first field that does not fit, and why. It never holds the value itself."""
+    """The first invalid field and the reason. The result never contains the field's value."""
     details = error.errors(include_url=False, include_input=False)[0]
     return Problem(
         kind=details["type"],

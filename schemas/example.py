@@ -8,14 +8,14 @@ from schemas.categories import Difficulty
 
 VOCABULARY_SIZE = 12
 MAX_SEQUENCE_LENGTH = 100
-"""Tokens of a sequence, start and end included."""
+"""Longest sequence in tokens, including the start and end tokens."""
 
 Token = Annotated[int, Field(strict=True, ge=0, lt=VOCABULARY_SIZE)]
 Sequence = Annotated[tuple[Token, ...], Field(min_length=2, max_length=MAX_SEQUENCE_LENGTH)]
 
 
 class SolutionStep(BaseModel):
-    """A placeholder the format asks for: actions alternate 0, 1; there is no state."""
+    """A placeholder that the format requires: actions alternate 0, 1; there is no state."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,7 +24,7 @@ class SolutionStep(BaseModel):
 
 
 class ExampleMetadata(BaseModel):
-    """Where an example came from and how long its texts were (in characters)."""
+    """An example's origin, and the lengths of its texts in characters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ class ExampleMetadata(BaseModel):
 
 
 class HRMExample(BaseModel):
-    """Keys in this order and no others."""
+    """A message as tokens: exactly these keys, in this order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

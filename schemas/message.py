@@ -1,4 +1,4 @@
-"""The SQE message, version 1: what an agent enqueues.
+"""The SQE message, version 1, which an agent enqueues.
 
 Knows the form of a message and how to refuse one; nothing of tokens, models or queues.
 """
@@ -25,14 +25,15 @@ from schemas.categories import Category
 from schemas.rejection import MessageRejected, RejectionReason
 
 DEFAULT_MAX_MESSAGE_BYTES = 256 * 1024
-"""Limit of prompt and completion together, in bytes of UTF-8: far above any completion seen (the
-longest real example has 2 kB), low enough that a queue of them fits in a broker's memory."""
+"""Limit of prompt and completion together, in bytes of UTF-8. It is far above any completion seen
+(the longest real example has 2 kB) and low enough that a queue of messages fits in a broker's
+memory."""
 
 _ENVELOPE_BYTES = 64 * 1024
-"""What the JSON of a message may take beside its texts: names, identifiers and the tags."""
+"""Bytes allowed for the rest of a message's JSON: field names, identifiers and tags."""
 
 _JSON_ESCAPE_FACTOR = 6
-"""The longest JSON form of one byte of text (`\\u0000`)."""
+"""Characters in the longest JSON form of one byte of text (`\\u0000`)."""
 
 _RFC3339 = re.compile(
     r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
@@ -40,14 +41,14 @@ _RFC3339 = re.compile(
 
 
 def _rfc3339(value: object) -> object:
-    """Refuse what pydantic would also read as a time, such as seconds since 1970."""
+    """Refuse values that pydantic would also read as a time, such as seconds since 1970."""
     if isinstance(value, datetime) or (isinstance(value, str) and _RFC3339.fullmatch(value)):
         return value
     raise ValueError("not an RFC 3339 time with offset, such as 2026-01-31T12:00:00Z")
 
 
 def _no_boolean(value: object) -> object:
-    """Refuse `true`, which Python holds to be equal to 1."""
+    """Refuse `true`, which Python considers equal to 1."""
     if isinstance(value, bool):
         raise ValueError("not a number")  # noqa: TRY004 - pydantic reports a ValueError
     return value
@@ -62,35 +63,40 @@ TagValue = Annotated[str, StringConstraints(strict=True, max_length=256)]
 
 
 class SQEMessage(BaseModel):
-    """A prompt, and the completion that an SQE agent answered it with."""
+    """A prompt and the completion that an SQE agent gave for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Annotated[Literal[1], BeforeValidator(_no_boolean)] = Field(
-        description="Version of this contract."
+        description="Version of the message contract."
     )
-    message_id: Identifier = Field(description="Unique; results are found by it.")
+    message_id: Identifier = Field(description="Unique id; results are looked up by it.")
     agent_id: Identifier = Field(description="The agent that wrote the completion.")
-    prompt: Text = Field(description="What the agent was asked.")
-    completion: Text = Field(description="What the agent answered.")
+    prompt: Text = Field(description="The question or task given to the agent.")
+    completion: Text = Field(description="The agent's answer.")
     puzzle_id: Annotated[int, Field(strict=True, ge=0)] | None = Field(
-        default=None, description="Row of the checkpoint's puzzle table; by policy if absent."
+        default=None,
+        description="Row of the checkpoint's puzzle table; if absent, the puzzle policy chooses.",
     )
     category: Category | None = Field(
-        default=None, description="Content category; from the prompt's words if absent."
+        default=None,
+        description="Content category; if absent, it is derived from the prompt's words.",
     )
     created_at: Annotated[AwareDatetime, BeforeValidator(_rfc3339)] | None = Field(
-        default=None, description="When the agent wrote the message: RFC 3339 with offset."
+        default=None,
+        description="Time at which the agent wrote the message: RFC 3339 with offset.",
     )
     tags: Annotated[dict[TagKey, TagValue], Field(max_length=16)] | None = Field(
-        default=None, description="Up to 16 pairs for the agent's own use; never a metric label."
+        default=None,
+        description="Up to 16 key-value pairs for the agent's own use; never a metric label.",
     )
 
     @classmethod
     def create(cls, *, agent_id: str, prompt: str, completion: str, **optional: Any) -> Self:  # noqa: ANN401
-        """A new message with `message_id` (a UUID) and `created_at` (now) filled in.
+        """Create a message, with `message_id` (a UUID) and `created_at` (now) filled in.
 
-        Raises `MessageRejected` where a field breaks the contract.
+        Raises:
+            MessageRejected: A field breaks the contract.
         """
         fields = {
             "schema_version": 1,
@@ -110,10 +116,14 @@ class SQEMessage(BaseModel):
 def parse_message(
     body: bytes | str | Mapping[str, Any], *, max_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
 ) -> SQEMessage:
-    """The message that `body` holds: JSON text, its UTF-8 bytes, or the decoded object.
+    """Parse and check a message.
 
-    `max_bytes` bounds prompt and completion together (UTF-8). Raises `MessageRejected` with the
-    reason and a one-line detail that names the field and the mend.
+    Args:
+        body: JSON text, its UTF-8 bytes, or the decoded object.
+        max_bytes: Limit of prompt and completion together, in bytes of UTF-8.
+
+    Raises:
+        MessageRejected: With the reason, and a one-line detail that names the field and the fix.
     """
     try:
         raw = body if isinstance(body, bytes) else _to_text(body).encode()
@@ -122,7 +132,7 @@ def parse_message(
         raise MessageRejected(
             RejectionReason.INVALID_UNICODE, "not valid UTF-8 or a lone surrogate: send UTF-8 text"
         ) from None
-    # Before parsing, so that a huge body costs nothing more than its transfer.
+    # Checked before parsing, so that a huge body costs no more than its transfer.
     if len(raw) > max_bytes * _JSON_ESCAPE_FACTOR + _ENVELOPE_BYTES:
         raise _too_large(len(raw), max_bytes)
     try:
@@ -166,10 +176,10 @@ def _rejection(error: ValidationError) -> MessageRejected:
 
 
 _MAX_PROBLEMS = 5
-"""A detail is one line; a message of a thousand unknown fields is told by the first few."""
+"""Problems listed in a detail, which is one line: a message may have a thousand unknown fields."""
 
 _MAX_NAME_LENGTH = 80
-"""Of a field's name in a detail, since an unknown name can be of any length."""
+"""Characters of a field's name in a detail: an unknown field's name can have any length."""
 
 _REASONS = {
     "missing": RejectionReason.MISSING_FIELD,
@@ -179,7 +189,7 @@ _REASONS = {
     "model_attributes_type": RejectionReason.NOT_A_MESSAGE,
 }
 
-_MENDS = {
+_FIXES = {
     RejectionReason.MISSING_FIELD: "add it",
     RejectionReason.UNKNOWN_FIELD: "remove it, or put it under tags",
 }
@@ -199,10 +209,10 @@ def _reason(problem: ErrorDetails) -> RejectionReason:
 
 
 def _reason_of_invalid_json(message: str) -> RejectionReason:
-    # The parser reports all three as invalid JSON and tells them apart in words only.
+    # The parser reports all three as invalid JSON; only its message tells them apart.
     if "recursion" in message:
         return RejectionReason.TOO_DEEP
-    # A lone surrogate such as "\ud800" shows as the missing second half of its pair.
+    # A lone surrogate such as "\ud800" is reported as a missing second half of a pair.
     if "surrogate" in message or "hex escape" in message:
         return RejectionReason.INVALID_UNICODE
     return RejectionReason.NOT_JSON
@@ -215,5 +225,5 @@ def _describe(problem: ErrorDetails) -> str:
         name = name[:_MAX_NAME_LENGTH] + "…"
     # !a keeps control characters and surrogates out of logs and JSON.
     text = f"field {name!a}: {problem['msg']}" if name else problem["msg"]
-    mend = _MENDS.get(reason)
-    return f"{text}: {mend}" if mend else text
+    fix = _FIXES.get(reason)
+    return f"{text}: {fix}" if fix else text

@@ -1,4 +1,4 @@
-"""Publishes the models as JSON Schema files, so that agents in any language can check messages."""
+"""Publish the models as JSON Schema files, so that agents in any language can check messages."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def json_schema(name: str) -> str:
 
 
 def publish(folder: Path) -> list[Path]:
-    """Write every schema as `NAME.schema.json` into `folder`; returns the files."""
+    """Write every schema as `NAME.schema.json` into `folder`, and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name in MODELS:

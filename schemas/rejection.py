@@ -1,6 +1,6 @@
-"""Why a message cannot be evaluated, and the letter that says so.
+"""Reasons why a message cannot be evaluated, and the dead letter that reports one.
 
-Knows the fixed list of reasons and the dead letter's form; not where letters are kept.
+Knows the fixed list of reasons and the form of a dead letter; not where dead letters are kept.
 """
 
 from enum import StrEnum
@@ -11,40 +11,40 @@ from schemas.errors import SQEHRMError
 
 
 class RejectionReason(StrEnum):
-    """The fixed list: also the values of the metric label `reason`."""
+    """The fixed list of reasons, which are also the values of the metric label `reason`."""
 
     NOT_JSON = "not_json"
     """The body is not JSON."""
     INVALID_UNICODE = "invalid_unicode"
-    """Invalid UTF-8, or a lone surrogate."""
+    """The body holds invalid UTF-8 or a lone surrogate."""
     TOO_DEEP = "too_deep"
-    """Nested deeper than the parser goes."""
+    """The body is nested more deeply than the parser allows."""
     TOO_LARGE = "too_large"
-    """Prompt and completion exceed the byte limit."""
+    """Prompt and completion together exceed the byte limit."""
     NOT_A_MESSAGE = "not_a_message"
-    """JSON, or a task, but no SQE message at all."""
+    """The body is JSON, or a task, but not an SQE message."""
     UNKNOWN_TASK = "unknown_task"
-    """A task of another name in this worker's queue."""
+    """The worker's queue held a task with another name."""
     UNSUPPORTED_VERSION = "unsupported_version"
-    """`schema_version` is one this worker does not speak."""
+    """The worker does not support this `schema_version`."""
     MISSING_FIELD = "missing_field"
     """A required field is absent."""
     UNKNOWN_FIELD = "unknown_field"
-    """A field that the contract does not have."""
+    """A field is not part of the contract."""
     EMPTY_TEXT = "empty_text"
-    """Prompt or completion without a character."""
+    """Prompt or completion is empty."""
     WRONG_TYPE = "wrong_type"
-    """A field of another JSON type."""
+    """A field has the wrong JSON type."""
     INVALID_VALUE = "invalid_value"
-    """A field of the right type whose value breaks its rule."""
+    """A field has the right type, but a value that is not allowed."""
     PUZZLE_OUT_OF_RANGE = "puzzle_out_of_range"
     """`puzzle_id` is beyond the checkpoint's puzzle table."""
     EVALUATION_FAILED = "evaluation_failed"
-    """The message is sound, but the model gave no finite answer for it."""
+    """The message is valid, but the model gave no finite answer for it."""
 
 
 class MessageRejected(SQEHRMError):
-    """A message that cannot be evaluated: `reason` from the fixed list, `detail` in one line."""
+    """A message cannot be evaluated: `reason` is from the fixed list, `detail` is one line."""
 
     def __init__(self, reason: RejectionReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -53,21 +53,21 @@ class MessageRejected(SQEHRMError):
 
 
 class Rejection(BaseModel):
-    """The answer to a message that went to the dead letters."""
+    """The answer to a message that was moved to the dead letters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     message_id: str | None = Field(
-        description="The message's own id where one could be read, else the task's."
+        description="The message's own id if it could be read, otherwise the task's id."
     )
     reason: RejectionReason
-    detail: str = Field(description="One line that names the field and the mend.")
+    detail: str = Field(description="One line that names the field and the fix.")
 
 
 class DeadLetter(Rejection):
-    """A refused message with everything needed to mend and send it again."""
+    """A refused message, with everything needed to fix it and send it again."""
 
-    body: Base64Bytes = Field(description="The original bytes.")
-    queue: str | None = Field(description="The queue it came from.")
-    worker: str = Field(description="Host name and process of the worker that refused it.")
+    body: Base64Bytes = Field(description="The message's original bytes.")
+    queue: str | None = Field(description="The queue the message came from.")
+    worker: str = Field(description="Host name and process of the worker that refused the message.")
     rejected_at: AwareDatetime

@@ -1,4 +1,4 @@
-"""The verdict: what the evaluation of one message found."""
+"""The verdict: the result of evaluating one message."""
 
 from enum import StrEnum
 
@@ -9,25 +9,25 @@ from schemas.example import Token
 
 
 class HaltedBy(StrEnum):
-    """Which rule ended the computation."""
+    """The rule that ended the computation."""
 
     Q = "q"
     """The Q head preferred halting (`q_halt > q_continue`)."""
     MAX_STEPS = "max_steps"
-    """The step limit."""
+    """The step limit was reached."""
 
 
 class FailurePattern(StrEnum):
-    """How an unsolved message failed: the first that applies, in this order."""
+    """How an unsolved message failed: the first pattern that applies, in this order."""
 
     NEAR_MISS = "near_miss"
-    """Wrong tokens at most max(1, 5 %)."""
+    """At most 5 % of the target tokens are wrong, or only one."""
     SHIFTED = "shifted"
-    """Edit similarity at least 0.8 where position accuracy is below it."""
+    """Edit similarity is at least 0.8, and higher than token accuracy."""
     WRONG_LENGTH = "wrong_length"
-    """The first predicted `end` is not where the target's is."""
+    """The prediction's first `end` is missing, or at another position than the target's."""
     NO_SIGNAL = "no_signal"
-    """No better than always guessing the commonest target token."""
+    """The prediction is no better than always guessing the commonest target token."""
     DIVERGED_EARLY = "diverged_early"
     """The first wrong token lies in the first half."""
     DIVERGED_LATE = "diverged_late"
@@ -35,18 +35,24 @@ class FailurePattern(StrEnum):
 
 
 class Timings(BaseModel):
-    """Seconds."""
+    """Durations in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queue: float | None = Field(ge=0, description="Enqueued until taken; null where unknown.")
-    convert: float = Field(ge=0, description="Validation and conversion.")
-    inference: float = Field(ge=0, description="Handed to the engine until answered.")
-    total: float = Field(ge=0, description="Enqueued (or taken) until the verdict.")
+    queue: float | None = Field(
+        ge=0, description="From enqueued until taken by a worker; null if unknown."
+    )
+    convert: float = Field(ge=0, description="Validation and conversion of the message.")
+    inference: float = Field(ge=0, description="From submission to the engine until its answer.")
+    total: float = Field(
+        ge=0,
+        description="From enqueued until the verdict; from taken if the time of enqueuing is "
+        "unknown.",
+    )
 
 
 class Verdict(BaseModel):
-    """Every figure comes from inference with the named checkpoint."""
+    """The result for one message. Every figure comes from inference with the named checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,23 +61,31 @@ class Verdict(BaseModel):
     checkpoint: str
     checkpoint_digest: str
     puzzle_id: int
-    solved: bool = Field(description="Every target token right.")
-    token_accuracy: float = Field(ge=0, le=1, description="By position.")
+    solved: bool = Field(description="Whether every target token is predicted correctly.")
+    token_accuracy: float = Field(
+        ge=0, le=1, description="Share of target tokens predicted correctly, by position."
+    )
     edit_similarity: float = Field(
         ge=0, le=1, description="1 - Levenshtein distance / target length, at least 0."
     )
     correct_tokens: int = Field(ge=0)
     target_tokens: int = Field(ge=1)
-    predicted_sequence: tuple[Token, ...] = Field(description="At the target's positions.")
-    known: bool = Field(description="This puzzle and input were in the checkpoint's training set.")
+    predicted_sequence: tuple[Token, ...] = Field(
+        description="Predicted tokens at the target's positions."
+    )
+    known: bool = Field(
+        description="Whether this puzzle and input were in the checkpoint's training set."
+    )
     act_steps: int = Field(ge=1)
     halted_by: HaltedBy
-    q_halt: float = Field(description="Logit at the last step.")
-    q_continue: float = Field(description="Logit at the last step.")
-    q_flips: int = Field(ge=0, description="How often the sign of q_halt - q_continue changed.")
+    q_halt: float = Field(description="Logit for halting, at the last step.")
+    q_continue: float = Field(description="Logit for continuing, at the last step.")
+    q_flips: int = Field(ge=0, description="Sign changes of q_halt - q_continue between steps.")
     difficulty: Difficulty
     category: Category
-    failure_pattern: FailurePattern | None = Field(description="Null when solved.")
+    failure_pattern: FailurePattern | None = Field(
+        description="How the message failed; null when solved."
+    )
     timings: Timings
     device: str
     worker: str
@@ -79,5 +93,5 @@ class Verdict(BaseModel):
 
     @property
     def q_right(self) -> bool:
-        """Whether the Q head says rightly that the example is solved: `q_halt >= 0` says so."""
+        """Whether the Q head is right about `solved`: `q_halt >= 0` predicts a solved example."""
         return (self.q_halt >= 0) == self.solved
