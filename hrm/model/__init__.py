@@ -1,9 +1,9 @@
-"""The network, examples as its tensors, and what its logits mean.
+"""The network, its input tensors, and the meaning of its logits.
 
-- `config`: the sizes of a network, padding
-- `network`: HRM (ACT v1), equal to the public reference
+- `config`: sizes of a network, padding
+- `network`: HRM (ACT v1), numerically equal to the public reference
 - `batch`: examples as tensors
-- `reference_loop`: the plain evaluation loop, the yardstick for the engine
+- `reference_loop`: the plain evaluation loop that the engine is measured against
 - `outputs`: log-probabilities, and whether an answer is right
 
 May import `schemas`.

@@ -1,7 +1,6 @@
 """The sizes of a network, and the padding of its inputs and labels.
 
-Field names are those of the reference's configuration files, so that a reader of one knows the
-other.
+Fields are named as in the reference's configuration files, so that a reader of one knows the other.
 """
 
 from typing import Literal
@@ -11,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from schemas import MAX_SEQUENCE_LENGTH, VOCABULARY_SIZE
 
 PADDING_TOKEN = 0
-"""Inputs are padded with this token; padding takes part in attention."""
+"""Token that inputs are padded with; padding takes part in attention."""
 
 IGNORE_LABEL = -100
-"""Labels are padded with this; such positions count neither in losses nor in figures."""
+"""Value that labels are padded with; padded positions count neither in losses nor in figures."""
 
 
 class HRMConfig(BaseModel):
@@ -54,10 +53,10 @@ class HRMConfig(BaseModel):
 
     @property
     def puzzle_emb_len(self) -> int:
-        """Leading positions that the puzzle embedding fills: ceil(puzzle_emb_ndim / D)."""
+        """Number of leading positions for the puzzle embedding: ceil(puzzle_emb_ndim / D)."""
         return -(-self.puzzle_emb_ndim // self.hidden_size)
 
     @property
     def intermediate_size(self) -> int:
-        """Inner size of SwiGLU: expansion x D x 2/3, rounded, then up to a multiple of 256."""
+        """Inner size of SwiGLU: round(expansion x D x 2/3), raised to a multiple of 256."""
         return -(-round(self.expansion * self.hidden_size * 2 / 3) // 256) * 256

@@ -1,9 +1,9 @@
 """The Hierarchical Reasoning Model (Wang et al., 2025, arXiv:2506.21734), version ACT v1.
 
-Knows sizes and tensors; nothing of text, files, optimisers or scheduling. Keys and shapes of the
-state dict are those of the public reference (below the prefix `model.inner.`), and so are the
-numbers that come out. Symbols: B batch, S sequence length, P leading puzzle positions, D hidden
-size, V vocabulary.
+Knows sizes and tensors; nothing of text, files, optimisers or scheduling. The state dict has the
+keys (below the prefix `model.inner.`) and shapes of the public reference, and the network computes
+the same numbers. Symbols: B batch, S sequence length, P leading puzzle positions, T = P + S, D
+hidden size, V vocabulary.
 """
 
 import math
@@ -16,21 +16,22 @@ from torch import Tensor, nn
 from hrm.model.config import HRMConfig
 
 TRUNCATION = 2.0
-"""Initial weights are normal, cut at so many standard deviations."""
+"""Standard deviations at which the normal distribution of initial weights is cut off."""
 
 Q_BIAS = -5.0
-"""The Q head starts by almost never halting, which lets the token head learn first."""
+"""Initial bias of the Q head: it almost never halts at first, so that the token head learns
+first."""
 
 
 class State(NamedTuple):
-    """What is carried from one ACT step to the next: both (B, P + S, D), forward dtype."""
+    """The state carried from one ACT step to the next: both (B, P + S, D), forward dtype."""
 
     z_H: Tensor
     z_L: Tensor
 
 
 def truncated_normal(*shape: int, std: float) -> Tensor:
-    """float32 normal numbers cut at ± 2 deviations and rescaled to have `std` after the cut."""
+    """Normal float32 numbers, cut off at ± 2 deviations and rescaled to have `std` afterwards."""
     if std == 0:
         return torch.zeros(shape)
     density = math.exp(-(TRUNCATION**2) / 2) / math.sqrt(2 * math.pi)
@@ -41,13 +42,13 @@ def truncated_normal(*shape: int, std: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """`x / rms(x)` over the last dimension, without weights, in float32; keeps the dtype."""
+    """Compute `x / rms(x)` over the last dimension, without weights, in float32; keep the dtype."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 class Linear(nn.Module):
-    """A linear map whose weights follow the dtype of what they are applied to."""
+    """A linear map whose weights are cast to the dtype of its input."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in_features) to (…, out_features)."""
+        """Map (…, in_features) to (…, out_features)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
@@ -70,7 +71,7 @@ class Embedding(nn.Module):
 
 
 class PuzzleEmbedding(nn.Module):
-    """A vector for each puzzle: a buffer, because its rows have an optimiser of their own."""
+    """A vector for each puzzle. A buffer, because the rows have an optimiser of their own."""
 
     weights: Tensor
 
@@ -89,7 +90,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
-        """x: (B, T, D); rotary: cosines and sines, float32 (2, T, head_dim), or None."""
+        """Attend. x: (B, T, D); rotary: cosines and sines, float32 (2, T, head_dim), or None."""
         batch, length, _ = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -102,15 +103,15 @@ class Attention(nn.Module):
 
 def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
     """Cosines and sines of rotary position embedding, half-split form: float32 (2, T, head_dim)."""
-    # Written as the reference does: an untrained network amplifies a last-bit difference here a
-    # hundredfold with every ACT step.
+    # The same operations as in the reference: an untrained network amplifies a last-bit difference
+    # here a hundredfold with every ACT step.
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies).repeat(1, 2)
     return torch.stack((angles.cos(), angles.sin()))
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Apply the rotary table to x (…, T, head_dim) in float32; keeps the dtype."""
+    """Apply the rotary table to x (…, T, head_dim) in float32; keep the dtype."""
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
     return (wide * rotary[0] + torch.cat((-second, first), dim=-1) * rotary[1]).to(x.dtype)
@@ -125,7 +126,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         output: Tensor = self.down_proj(F.silu(gate) * up)
         return output
@@ -141,7 +142,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         x = rms_norm(x + self.self_attn(x, rotary), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
 
@@ -154,7 +155,7 @@ class Level(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(layers))
 
     def forward(self, z: Tensor, injection: Tensor, rotary: Tensor | None) -> Tensor:
-        """All (B, T, D): add the injection to the level's state, then apply its blocks."""
+        """Add the injection to the level's state, then apply its blocks; all (B, T, D)."""
         z = z + injection
         for layer in self.layers:
             z = layer(z, rotary)
@@ -196,14 +197,14 @@ class HRM(nn.Module):
                 self.q_head.bias.fill_(Q_BIAS)
 
     def puzzle_embedding(self, puzzle_ids: Tensor) -> Tensor | None:
-        """Rows of the puzzle table for int (B,): (B, puzzle_emb_ndim), or None without a table."""
+        """Look up int (B,) in the puzzle table: (B, puzzle_emb_ndim), or None without a table."""
         return self.puzzle_emb.weights[puzzle_ids] if self.config.puzzle_emb_ndim else None
 
     def embed(self, inputs: Tensor, puzzle_embedding: Tensor | None) -> Tensor:
-        """The input x of every ACT step: (B, P + S, D), forward dtype.
+        """Compute the input x of every ACT step: (B, P + S, D), forward dtype.
 
-        inputs: int tokens (B, S), padded with 0; puzzle_embedding: (B, puzzle_emb_ndim). It does
-        not change between steps: compute it once for an example.
+        It does not change between steps: compute it once per example. inputs: int tokens (B, S),
+        padded with 0; puzzle_embedding: (B, puzzle_emb_ndim).
         """
         config, dtype = self.config, self.forward_dtype
         x = F.embedding(inputs, self.embed_tokens.embedding_weight.to(dtype))
@@ -224,7 +225,7 @@ class HRM(nn.Module):
         )
 
     def step(self, state: State, x: Tensor) -> State:
-        """One ACT step. Only the last call of L and the last of H carry gradient."""
+        """Run one ACT step. Only the last call of L and the last call of H carry gradients."""
         config = self.config
         z_H, z_L = state
         with torch.no_grad():
@@ -239,7 +240,7 @@ class HRM(nn.Module):
         return State(z_H, z_L)
 
     def token_logits(self, z_H: Tensor) -> Tensor:
-        """(B, P + S, D) to (B, S, V), forward dtype."""
+        """Token logits of z_H (B, P + S, D): (B, S, V), forward dtype."""
         logits: Tensor = self.lm_head(z_H[:, self.config.puzzle_emb_len :])
         return logits
 

@@ -1,4 +1,4 @@
-"""What a network's logits mean: log-probabilities, and whether an answer is right.
+"""The meaning of a network's logits: log-probabilities, and whether an answer is right.
 
 Knows tensors; nothing of networks, losses or files.
 """
@@ -15,8 +15,8 @@ def log_probabilities(logits: Tensor) -> Tensor:
     """The log-probability of every token under stablemax: float (…, V) to float64 (…, V).
 
     Stablemax (Prieto et al., 2025, arXiv:2501.04697) replaces softmax's exponential by `x + 1` for
-    x >= 0 and `1 / (1 - x)` below. The token head is trained with it: softmax would read
-    probabilities out of the logits that no loss ever asked for.
+    x >= 0 and by `1 / (1 - x)` for x < 0. The token head is trained with it: softmax would turn the
+    logits into probabilities that the head was never trained for.
     """
     wide = logits.double()
     mass = torch.where(wide < 0, 1 / (1 - wide.clamp(max=0)), wide + 1)
@@ -25,16 +25,16 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Correctness:
-    """How a batch's predictions compare with its labels."""
+    """Comparison of a batch's predictions with its labels."""
 
     accuracy: Tensor
-    """float32 (B,): share of right target tokens."""
+    """float32 (B,): share of target tokens that are right."""
     solved: Tensor
-    """bool (B,): every target token right."""
+    """bool (B,): whether every target token is right."""
 
     @staticmethod
     def of(predictions: Tensor, labels: Tensor) -> "Correctness":
-        """predictions: int64 (B, S); labels: int64 (B, S)."""
+        """Compare predictions, int64 (B, S), with labels, int64 (B, S)."""
         counted = labels != IGNORE_LABEL
         targets = counted.sum(-1)
         correct = (counted & (predictions == labels)).sum(-1)
@@ -42,8 +42,9 @@ class Correctness:
 
 
 def q_right(q_logits: Tensor, solved: Tensor) -> Tensor:
-    """Whether the Q head says rightly that an example is solved: bool (B,).
+    """Whether the Q head is right about each example: bool (B,).
 
-    q_logits: float (B, 2), halt and continue; solved: bool (B,). `q_halt >= 0` says solved.
+    `q_halt >= 0` predicts a solved example. q_logits: float (B, 2), halt and continue; solved: bool
+    (B,).
     """
     return (q_logits[:, 0] >= 0) == solved

@@ -1,7 +1,7 @@
-"""The plain evaluation loop: static batches, every ACT step in full, as the reference does it.
+"""The plain evaluation loop: static batches, every ACT step for all of them, as in the reference.
 
-The yardstick: what the engine answers and how fast it is are held against this. Also used where a
-small set is evaluated at once, such as during training.
+The engine's answers and its speed are measured against this loop. It also evaluates small sets at
+once, for example during training.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from schemas import HaltedBy
 
 @dataclass(frozen=True)
 class LoopOutput:
-    """What the network said of each example when it halted."""
+    """The network's outputs for each example, taken at the step at which the example halted."""
 
     predictions: Tensor
     """int64 (B, S)."""
@@ -34,8 +34,8 @@ def evaluate_batch(
 ) -> LoopOutput:
     """Run ACT steps until every example of `batch` has halted.
 
-    An example's answer is taken at the step at which it halts: under `q` the first at which
-    `q_halt > q_continue`, at the latest `max_steps` (default: the configuration's).
+    An example's answer is taken at the step at which it halts. Under the rule `q` that is the first
+    step with `q_halt > q_continue`, and `max_steps` (default: the configuration's) at the latest.
     """
     limit = max_steps or network.config.halt_max_steps
     x = network.embed(batch.inputs, network.puzzle_embedding(batch.puzzle_ids))

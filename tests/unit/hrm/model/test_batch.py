@@ -1,4 +1,4 @@
-"""Examples become padded tensors, or are refused where the network cannot take them."""
+"""Examples become padded tensors, or are refused if the network cannot take them."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_no_examples_are_an_empty_batch_of_the_right_width() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 11), min_size=2, max_size=7), max_size=4))
-def test_inputs_are_encoded_alone_as_with_their_labels(sequences: list[list[int]]) -> None:
+def test_inputs_are_encoded_the_same_without_labels(sequences: list[list[int]]) -> None:
     examples = [example(row, inputs=tuple(each)) for row, each in enumerate(sequences)]
     inputs, puzzle_ids = encode_inputs(examples, TINY)
     assert inputs.tolist() == [each + [0] * (7 - len(each)) for each in sequences]
@@ -63,7 +63,9 @@ def test_the_last_row_and_the_full_length_fit() -> None:
         (example(5), "puzzle_id 5, but the checkpoint's table has rows 0 to 4"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(refused: HRMExample, wording: str) -> None:
+def test_an_example_that_does_not_fit_is_refused_in_one_line(
+    refused: HRMExample, wording: str
+) -> None:
     for attempt in (lambda: check_fits(refused, TINY), lambda: encode([example(), refused], TINY)):
         with pytest.raises(ExampleError) as caught:
             attempt()
@@ -71,7 +73,7 @@ def test_what_does_not_fit_is_refused_in_one_line(refused: HRMExample, wording: 
         assert str(caught.value).isprintable()
 
 
-def test_without_a_puzzle_table_any_puzzle_fits() -> None:
+def test_any_puzzle_fits_without_a_puzzle_table() -> None:
     without = TINY.model_copy(update={"puzzle_emb_ndim": 0})
     check_fits(example(10**6), without)
     assert encode([example(10**400)], without).puzzle_ids.tolist() == [0]
@@ -91,7 +93,7 @@ def test_rows_are_taken_by_slice_and_by_index() -> None:
     assert chosen.labels[:, 2].tolist() == [104, 100, 104]
 
 
-def test_replace_puts_others_where_asked_and_leaves_the_original() -> None:
+def test_replace_changes_the_given_rows_and_leaves_the_original() -> None:
     batch = counting(0, 4)
     replaced = batch.replace(torch.tensor([False, True, False, True]), counting(50, 2))
     assert replaced.puzzle_ids.tolist() == [0, 50, 2, 51]

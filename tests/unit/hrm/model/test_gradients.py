@@ -1,7 +1,7 @@
-"""The gradients of a training step are those of its definition, at the reference's weights.
+"""A training step has the gradients of its definition, checked with the reference's weights.
 
-Only the last call of L and the last of H carry gradient (the one-step gradient of the paper). Here
-every call is written out, the earlier ones under `no_grad`, and autograd does the rest.
+Only the last call of L and the last call of H carry gradients (the one-step gradient of the paper).
+Here every call is written out, the earlier ones under `no_grad`, and autograd does the rest.
 """
 
 import pytest
@@ -13,7 +13,7 @@ from hrm.training.losses import act_losses
 from tests.support import reference as reference_data
 
 TARGET = torch.linspace(0, 1, 9)
-"""Of `q_continue`; any will do."""
+"""Targets for `q_continue`; any values will do."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def puzzle_rows(network: HRM) -> Tensor:
 
 
 def gradients(network: HRM, state: State, rows: Tensor) -> dict[str, Tensor]:
-    """Of the total loss, by parameter; that of the puzzle rows under `puzzle`."""
+    """Gradients of the total loss by parameter name; those of the puzzle rows under `puzzle`."""
     losses = act_losses(
         network.token_logits(state.z_H),
         network.q_logits(state.z_H),
@@ -45,7 +45,7 @@ def gradients(network: HRM, state: State, rows: Tensor) -> dict[str, Tensor]:
 
 
 def step_written_out(network: HRM, x: Tensor, *, cut: bool = True) -> State:
-    """One ACT step with every call in its own line; `cut`: the earlier ones without gradient."""
+    """One ACT step with every call on its own line; `cut`: the earlier ones carry no gradients."""
     L, H, rotary = network.L_level, network.H_level, network.rotary
     config = network.config
     assert (config.H_cycles, config.L_cycles) == (2, 2)
@@ -59,7 +59,7 @@ def step_written_out(network: HRM, x: Tensor, *, cut: bool = True) -> State:
     return State(H(z_H, z_L, rotary), z_L)
 
 
-def test_gradients_are_those_of_the_last_calls_of_both_levels(network: HRM) -> None:
+def test_gradients_come_from_the_last_call_of_each_level(network: HRM) -> None:
     rows = puzzle_rows(network)
     x = embedded(network, rows)
     found = gradients(network, network.step(network.initial_state(9), x), rows)
@@ -74,7 +74,7 @@ def test_gradients_are_those_of_the_last_calls_of_both_levels(network: HRM) -> N
         torch.testing.assert_close(found[name], value, msg=name)
 
 
-def test_gradients_through_all_calls_would_be_others(network: HRM) -> None:
+def test_gradients_through_all_calls_would_differ(network: HRM) -> None:
     rows = puzzle_rows(network)
     x = embedded(network, rows)
     found = gradients(network, network.step(network.initial_state(9), x), rows)

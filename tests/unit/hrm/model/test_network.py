@@ -1,4 +1,4 @@
-"""The network gives the reference's numbers."""
+"""The network computes the reference's numbers."""
 
 import json
 from collections.abc import Iterator
@@ -84,7 +84,7 @@ def test_solves_what_the_reference_solves(
     assert accuracy == pytest.approx(wanted["accuracy"])
 
 
-def test_v9_has_the_published_number_of_numbers() -> None:
+def test_v9_has_the_published_number_of_parameters() -> None:
     state = HRM(HRMConfig()).state_dict()
     assert sum(tensor.numel() for tensor in state.values()) == 27_990_018
     assert state["puzzle_emb.weights"].numel() / 27_990_018 == pytest.approx(0.878, abs=5e-4)
@@ -109,7 +109,9 @@ def test_a_new_network_almost_never_halts_and_knows_no_puzzle() -> None:
         ({"pos_encodings": "learned", "puzzle_emb_ndim": 33}, 3),
     ],
 )
-def test_the_puzzle_leads_and_the_tokens_answer(fields: dict[str, Any], leading: int) -> None:
+def test_puzzle_positions_come_first_and_give_no_token_logits(
+    fields: dict[str, Any], leading: int
+) -> None:
     network = tiny(**fields)
     assert network.initial_state(2).z_H.shape == (2, leading + 6, 16)
     inputs = torch.zeros(2, 6, dtype=torch.int64)
@@ -139,11 +141,12 @@ def test_order_matters_with_rotary_positions() -> None:
     network = tiny()
     inputs = torch.tensor([[0, 1, 2, 11, 0, 0], [0, 2, 1, 11, 0, 0]])
     ((logits, _),) = steps(network, inputs, torch.tensor([0, 0]), 1)
-    # The last position holds the same token in both and sees the same tokens in another order.
+    # The last position holds the same token in both inputs, and sees the same tokens in a different
+    # order.
     assert not torch.allclose(logits[0, 5], logits[1, 5])
 
 
-def test_only_the_last_call_of_each_level_carries_gradient() -> None:
+def test_only_the_last_call_of_each_level_carries_gradients() -> None:
     network = tiny(H_cycles=2, L_cycles=2)
     inputs = torch.zeros(1, 6, dtype=torch.int64)
     x = network.embed(inputs, network.puzzle_embedding(torch.tensor([0])))

@@ -1,4 +1,4 @@
-"""The plain loop halts and answers where the reference's stored outputs say."""
+"""The plain loop halts and answers as the reference's stored outputs do."""
 
 import pytest
 import torch
