@@ -1,12 +1,12 @@
 """A trained model on disk: found, read, checked, written and inspected.
 
-- `names`: a checkpoint by its name or path; needs no torch
-- `files`: weights in every form that users have
+- `names`: finds a checkpoint by its name or path; needs no torch
+- `files`: reads weights in every supported file format
 - `config`: configurations, from files or from the tensors' shapes
 - `checkpoint`: weights, configuration and training record as one object
-- `inspection`: what is in a checkpoint
+- `inspection`: contents and statistics of a checkpoint
 
-May import `schemas`, `hrm.data` and `hrm.model`. What needs torch is imported when it is asked for,
+May import `schemas`, `hrm.data` and `hrm.model`. Names that need torch are imported on first use,
 so that a command can find a checkpoint before it pins its device.
 """
 

@@ -1,7 +1,7 @@
-"""A trained model as one object: weights, configuration, and what it was trained on.
+"""A trained model as one object: weights, configuration and training record.
 
-Knows what a checkpoint consists of and how one is written; finding it is `hrm.checkpoint.names`,
-reading its file `hrm.checkpoint.files`, configurations are `hrm.checkpoint.config`.
+Knows what a checkpoint consists of and how one is written. `hrm.checkpoint.names` finds it,
+`hrm.checkpoint.files` reads its weights, and `hrm.checkpoint.config` its configuration.
 """
 
 import hashlib
@@ -57,20 +57,20 @@ __all__ = [
 ]
 
 TRAINING_PAIRS = "training_pairs.json"
-"""The file of a checkpoint folder that holds its `TrainingRecord`."""
+"""File in a checkpoint folder that holds its `TrainingRecord`."""
 
 _HASH_CHARACTERS = 32
-"""Of a pair's SHA-256: 128 bits, so no two of a billion pairs meet by chance."""
+"""Length of a pair's hash: 128 bits of SHA-256, so that no two of a billion pairs collide."""
 
 
 def pair_hash(puzzle_id: int, input_sequence: Sequence[int]) -> str:
-    """What a training pair is known by: its puzzle and input, as 32 hexadecimal characters."""
+    """Hash that identifies a training pair by puzzle and input: 32 hexadecimal characters."""
     text = f"{puzzle_id}:{','.join(map(str, input_sequence))}"
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH_CHARACTERS]
 
 
 class TrainingRecord(BaseModel):
-    """What a checkpoint was trained on, as far as verdicts need it."""
+    """The part of a checkpoint's training data that verdicts need."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,13 +83,13 @@ class TrainingRecord(BaseModel):
 
     @field_serializer("pair_hashes")
     def _in_order(self, pair_hashes: frozenset[str]) -> list[str]:
-        # Equal records make equal files.
+        # Sorted, so that equal records give equal files.
         return sorted(pair_hashes)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model as it was read: nothing was changed, and all tensors are those of the config."""
+    """A model as it was read: nothing was changed, and the tensors fit the configuration."""
 
     name: str
     path: Path
@@ -97,33 +97,37 @@ class Checkpoint:
     config: HRMConfig
     conversion: ConversionConfig
     config_sources: Mapping[str, str]
-    """For each field of both: the file's name, `tensor shapes` or `default`."""
+    """Source of each field of `config` and `conversion`: a file name, `tensor shapes` or
+    `default`."""
     state: Mapping[str, Tensor]
-    """Keys as in `HRM.state_dict()`; on the CPU, in the dtypes they are stored in."""
+    """Tensors by the keys of `HRM.state_dict()`; on the CPU, in the dtypes they are stored in."""
     digest: str
-    """SHA-256 of weights and configuration: the same in whatever form they are stored."""
+    """SHA-256 of weights and configuration; independent of the file format."""
     training: TrainingRecord | None
 
     def build(
         self, *, device: torch.device | str = "cpu", forward_dtype: torch.dtype = torch.float32
     ) -> HRM:
-        """The network with these weights, as float32, on `device` and in evaluation mode."""
+        """Build the network with these weights, as float32, on `device` and in evaluation mode."""
         network = HRM(self.config, forward_dtype)
         network.load_state_dict(self.state)
         return network.to(device).eval()
 
     def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool:
-        """Whether this puzzle and input were in the training set. False without a record of it."""
+        """Whether this puzzle and input were in the training set; False without a record."""
         if self.training is None:
             return False
         return pair_hash(puzzle_id, input_sequence) in self.training.pair_hashes
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in the file or folder `path`, checked throughout.
+    """Load and check the checkpoint in the file or folder `path`.
 
-    Raises `CheckpointError` for what cannot be found, read or trusted: nothing in the file is
-    executed, and every tensor is there, finite, and of the shape that the configuration means.
+    Nothing in the file is executed. Every tensor of the configuration is present, finite, and has
+    the right shape.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found, read or trusted.
     """
     checkpoint = read_checkpoint(path)
     check_finite(checkpoint.state, checkpoint.path)
@@ -131,7 +135,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """`load_checkpoint`, but with NaN and infinite numbers where there are: only to look at."""
+    """Load a checkpoint for inspection: as `load_checkpoint`, but NaN and infinite numbers pass."""
     weights = weights_file(path)
     state = read_state(weights)
     configuration = read_configuration(weights, state)
@@ -154,11 +158,21 @@ def save_checkpoint(
     conversion: ConversionConfig,
     training: TrainingRecord | None,
 ) -> None:
-    """Write a checkpoint folder, over the one that may be there.
+    """Write a checkpoint folder, replacing an earlier one.
 
-    network_state: `HRM.state_dict()`, of any device. A crash leaves the old checkpoint, the new
-    one, or a folder without weights, never a mixture that loads. Raises `CheckpointError` for
-    tensors that are not those of `config`, and for a folder that cannot be written.
+    A crash leaves the old checkpoint, the new one, or a folder without weights, never a mixture
+    that loads.
+
+    Args:
+        folder: The checkpoint's folder; created if needed.
+        network_state: `HRM.state_dict()`, on any device.
+        config: Sizes of the network.
+        conversion: How messages become examples for this network.
+        training: Record of the training data; None removes an earlier record.
+
+    Raises:
+        CheckpointError: The tensors do not fit `config` or are not finite, or the folder cannot be
+            written.
     """
     others = other_weights(folder) if folder.is_dir() else []
     if others:
@@ -170,13 +184,13 @@ def save_checkpoint(
         KEY_PREFIX + key: tensor.detach().cpu().contiguous()
         for key, tensor in network_state.items()
     }
-    # Hidden, so that it is no weights file until it has its name.
+    # Hidden, so that it does not count as a weights file before it is renamed.
     partial = folder / f".{WEIGHTS}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial)
         _sync(partial)
-        # Weights go first and come last: without them the folder does not load.
+        # Weights are removed first and written last: without them the folder does not load.
         weights.unlink(missing_ok=True)
         _sync(folder)
         _write(folder / CONFIG, config_json(config, conversion))
@@ -185,7 +199,8 @@ def save_checkpoint(
         else:
             _write(folder / TRAINING_PAIRS, training.model_dump_json(indent=1) + "\n")
         _sync(folder)
-        # safetensors makes its files for the owner alone; whoever may read the rest reads this.
+        # safetensors creates files that only the owner can read: give the weights the mode of the
+        # other files.
         partial.chmod((folder / CONFIG).stat().st_mode & 0o777)
         partial.replace(weights)
         _sync(folder)
@@ -221,7 +236,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on disk before anything that follows."""
+    """Flush a file's bytes, or a folder's entries, to disk before anything that follows."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Works out a checkpoint's configuration, and where each part of it comes from.
+"""A checkpoint's configuration, with the source of each field.
 
-Knows the two configuration files that may lie beside weights, and which tensors of which shapes a
-configuration means; nothing of how tensors are stored or computed with.
+Knows the two configuration files that may lie beside the weights, and the tensors and shapes that a
+configuration implies; nothing of how tensors are stored or used.
 """
 
 import json
@@ -24,13 +24,14 @@ CONFIG = "config.json"
 """This project's configuration file."""
 
 REFERENCE_CONFIG = "all_config.yaml"
-"""The reference's: everything its training run was given, the network under `arch`."""
+"""The reference's configuration file: all settings of its training run, the network under
+`arch`."""
 
 SHAPES = "tensor shapes"
 DEFAULT = "default"
 
 _NOT_THE_NETWORK = {"name", "loss", "forward_dtype"}
-"""Fields under `arch` that change neither the network's sizes nor its evaluation in float32."""
+"""Fields under `arch` that affect neither the network's sizes nor its evaluation in float32."""
 
 _EMBEDDING = "embed_tokens.embedding_weight"
 _POSITIONS = "embed_pos.embedding_weight"
@@ -38,11 +39,11 @@ _PUZZLES = "puzzle_emb.weights"
 _INNER = "H_level.layers.0.mlp.down_proj.weight"
 
 _MAX_LISTED = 3
-"""Tensors in one error line: the first few tell what is wrong with all of them."""
+"""Tensors named in one error line: the first few show what is wrong with all of them."""
 
 
 class ConfigFile(BaseModel):
-    """The content of `config.json`. Sizes that `model` leaves out are those of the tensors."""
+    """The content of `config.json`. Sizes missing from `model` are taken from the tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +54,7 @@ class ConfigFile(BaseModel):
 
 @dataclass(frozen=True)
 class Configuration:
-    """Of the network and of the conversion; `sources` says for each field where it comes from."""
+    """Configuration of network and conversion; `sources` says where each field comes from."""
 
     model: HRMConfig
     conversion: ConversionConfig
@@ -61,29 +62,32 @@ class Configuration:
 
 
 def config_json(model: HRMConfig, conversion: ConversionConfig) -> str:
-    """The text of `config.json`: every field, always in the same order and form."""
+    """Text of `config.json`: every field, always in the same order and format."""
     file = ConfigFile(model=model.model_dump(mode="json"), conversion=conversion)
     return json.dumps(file.model_dump(mode="json"), indent=2) + "\n"
 
 
 def read_configuration(weights: Path, state: Mapping[str, Tensor]) -> Configuration:
-    """The configuration of the network with these tensors, which were read from `weights`.
+    """Work out the configuration of the network with the tensors `state`, read from `weights`.
 
-    From `config.json` or the reference's `all_config.yaml` beside the weights; what these leave
-    out from the tensors' shapes; what shapes cannot tell from the v9 defaults. Raises
-    `CheckpointError` where the tensors are not those of such a network.
+    Fields come from `config.json` or the reference's `all_config.yaml` beside the weights. Missing
+    fields are inferred from the tensors' shapes, and those that shapes cannot tell have the v9
+    defaults.
+
+    Raises:
+        CheckpointError: A configuration file is invalid, or the tensors do not fit the result.
     """
     source, given, conversion = _read_sidecar(weights.parent)
-    told = _told_by_shapes(weights, state)
+    inferred = infer_from_shapes(weights, state)
     sources = dict.fromkeys(HRMConfig.model_fields | ConversionConfig.model_fields, DEFAULT)
-    sources |= dict.fromkeys(told, SHAPES)
+    sources |= dict.fromkeys(inferred, SHAPES)
     sources |= dict.fromkeys(given.keys() | conversion.model_fields_set, source)
     try:
-        model = HRMConfig.model_validate(told | given)
+        model = HRMConfig.model_validate(inferred | given)
     except ValidationError as error:
         where = weights.parent / source if given else weights
-        mend = "correct it" if given else f"put a {CONFIG} with the right sizes beside it"
-        raise CheckpointError(f"{where}: {first_problem(error)}: {mend}") from None
+        fix = "correct it" if given else f"put a {CONFIG} with the right sizes beside it"
+        raise CheckpointError(f"{where}: {first_problem(error)}: {fix}") from None
     if model.vocab_size != VOCABULARY_SIZE:
         raise CheckpointError(
             f"{weights}: {_EMBEDDING} is for {model.vocab_size} tokens, but messages have "
@@ -96,32 +100,32 @@ def read_configuration(weights: Path, state: Mapping[str, Tensor]) -> Configurat
 def check_tensors(
     state: Mapping[str, Tensor], config: HRMConfig, weights: Path, source: str
 ) -> None:
-    """Raise `CheckpointError` unless `state` has the tensors that `config` means, and no other.
+    """Raise `CheckpointError` unless `state` has exactly the tensors that `config` implies.
 
-    `weights` and `source`, which is where the configuration is from, are for the message.
+    `weights` and `source`, the source of the configuration, are named in the error.
     """
     expected = tensor_shapes(config)
-    mend = "give weights and configuration of one network"
+    fix = "give weights and configuration of one network"
     if missing := expected.keys() - state.keys():
         raise CheckpointError(
-            f"{weights}: lacks {_listed(missing)}, which {source} calls for: {mend}"
+            f"{weights}: lacks {_listed(missing)}, which {source} calls for: {fix}"
         )
     if surplus := state.keys() - expected.keys():
         raise CheckpointError(
-            f"{weights}: has {_listed(surplus)}, which {source} does not call for: {mend}"
+            f"{weights}: has {_listed(surplus)}, which {source} does not call for: {fix}"
         )
     for key, shape in expected.items():
         if state[key].shape != shape:
             raise CheckpointError(
                 f"{weights}: {key} has shape {tuple(state[key].shape)}, but {source} calls for "
-                f"{shape}: {mend}"
+                f"{shape}: {fix}"
             )
 
 
 def check_finite(state: Mapping[str, Tensor], weights: Path) -> None:
-    """Raise `CheckpointError` unless all numbers of `state` are finite; `weights` is named."""
+    """Raise `CheckpointError`, naming `weights`, unless all numbers in `state` are finite."""
     for key, tensor in state.items():
-        # NaN spreads to both extremes: one pass over the numbers and no copy of them.
+        # NaN propagates to both extremes, so this takes one pass over the numbers and no copy.
         if not all(extreme.isfinite() for extreme in tensor.aminmax()):
             raise CheckpointError(
                 f"{weights}: {key} has NaN or infinite numbers: take an earlier checkpoint"
@@ -129,10 +133,10 @@ def check_finite(state: Mapping[str, Tensor], weights: Path) -> None:
 
 
 def tensor_shapes(config: HRMConfig) -> dict[str, tuple[int, ...]]:
-    """The state dict of such a network, as the checkpoint format has it: key to shape.
+    """Shapes of the state dict of a network of `config`, by the checkpoint format's keys.
 
-    Written out, because building a network to ask it takes memory and time, and a configuration
-    with a slip in it can take all of both.
+    They are written out because building a network to ask it costs memory and time, and a
+    configuration with a typo can cost all there is of both.
     """
     size, inner = config.hidden_size, config.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {
@@ -184,8 +188,12 @@ def _read_sidecar(folder: Path) -> _Sidecar:
     return _Sidecar(DEFAULT, {}, ConversionConfig())
 
 
-def _told_by_shapes(weights: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of `HRMConfig` that the shapes of these tensors tell."""
+def infer_from_shapes(weights: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Infer the fields of `HRMConfig` that follow from the tensors' shapes.
+
+    `weights` is named in the `CheckpointError` that is raised if a tensor needed for this is
+    missing or not a matrix.
+    """
     for key in (_EMBEDDING, _INNER, _PUZZLES, _POSITIONS):
         if key not in state and key in {_EMBEDDING, _INNER}:
             raise CheckpointError(f"{weights}: lacks {key}: give the network's own state dict")
@@ -195,7 +203,7 @@ def _told_by_shapes(weights: Path, state: Mapping[str, Tensor]) -> dict[str, Any
                 "give the network's own state dict"
             )
     vocab_size, hidden_size = state[_EMBEDDING].shape
-    told: dict[str, Any] = {
+    inferred: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "expansion": _expansion(hidden_size, state[_INNER].shape[1]),
@@ -205,15 +213,18 @@ def _told_by_shapes(weights: Path, state: Mapping[str, Tensor]) -> dict[str, Any
         "puzzle_emb_ndim": 0,
     }
     if _PUZZLES in state:
-        told["num_puzzle_identifiers"], told["puzzle_emb_ndim"] = state[_PUZZLES].shape
+        inferred["num_puzzle_identifiers"], inferred["puzzle_emb_ndim"] = state[_PUZZLES].shape
     if _POSITIONS in state:
-        leading = -(-told["puzzle_emb_ndim"] // hidden_size)
-        told["seq_len"] = state[_POSITIONS].shape[0] - leading
-    return told
+        leading = -(-inferred["puzzle_emb_ndim"] // hidden_size)
+        inferred["seq_len"] = state[_POSITIONS].shape[0] - leading
+    return inferred
 
 
 def _expansion(hidden_size: int, intermediate_size: int) -> float:
-    """One that gives this inner size. Many do, since it is rounded up: the default if it does."""
+    """An expansion that gives this inner size; the default if it does.
+
+    Several do, because the inner size is rounded up.
+    """
     default = HRMConfig.model_construct(hidden_size=hidden_size)
     if default.intermediate_size == intermediate_size:
         return default.expansion

@@ -1,7 +1,7 @@
-"""Reads the tensors in a checkpoint's file.
+"""The tensors in a checkpoint's file.
 
-Knows file formats and key prefixes; nothing of the network or its configuration. Nothing
-in a file is ever executed: pickles are read by torch's `weights_only` reader alone.
+Knows file formats and key prefixes; nothing of the network or its configuration. Nothing in a file
+is ever executed: pickles are read by torch's `weights_only` reader alone.
 """
 
 import pickle
@@ -18,22 +18,22 @@ from torch import Tensor
 from hrm.checkpoint.names import CheckpointError
 
 KEY_PREFIX = "model.inner."
-"""Under which the reference stores the network: its loss head and ACT wrapper."""
+"""Prefix of the network's keys in the reference's files: its loss head and ACT wrapper."""
 
 _KEY_PREFIXES = (f"_orig_mod.{KEY_PREFIX}", KEY_PREFIX, "inner.")
-"""Also seen: a compiled model, and one saved without its loss head."""
+"""Prefixes that occur: of a compiled model, the reference's, of a model without its loss head."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which trainers keep the state dict beside their own things."""
+"""Keys under which trainers store the state dict beside their own data."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
-"""The number that opens what torch.save wrote before its zip format."""
+"""Magic number of files that torch.save wrote before its zip format."""
 _LFS = b"version https://git-lfs"
 _HEAD_BYTES = 64
-"""Enough to hold each of the marks above with what precedes it."""
+"""Bytes read to detect the format: enough for each of the marks above and what precedes it."""
 
 _DAMAGED = (
     ArithmeticError,
@@ -47,18 +47,21 @@ _DAMAGED = (
     TypeError,
     ValueError,
 )
-"""What torch's reader raises on bytes that were cut or changed, beside `UnpicklingError`."""
+"""Exceptions that torch's reader raises for truncated or changed bytes, besides
+`UnpicklingError`."""
 
 _MAX_DETAIL = 80
-"""Characters of another library's message in one error line."""
+"""Characters quoted from another library's message in one error line."""
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors in `file` by their keys without prefix, on the CPU, as they are stored.
+    """Read the tensors in `file`: by their keys without prefix, on the CPU, in their stored dtypes.
 
-    Accepts what torch.save wrote (zip or legacy form), nested or not, and safetensors; the form
-    is told by the content, not by the name. Large files are mapped, not read. Raises
-    `CheckpointError` for anything else.
+    Accepts files written by torch.save (zip or legacy format), nested or not, and safetensors. The
+    content decides the format, not the file's name. Large files are mapped, not read.
+
+    Raises:
+        CheckpointError: The file is anything else.
     """
     content = _read(file)
     for wrapper in _WRAPPERS:
@@ -89,7 +92,7 @@ def _read(file: Path) -> Any:  # noqa: ANN401
     if head.startswith(_LFS):
         raise CheckpointError(f"{file}: a Git LFS pointer, not the weights: run git lfs pull")
     if head.startswith(_ZIP) or _LEGACY in head:
-        # torch takes this suffix for the format and hands the path to safetensors.
+        # torch trusts this suffix and hands the path to safetensors.
         mapped = head.startswith(_ZIP) and file.suffix != ".safetensors"
         return _read_torch(file, mapped=mapped)
     if head[8:9] == b"{":
@@ -113,7 +116,7 @@ def _read_torch(file: Path, *, mapped: bool) -> Any:  # noqa: ANN401
         with file.open("rb") as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The only place where torch names the function a pickle wants to call.
+        # torch names the function that a pickle wants to call only in this message.
         wanted = re.search(r"GLOBAL ([\w.]*\w)", str(error))
         if wanted is None:
             raise CheckpointError(
@@ -136,12 +139,12 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
 
 def _problem(key: object, value: object) -> str | None:
     if not isinstance(key, str) or not re.fullmatch(r"[\w.]+", key):
-        return "is no tensor's name"
+        return "is not a tensor's name"
     if not isinstance(value, Tensor):
         return f"is {type(value).__name__}, not a tensor"
     if value.layout is not torch.strided or value.is_meta or value.dtype not in _DTYPES:
         return f"has no plain floating point numbers ({value.dtype})"
-    # A view can claim more numbers than its file holds, and would take the memory when copied.
+    # A view can claim more numbers than its file holds, and would need that memory when copied.
     if not 0 < value.nbytes <= value.untyped_storage().nbytes():
         return f"of shape {tuple(value.shape)} is not stored in full"
     return None

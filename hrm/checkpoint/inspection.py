@@ -1,7 +1,7 @@
-"""What a checkpoint consists of: its parts, their sizes, and the numbers in each tensor.
+"""The contents of a checkpoint: its parts, their sizes, and statistics of each tensor.
 
-Knows tensors and where they belong in the network; runs no inference, and says nothing of how
-good a model is. Nothing of terminals or tables.
+Knows tensors and their place in the network; nothing of terminals or tables. Runs no inference, so
+it says nothing about how good a model is.
 """
 
 import math
@@ -17,10 +17,10 @@ from torch import Tensor
 from hrm.checkpoint import Checkpoint
 
 FLOAT32_BYTES = torch.float32.itemsize
-"""Of a number in memory: networks are built as float32, however they are stored."""
+"""Bytes of one parameter in memory: networks are built as float32, however they are stored."""
 
 CHUNK = 1 << 20
-"""Numbers widened to float64 at once: 8 MiB, so that a large table is never copied whole."""
+"""Numbers converted to float64 at once: 8 MiB, so that a large table is never copied whole."""
 
 
 class Component(StrEnum):
@@ -46,7 +46,7 @@ _COMPONENTS = {
     "H_init": Component.INITIAL_STATES,
     "L_init": Component.INITIAL_STATES,
 }
-"""By the first part of a tensor's key: all that `tensor_shapes` knows."""
+"""Component by the first part of a tensor's key; complete for the keys of `tensor_shapes`."""
 
 
 class _Figures(BaseModel):
@@ -54,7 +54,10 @@ class _Figures(BaseModel):
 
 
 class TensorStatistics(_Figures):
-    """One tensor. Means, deviation and range are over its finite numbers; null without any."""
+    """Statistics of one tensor.
+
+    Means, deviation and range cover the finite numbers; they are null if there are none.
+    """
 
     component: Component
     shape: tuple[int, ...]
@@ -62,7 +65,7 @@ class TensorStatistics(_Figures):
     parameters: int
     mean: float | None
     mean_absolute: float | None
-    standard_deviation: float | None = Field(description="Of the numbers as a population.")
+    standard_deviation: float | None = Field(description="Population standard deviation.")
     minimum: float | None
     maximum: float | None
     sparsity: float = Field(description="Share of numbers that are exactly zero.")
@@ -71,42 +74,46 @@ class TensorStatistics(_Figures):
 
 
 class ComponentSize(_Figures):
-    """One part of the network."""
+    """Size of one part of the network."""
 
     component: Component
     parameters: int
-    share: float = Field(description="Of all parameters.")
+    share: float = Field(description="Share of all parameters.")
     stored_bytes: int
 
 
 class TrainingSummary(_Figures):
-    """What the training record holds."""
+    """Summary of the training record."""
 
-    pairs: int = Field(description="Different pairs of puzzle and input that verdicts call known.")
-    target_token_counts: tuple[int, ...] = Field(description="Of tokens 0 to 11.")
+    pairs: int = Field(description="Distinct pairs of puzzle and input, which verdicts call known.")
+    target_token_counts: tuple[int, ...] = Field(
+        description="Occurrences of tokens 0 to 11 in the targets."
+    )
 
 
 class ConfigurationValue(_Figures):
-    """A field of the configuration, and where its value comes from."""
+    """Value of a configuration field, and its source."""
 
     value: Any
     source: str = Field(description="A file's name, `tensor shapes` or `default`.")
 
 
 class Inspection(_Figures):
-    """Everything about a checkpoint that can be said without running it."""
+    """Everything that can be said about a checkpoint without running it."""
 
     name: str
     path: str
-    digest: str = Field(description="SHA-256 of weights and configuration, in whatever form.")
+    digest: str = Field(
+        description="SHA-256 of weights and configuration; independent of the file format."
+    )
     parameters: int
-    memory_bytes: int = Field(description="Of the weights as they run: as float32.")
-    stored_bytes: int = Field(description="Of the weights in the dtypes they are stored in.")
-    file_bytes: int = Field(description="Of the weights file, with whatever else is in it.")
-    puzzles: int = Field(description="Rows of the puzzle table; 0 without one.")
+    memory_bytes: int = Field(description="Size of the weights in memory, as float32.")
+    stored_bytes: int = Field(description="Size of the weights in the dtypes they are stored in.")
+    file_bytes: int = Field(description="Size of the weights file, with everything else in it.")
+    puzzles: int = Field(description="Rows of the puzzle table; 0 without a table.")
     nan: int
     infinite: int
-    dtypes: dict[str, int] = Field(description="Parameters stored in each dtype.")
+    dtypes: dict[str, int] = Field(description="Number of parameters stored in each dtype.")
     components: tuple[ComponentSize, ...]
     model: dict[str, ConfigurationValue]
     conversion: dict[str, ConfigurationValue]
@@ -115,7 +122,7 @@ class Inspection(_Figures):
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
-    """Count and measure all of `checkpoint`, which `read_checkpoint` or `load_checkpoint` gave."""
+    """Count and measure everything in `checkpoint`, from `read_checkpoint` or `load_checkpoint`."""
     tensors = {
         key: tensor_statistics(key, tensor)
         for key, tensor in sorted(checkpoint.state.items(), key=lambda item: _place(item[0]))
@@ -150,12 +157,12 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 
 def component_of(key: str) -> Component:
-    """The part of the network that the tensor of this key belongs to."""
+    """The part of the network to which the tensor named `key` belongs."""
     return _COMPONENTS[key.partition(".")[0]]
 
 
 def tensor_statistics(key: str, tensor: Tensor) -> TensorStatistics:
-    """Measure `tensor`, of any floating point dtype and shape, in float64."""
+    """Compute the statistics of `tensor`, of any floating point dtype and shape, in float64."""
     flat = tensor.detach().reshape(-1)
     chunks = torch.split(flat, CHUNK)
     nan, infinite, zeros = 0, 0, 0
@@ -174,7 +181,7 @@ def tensor_statistics(key: str, tensor: Tensor) -> TensorStatistics:
         low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     count = flat.numel() - nan - infinite
     mean = total / count if count else math.nan
-    # A second pass: the square of the mean taken from the mean square would cancel.
+    # A second pass: subtracting the squared mean from the mean square would lose precision.
     squares = math.fsum(float((_finite(chunk) - mean).square().sum()) for chunk in chunks)
     return TensorStatistics(
         component=component_of(key),
@@ -193,15 +200,15 @@ def tensor_statistics(key: str, tensor: Tensor) -> TensorStatistics:
 
 
 def _finite(chunk: Tensor) -> Tensor:
-    """The finite numbers of `chunk` (one dimension) as float64."""
+    """The finite numbers in the one-dimensional `chunk`, as float64."""
     wide = chunk.double()
     finite = wide.isfinite()
-    # Nearly always: picking the numbers out takes longer than all the rest.
+    # Nearly always true, and selecting the numbers would take longer than everything else.
     return wide if finite.all() else wide[finite]
 
 
 def _place(key: str) -> tuple[int, str]:
-    """Tensors are listed by component, in the order of `Component`."""
+    """Sort key that lists tensors by component, in the order of `Component`."""
     return list(Component).index(component_of(key)), key
 
 

@@ -1,4 +1,4 @@
-"""Finds checkpoints on disk by their names, and the weights file in each.
+"""Names of checkpoints: finds them on disk, and the weights file in each.
 
 Knows names and folders; reads no file and imports no torch, so that a command can refuse a
 checkpoint before it starts anything.
@@ -11,39 +11,39 @@ from pathlib import Path
 from schemas import SQEHRMError
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
-"""The checkpoints that every install has. In a checkout this is a link to `checkpoints/`."""
+"""The checkpoints that every installation has. In a checkout this links to `checkpoints/`."""
 
 WEIGHTS = "model.safetensors"
-"""The file in a checkpoint folder that this project writes."""
+"""The weights file in a checkpoint folder that this project writes."""
 
 NAME_PREFIX = "checkpoints_hrm_v9_optimized_"
-"""Under which the v9 checkpoints were published; may be left out of a name."""
+"""Prefix of the published v9 checkpoints; may be left out of a name."""
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 _FORMS = (".safetensors", ".pt", "")
-"""What may follow the name of a checkpoint that is a single file."""
+"""Suffixes tried after the name of a checkpoint that is a single file."""
 
 _MAX_LISTED = 8
-"""Names in one error line."""
+"""Names listed in one error line."""
 
 _MAX_NAME = 80
-"""Characters of a name in one error line."""
+"""Characters of a name quoted in one error line."""
 
 
 class CheckpointError(SQEHRMError):
-    """A checkpoint that cannot be found, read, trusted or written."""
+    """A checkpoint cannot be found, read, trusted or written."""
 
 
 def find_checkpoint(name: str, folder: Path) -> Path:
-    """The file or folder that `name` means: a path, a name in `folder`, or a shipped checkpoint.
+    """Find the file or folder of a checkpoint: a path, a name in `folder`, or a shipped checkpoint.
 
     A bare name is looked up in `folder` first, then as a path, and last among the shipped
-    checkpoints. In both folders it is tried as `NAME/`, `NAME.safetensors`, `NAME.pt` and `NAME`,
-    then as the same with the prefix `checkpoints_hrm_v9_optimized_`. Raises `CheckpointError`.
+    checkpoints. In both folders `NAME/`, `NAME.safetensors`, `NAME.pt` and `NAME` are tried, then
+    the same with the prefix `checkpoints_hrm_v9_optimized_`. Raises `CheckpointError`.
     """
     path = Path(name)
-    # What has a folder in it, and `.` and `..`, can only be a path.
+    # A name with a folder in it, `.` and `..` can only be paths.
     is_bare = path.parts == (name,) and name != ".."
     try:
         if is_bare and (found := _named(name, folder)):
@@ -59,7 +59,7 @@ def find_checkpoint(name: str, folder: Path) -> Path:
 
 
 def checkpoint_name(path: Path) -> str:
-    """What the checkpoint at `path` is called, however its file is named or packed."""
+    """Name of the checkpoint at `path`: without folder, suffix and prefix, whatever its format."""
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would also follow links
     name = path.name.removesuffix(path.suffix if path.suffix in _SUFFIXES else "")
     if path.is_file() and name == Path(WEIGHTS).stem:
@@ -68,10 +68,10 @@ def checkpoint_name(path: Path) -> str:
 
 
 def weights_file(path: Path) -> Path:
-    """The weights file of the checkpoint at `path`: the file itself, or the one in the folder.
+    """Find the weights file of the checkpoint at `path`: the file itself, or one in the folder.
 
-    In a folder that is `model.safetensors`, else `model.pt`, else the only weights file. Raises
-    `CheckpointError`.
+    In a folder it is `model.safetensors`, otherwise `model.pt`, otherwise the only weights file.
+    Raises `CheckpointError`.
     """
     if path.is_file():
         return path
@@ -90,12 +90,12 @@ def weights_file(path: Path) -> Path:
 
 
 def other_weights(folder: Path) -> list[Path]:
-    """Weights in `folder` beside `model.safetensors`, the one this project writes."""
+    """Weights files in `folder` other than `model.safetensors`, which this project writes."""
     return [file for file in _weights_in(folder) if file.name != WEIGHTS]
 
 
 def _named(name: str, folder: Path) -> Path | None:
-    """What `name` means in `folder`."""
+    """The checkpoint called `name` in `folder`, if there is one."""
     for stem in (name, NAME_PREFIX + name):
         if (folder / stem).is_dir():
             return folder / stem
@@ -108,7 +108,7 @@ def _named(name: str, folder: Path) -> Path | None:
 def _not_found(name: str, folder: Path) -> str:
     tried = ", ".join(f"{name}{form}" for form in ("/", *_FORMS))
     looked = [_contents(folder.resolve()), f"{Path(name).absolute()} does not exist"]
-    # They are the same for who runs a command in the checkout.
+    # Both are the same folder for a command that runs in the checkout.
     if SHIPPED.resolve() != folder.resolve():
         looked.append(_contents(SHIPPED))
     return (
@@ -123,7 +123,7 @@ def _no_path(name: str) -> str:
 
 
 def _contents(folder: Path) -> str:
-    """What is in a checkpoint folder, or why nothing is."""
+    """The checkpoints in `folder`, or why there are none, in words."""
     if not folder.exists():
         return f"{folder} does not exist"
     if not folder.is_dir():
@@ -135,7 +135,7 @@ def _contents(folder: Path) -> str:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    """Weights files; the reference names its own `step_N`, without a suffix."""
+    """The weights files in `folder`; the reference's are named `step_N`, without a suffix."""
     return sorted(
         file
         for file in folder.iterdir()

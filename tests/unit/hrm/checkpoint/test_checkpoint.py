@@ -1,4 +1,4 @@
-"""What a checkpoint is: how it is saved, its digest, and its training record."""
+"""Checkpoints as a whole: how they are saved, their digest, and their training record."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from hrm.checkpoint.config import tensor_shapes
 from hrm.data.config import ConversionConfig
 from tests.support.checkpoints import RECORD, SHA256, TINY, refusal, state_of, store, write_config
 
-# What is saved is what is loaded.
+# Saving, and loading what was saved.
 
 
 def test_a_saved_checkpoint_loads_as_it_was(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_saved_checkpoint_loads_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(loaded.state[key], state[key]) for key in state)
 
 
-def test_the_saved_files_are_these(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_consists_of_three_files(tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     save_checkpoint(folder, state_of(TINY), TINY, SHA256, RECORD)
     assert {file.name for file in folder.iterdir()} == {
@@ -132,7 +132,7 @@ def test_a_crash_while_saving_leaves_no_mixture(
     assert load_checkpoint(folder).config == new
 
 
-def test_saving_refuses_what_would_not_load(tmp_path: Path) -> None:
+def test_saving_refuses_tensors_that_would_not_load(tmp_path: Path) -> None:
     state = state_of(TINY)
     del state["q_head.bias"]
     with pytest.raises(CheckpointError, match=r"lacks q_head\.bias, which config\.json calls for"):
@@ -147,7 +147,7 @@ def test_saving_refuses_numbers_that_are_not_finite(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_reading_to_look_at_differs_from_loading_only_in_numbers_that_are_not_finite(
+def test_reading_differs_from_loading_only_for_numbers_that_are_not_finite(
     tmp_path: Path,
 ) -> None:
     state = state_of(TINY)
@@ -170,7 +170,7 @@ def test_saving_refuses_a_folder_with_other_weights(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, state_of(TINY), TINY, SHA256, RECORD)
 
 
-def test_saving_where_nothing_can_be_written_says_so(tmp_path: Path) -> None:
+def test_saving_says_that_a_folder_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"file/run: cannot be written .*: choose another"):
         save_checkpoint(tmp_path / "file" / "run", state_of(TINY), TINY, SHA256, RECORD)
@@ -203,7 +203,7 @@ def test_the_digest_changes_with_every_part_of_the_model(tmp_path: Path) -> None
     assert digest(tmp_path / "again", state) == digests[0]
 
 
-def test_the_digest_does_not_change_with_the_form_or_the_training_record(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_file_format_or_training_record(tmp_path: Path) -> None:
     state = state_of(TINY)
     save_checkpoint(tmp_path / "saved", state, TINY, ConversionConfig(), RECORD)
     run = tmp_path / "run"
@@ -227,7 +227,7 @@ def test_a_pair_is_known_by_its_puzzle_and_input(tmp_path: Path) -> None:
     assert not replace(loaded, training=None).is_known(3, (0, 4, 11))
 
 
-def test_a_pairs_hash_is_that_of_its_text() -> None:
+def test_a_pairs_hash_is_the_hash_of_its_text() -> None:
     # printf '7:0,3,11' | sha256sum | cut -c -32
     assert pair_hash(7, [0, 3, 11]) == "5d63eb7ee97ef52051c949ac71ea3c04"
 
@@ -247,7 +247,7 @@ def test_different_pairs_have_different_hashes(pairs: list[tuple[int, list[int]]
         ({"pair_hashes": [], "target_token_counts": [0] * 12, "x": 1}, r"unknown field 'x'"),
     ],
 )
-def test_a_wrong_training_record_is_refused_by_field(
+def test_an_invalid_training_record_is_refused_by_field(
     tmp_path: Path, content: dict[str, Any], place: str
 ) -> None:
     folder = store(tmp_path / "m", state_of(TINY))

@@ -1,4 +1,4 @@
-"""Where a checkpoint's configuration comes from, and which tensors fit it."""
+"""A checkpoint's configuration: its sources, and the tensors that fit it."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from hrm.data.config import ConversionConfig, WordHash
 from hrm.model.config import HRMConfig
 from tests.support.checkpoints import TINY, refusal, state_of, store, write_arch, write_config
 
-# The configuration and where it is from.
+# The configuration and its sources.
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from tests.support.checkpoints import TINY, refusal, state_of, store, write_arch
         {"expansion": 40.0},
     ],
 )
-def test_the_format_has_the_networks_tensors_and_shapes_tell_them(
+def test_tensor_shapes_match_the_network_and_give_its_configuration(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     config = TINY.model_copy(update=fields)
@@ -39,7 +39,7 @@ def test_the_format_has_the_networks_tensors_and_shapes_tell_them(
     assert tensor_shapes(loaded.config) == shapes
 
 
-def test_without_a_file_shapes_tell_and_v9_fills_in(tmp_path: Path) -> None:
+def test_without_a_file_shapes_come_first_and_v9_defaults_fill_in(tmp_path: Path) -> None:
     loaded = load_checkpoint(store(tmp_path / "m", state_of(TINY)))
     v9 = HRMConfig()
     not_told = ("seq_len", "num_heads", "H_cycles", "L_cycles", "halt_max_steps")
@@ -60,7 +60,7 @@ def test_without_a_file_shapes_tell_and_v9_fills_in(tmp_path: Path) -> None:
     assert loaded.config_sources["word_hash"] == "default"
 
 
-def test_learned_positions_tell_the_sequence_length(tmp_path: Path) -> None:
+def test_learned_positions_give_the_sequence_length(tmp_path: Path) -> None:
     config = TINY.model_copy(update={"pos_encodings": "learned", "puzzle_emb_ndim": 17})
     loaded = load_checkpoint(store(tmp_path / "m", state_of(config)))
     assert loaded.config.seq_len == 7
@@ -82,7 +82,7 @@ def test_the_references_configuration_file_is_read(tmp_path: Path) -> None:
     assert loaded.config_sources["seq_len"] == "default"
 
 
-def test_our_configuration_file_goes_before_the_references(tmp_path: Path) -> None:
+def test_our_configuration_file_takes_precedence_over_the_references(tmp_path: Path) -> None:
     folder = store(tmp_path / "run", state_of(TINY))
     write_arch(folder)
     write_config(folder, model={"num_heads": 4}, conversion={"word_hash": "sha256"})
@@ -108,7 +108,7 @@ def test_our_configuration_file_goes_before_the_references(tmp_path: Path) -> No
         ({"model": {"seq_len": 1}}, r"seq_len: .*: correct it"),
     ],
 )
-def test_a_wrong_configuration_file_is_refused_by_field(
+def test_an_invalid_configuration_file_is_refused_by_field(
     tmp_path: Path, content: dict[str, Any], message: str
 ) -> None:
     folder = store(tmp_path / "m", state_of(TINY))
@@ -118,7 +118,7 @@ def test_a_wrong_configuration_file_is_refused_by_field(
     assert re.search(message, refused)
 
 
-def test_a_configuration_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+def test_a_configuration_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
     folder = store(tmp_path / "m", state_of(TINY))
     (folder / "config.json").write_text("{")
     assert re.search(r"config\.json: Invalid JSON: .*: correct it", refusal(folder))
@@ -141,7 +141,7 @@ def test_a_reference_configuration_of_another_network_is_refused(tmp_path: Path)
     assert re.search(r"all_config\.yaml: unknown field 'mlp_t': correct it", refusal(folder))
 
 
-def test_sizes_that_only_a_file_can_mend_are_refused_with_that_advice(tmp_path: Path) -> None:
+def test_sizes_that_only_a_file_can_fix_are_refused_with_that_advice(tmp_path: Path) -> None:
     config = TINY.model_copy(update={"hidden_size": 12, "num_heads": 6})
     refused = refusal(store(tmp_path / "m", state_of(config)))
     assert re.search(r"hidden_size 12 .* 8 .* heads: put a config\.json .* beside it", refused)
@@ -206,7 +206,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
     assert re.search(message, refused)
 
 
-def test_a_long_list_of_tensors_is_told_by_the_first_few(tmp_path: Path) -> None:
+def test_a_long_list_of_tensors_is_cut_after_the_first_few(tmp_path: Path) -> None:
     state = {key: value for key, value in state_of(TINY).items() if "self_attn" not in key}
     refused = refusal(store(tmp_path / "m", state))
     assert re.search(

@@ -1,4 +1,4 @@
-"""How checkpoints are found, and which files are read or refused."""
+"""Weights files: the formats that are read, and the files that are refused."""
 
 import pickle
 import subprocess
@@ -49,13 +49,13 @@ def assert_loads(path: Path, state: Mapping[str, Tensor]) -> None:
         assert torch.equal(loaded[key], tensor)
 
 
-# Every form.
+# Every supported format.
 
 
 @FORMS
 @pytest.mark.parametrize("prefix", ["_orig_mod.model.inner.", "model.inner.", "inner.", ""])
 @pytest.mark.parametrize("name", ["step_7566", "weights.pt", "weights.safetensors"])
-def test_every_form_is_read_whatever_its_name_and_prefix(
+def test_every_format_is_read_whatever_the_file_name_and_prefix(
     tmp_path: Path, state: dict[str, Tensor], write: Writer, prefix: str, name: str
 ) -> None:
     write({prefix + key: tensor for key, tensor in state.items()}, tmp_path / name)
@@ -101,7 +101,7 @@ def test_parameters_and_views_are_read_as_tensors(tmp_path: Path, state: dict[st
 
 
 @pytest.mark.parametrize("names", [["model.safetensors", "model.pt"], ["model.pt", "step_1"]])
-def test_a_folder_means_its_model_file(
+def test_the_model_file_in_a_folder_is_taken(
     tmp_path: Path, state: dict[str, Tensor], names: list[str]
 ) -> None:
     for name in names:
@@ -110,7 +110,7 @@ def test_a_folder_means_its_model_file(
 
 
 @pytest.mark.parametrize("name", ["step_7566", "weights.safetensors", "best.pth"])
-def test_a_folder_with_one_weights_file_means_that(
+def test_the_only_weights_file_in_a_folder_is_taken(
     tmp_path: Path, state: dict[str, Tensor], name: str
 ) -> None:
     store(tmp_path, state, name)
@@ -123,7 +123,7 @@ def test_a_folder_with_one_weights_file_means_that(
 
 
 class Malice:
-    """Pickles to a call that leaves a file behind."""
+    """Pickled as a call that leaves a file behind."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -142,7 +142,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
     assert said.startswith(f"{file}: refused, because reading it would run ")
     assert "exec: save model.state_dict() alone, or as safetensors" in said
     assert not trace.exists()
-    # The same file does run code where it is not refused.
+    # Read without the refusal, the same file does run code.
     script = f"import torch; torch.load({str(file)!r}, weights_only=False)"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert trace.exists()
@@ -178,7 +178,7 @@ def test_a_truncated_file_is_refused(
 
 @FORMS
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_file_with_changed_bytes_never_fails_otherwise(
+def test_a_file_with_changed_bytes_is_read_or_refused(
     tmp_path: Path, state: dict[str, Tensor], write: Writer
 ) -> None:
     file = tmp_path / "changed"
@@ -204,7 +204,7 @@ def test_a_file_with_changed_bytes_never_fails_otherwise(
         b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
     ],
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     said = refusal(tmp_path)
@@ -233,8 +233,8 @@ def test_a_file_without_a_state_dict_is_refused(
     ("key", "value", "said"),
     [
         ("epoch", 3, "'epoch' is int, not a tensor: save"),
-        (7, torch.ones(2), "7 is no tensor's name"),
-        ("a\nb", torch.ones(2), r"'a\nb' is no tensor's name"),
+        (7, torch.ones(2), "7 is not a tensor's name"),
+        ("a\nb", torch.ones(2), r"'a\nb' is not a tensor's name"),
         ("mask", torch.ones(2).bool(), "'mask' has no plain floating point numbers (torch.bool)"),
         ("x", torch.eye(2).to_sparse(), "'x' has no plain floating point numbers (torch.float32)"),
         ("x", torch.ones(2, device="meta"), "'x' has no plain floating point numbers"),
@@ -245,7 +245,7 @@ def test_a_file_without_a_state_dict_is_refused(
         ),
     ],
 )
-def test_what_is_no_tensor_of_numbers_is_refused_by_name(
+def test_a_value_that_is_not_a_tensor_of_numbers_is_refused_by_name(
     tmp_path: Path, state: dict[str, Tensor], key: object, value: object, said: str
 ) -> None:
     content: dict[Any, Any] = {**state, key: value}
@@ -256,7 +256,7 @@ def test_what_is_no_tensor_of_numbers_is_refused_by_name(
 @FORMS
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_number_that_is_not_finite_is_refused_in_every_form(
+def test_one_number_that_is_not_finite_is_refused_in_every_format(
     tmp_path: Path, state: dict[str, Tensor], write: Writer, number: float, dtype: torch.dtype
 ) -> None:
     key = "H_level.layers.0.self_attn.qkv_proj.weight"
@@ -268,7 +268,7 @@ def test_one_number_that_is_not_finite_is_refused_in_every_form(
     )
 
 
-def test_keys_in_two_forms_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_keys_with_and_without_prefix_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
     write_zip({**state, "model.inner.H_init": state["H_init"]}, tmp_path / "two.pt")
     assert "keys with and without 'model.inner.': keep one form" in refusal(tmp_path / "two.pt")
 
@@ -277,7 +277,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path).endswith("no weights in this folder: put model.safetensors there")
 
 
-def test_a_folder_of_several_weights_files_is_refused(
+def test_a_folder_with_several_weights_files_is_refused(
     tmp_path: Path, state: dict[str, Tensor]
 ) -> None:
     for step in (1, 2):
@@ -285,5 +285,5 @@ def test_a_folder_of_several_weights_files_is_refused(
     assert "several weights files (step_1, step_2): name one of them" in refusal(tmp_path)
 
 
-def test_a_path_without_anything_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert "no such file or folder: name an existing checkpoint" in refusal(tmp_path / "none")

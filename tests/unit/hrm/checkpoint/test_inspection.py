@@ -1,4 +1,4 @@
-"""An inspection counts every number of a checkpoint once, and says where it belongs."""
+"""An inspection counts every number in a checkpoint once, under the right component."""
 
 import math
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ def with_tensors(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Check
     return replace(checkpoint, state={**checkpoint.state, **tensors})
 
 
-# The whole.
+# The whole checkpoint.
 
 
 def test_a_v9_checkpoint_has_its_published_size(saved: Checkpoint) -> None:
     config = HRMConfig()
-    # One number in memory behind each tensor.
+    # Each tensor is backed by a single number in memory.
     state = {key: torch.zeros(()).expand(shape) for key, shape in tensor_shapes(config).items()}
     inspected = inspect_checkpoint(replace(saved, config=config, state=state))
     assert inspected.parameters == 27_990_018
@@ -44,7 +44,7 @@ def test_a_v9_checkpoint_has_its_published_size(saved: Checkpoint) -> None:
     assert shares[Component.PUZZLE_EMBEDDINGS] == "87.8%"
 
 
-def test_components_add_up_and_stand_in_the_papers_order(saved: Checkpoint) -> None:
+def test_components_add_up_and_are_in_the_papers_order(saved: Checkpoint) -> None:
     inspected = inspect_checkpoint(saved)
     parts = {part.component: part.parameters for part in inspected.components}
     block = 3 * 16 * 16 + 16 * 16 + 2 * 256 * 16 + 16 * 256
@@ -67,7 +67,7 @@ def test_learned_positions_are_a_component() -> None:
     assert components == set(Component)
 
 
-def test_sizes_tell_memory_storage_and_file_apart(tmp_path: Path) -> None:
+def test_sizes_in_memory_in_storage_and_of_the_file_differ(tmp_path: Path) -> None:
     state = state_of(TINY)
     state["puzzle_emb.weights"] = state["puzzle_emb.weights"].bfloat16()
     folder = store(tmp_path / "m", state)
@@ -82,7 +82,7 @@ def test_sizes_tell_memory_storage_and_file_apart(tmp_path: Path) -> None:
     assert inspected.components[0].stored_bytes == 160
 
 
-def test_the_configuration_says_where_each_value_is_from(tmp_path: Path) -> None:
+def test_the_configuration_names_the_source_of_each_value(tmp_path: Path) -> None:
     folder = store(tmp_path / "m", state_of(TINY))
     write_config(folder, model={"num_heads": 2}, conversion={"word_hash": "sha256"})
     inspected = inspect_checkpoint(read_checkpoint(folder))
@@ -132,10 +132,10 @@ def test_nan_and_infinite_weights_are_counted_and_not_refused(tmp_path: Path) ->
     assert (head.mean_absolute, head.standard_deviation, head.minimum, head.maximum) == (None,) * 4
 
 
-# One tensor.
+# A single tensor.
 
 
-def test_figures_of_a_tensor_are_these() -> None:
+def test_statistics_of_a_tensor_match_hand_computed_values() -> None:
     tensor = torch.tensor([[0.0, -3.0], [1.0, 0.0]], dtype=torch.bfloat16)
     figures = tensor_statistics("lm_head.weight", tensor)
     assert figures.component is Component.HEADS
@@ -155,7 +155,7 @@ def test_a_constant_tensor_has_no_spread_however_far_from_zero() -> None:
     st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=1, max_size=30),
     st.integers(1, 30),
 )
-def test_figures_do_not_depend_on_how_the_tensor_is_cut(numbers: list[float], chunk: int) -> None:
+def test_statistics_do_not_depend_on_the_chunk_size(numbers: list[float], chunk: int) -> None:
     tensor = torch.tensor(numbers)
     whole = tensor_statistics("H_init", tensor)
     with pytest.MonkeyPatch.context() as patch:

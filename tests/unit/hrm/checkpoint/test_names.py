@@ -1,4 +1,4 @@
-"""How a checkpoint is found by its name, and what it is called then."""
+"""Checkpoints are found by name or path, and each has one name."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands in for the folder of the shipped checkpoints, with `demo` in it."""
+    """A stand-in for the folder of shipped checkpoints, with `demo` in it."""
     shipped = tmp_path / "shipped"
     (shipped / "demo").mkdir(parents=True)
     monkeypatch.setattr(checkpoint_names, "SHIPPED", shipped)
@@ -33,7 +33,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("prefix", ["", "checkpoints_hrm_v9_optimized_"])
 @pytest.mark.parametrize("form", ["{}/model.safetensors", "{}.safetensors", "{}.pt", "{}"])
-def test_a_name_is_looked_up_in_every_form(
+def test_a_name_is_tried_with_every_suffix(
     folder: Path, state: dict[str, Tensor], prefix: str, form: str
 ) -> None:
     file = folder / form.format(f"{prefix}step_7566")
@@ -43,7 +43,7 @@ def test_a_name_is_looked_up_in_every_form(
     assert load_checkpoint(found).name == "step_7566"
 
 
-def test_the_first_form_of_a_name_is_taken(folder: Path) -> None:
+def test_the_first_match_for_a_name_is_taken(folder: Path) -> None:
     candidates = [
         folder / f"{prefix}a{form}"
         for prefix in ("", "checkpoints_hrm_v9_optimized_")
@@ -112,18 +112,18 @@ def test_the_shipped_checkpoints_are_listed_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "no/such/file.pt", "/no/such/file", "a" * 5000])
-def test_a_path_that_is_not_there_is_refused(folder: Path, name: str) -> None:
+def test_a_path_that_does_not_exist_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=r"^no checkpoint .*: name "):
         find_checkpoint(name, folder)
 
 
-def test_a_path_that_is_not_there_is_named_in_full(folder: Path) -> None:
+def test_a_path_that_does_not_exist_is_named_in_full(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=f"^no checkpoint at {folder.parent}/no/such: "):
         find_checkpoint("no/such", folder)
 
 
 @pytest.mark.usefixtures("shipped")
-def test_a_folder_without_checkpoints_and_none_at_all_are_told_apart(
+def test_an_empty_folder_and_a_missing_one_give_different_errors(
     folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=f": {folder} holds no checkpoint; "):

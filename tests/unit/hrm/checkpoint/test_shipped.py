@@ -1,4 +1,4 @@
-"""The shipped checkpoint solves its accepted messages, as its measured figures say."""
+"""The shipped checkpoint solves its accepted messages, as in its measured figures."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def measured() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(checkpoint: Checkpoint, examples: list[HRMExample]) -> dict[HaltedBy, RuleFigures]:
-    """Inference over all messages, in float32, under both rules."""
+    """Results of inference over all messages, in float32, under both halting rules."""
     network = checkpoint.build()
     batch = encode(examples, checkpoint.config)
     return {halting: measure(network, batch, halting) for halting in HaltedBy}
@@ -55,7 +55,7 @@ def test_the_folder_is_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 8 * 1024 * 1024
 
 
-def test_the_earlier_step_is_of_the_same_run(measured: dict[str, Any]) -> None:
+def test_the_earlier_step_belongs_to_the_same_run(measured: dict[str, Any]) -> None:
     earlier = json.loads((EARLIER / "measured.json").read_text())
     assert earlier["step"] < measured["step"]
     assert earlier["recipe"] == measured["recipe"]
@@ -72,11 +72,11 @@ def test_the_earlier_step_solves_as_many_as_recorded(examples: list[HRMExample])
     assert figures.solved == recorded["max_steps"]["solved"]
 
 
-def test_the_messages_are_the_measured_ones(measured: dict[str, Any]) -> None:
+def test_the_messages_are_those_that_were_measured(measured: dict[str, Any]) -> None:
     assert hashlib.sha256(MESSAGES.read_bytes()).hexdigest() == measured["data_sha256"]
 
 
-def test_every_category_and_difficulty_is_there_together(
+def test_every_combination_of_category_and_difficulty_occurs(
     pairs: list[AcceptedPair], examples: list[HRMExample]
 ) -> None:
     counts = Counter(
@@ -88,7 +88,7 @@ def test_every_category_and_difficulty_is_there_together(
     assert counts.total() >= 64
 
 
-def test_no_prompt_is_there_twice(pairs: list[AcceptedPair], examples: list[HRMExample]) -> None:
+def test_no_prompt_occurs_twice(pairs: list[AcceptedPair], examples: list[HRMExample]) -> None:
     assert len({pair.prompt for pair in pairs}) == len(pairs)
     assert len({(example.puzzle_id, example.input_sequence) for example in examples}) == len(pairs)
 
@@ -107,7 +107,7 @@ def test_at_least_nine_of_ten_are_solved(found: dict[HaltedBy, RuleFigures]) -> 
 
 
 @pytest.mark.parametrize("halting", HaltedBy)
-def test_the_measured_figures_are_found_again(
+def test_the_measured_figures_are_reproduced(
     found: dict[HaltedBy, RuleFigures], measured: dict[str, Any], halting: HaltedBy
 ) -> None:
     recorded = measured["training_examples"][halting]
@@ -115,5 +115,5 @@ def test_the_measured_figures_are_found_again(
     assert (figures.examples, figures.solved) == (recorded["examples"], recorded["solved"])
     assert figures.token_accuracy == pytest.approx(recorded["token_accuracy"])
     assert figures.q_accuracy == pytest.approx(recorded["q_accuracy"])
-    # A step earlier or later on another device is no other result.
+    # Another device may halt an example a step earlier or later; the result still holds.
     assert figures.mean_act_steps == pytest.approx(recorded["mean_act_steps"], abs=0.25)
