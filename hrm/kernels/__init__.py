@@ -1,6 +1,6 @@
-"""Faster forms of the network's levels and blocks: the same numbers but for rounding.
+"""Faster forms of the network's levels and blocks, with the same results up to rounding.
 
-Knows blocks and devices; which blocks are applied when is said by `HRM.step` alone.
+Knows blocks and devices; nothing of the order in which `HRM.step` applies the blocks.
 """
 
 import logging
@@ -18,17 +18,17 @@ __all__ = ["accelerate", "describe", "fastest_dtype"]
 logger = logging.getLogger(__name__)
 
 FASTER = 1.3
-"""A CPU computes in bfloat16 if that is so many times as fast as float32: it rounds more."""
+"""Speed-up over float32 from which a CPU computes in bfloat16, which rounds more coarsely."""
 
 _described: WeakKeyDictionary[HRM, str] = WeakKeyDictionary()
 
 
 def accelerate(network: HRM) -> HRM:
-    """`network` itself, with its blocks replaced by the fastest form that its device has.
+    """Replace the blocks of `network` by their fastest form on its device, and return `network`.
 
-    For inference only, and on the device where it is: weights lose their gradients and take the
-    forward dtype, and those of replaced blocks leave the state dict. Where a faster form is not to
-    be had, the blocks stay as they are; a line of the log says what is used, and why.
+    The result is for inference only, and must stay on its device: weights lose their gradients and
+    are cast to the forward dtype, and weights of replaced blocks leave the state dict. If there is
+    no faster form, the blocks stay as they are. A line in the log says which form is used, and why.
     """
     if network in _described:
         return network
@@ -39,24 +39,24 @@ def accelerate(network: HRM) -> HRM:
         case "cuda":
             used = cuda.accelerate(network)
         case device:
-            used = f"plain torch, because there is no other form for {device}"
+            used = f"plain torch, because there is no faster form for {device}"
     _described[network] = f"{used}; {_name(network.forward_dtype)}"
     logger.info("kernels: %s", describe(network))
     return network
 
 
 def describe(network: HRM) -> str:
-    """What computes the blocks: say, `C++ (g++ 12.2.0); bfloat16`."""
+    """Description of the blocks' form, for example `C++ (g++ 12.2.0); bfloat16`."""
     return _described.get(network, f"plain torch; {_name(network.forward_dtype)}")
 
 
 def fastest_dtype(device: torch.device | str) -> torch.dtype:
-    """float32, or bfloat16 where `device` computes in it enough faster; the log says why.
+    """Choose float32, or bfloat16 if `device` is sufficiently faster in it; the log says why.
 
-    A GPU is asked what it has; a CPU is measured, in about 0.1 s.
+    A GPU is judged by its compute capability; a CPU is measured, which takes about 0.1 s.
     """
     device = torch.device(device)
-    fast, reason = False, f"it suits every {device.type}"
+    fast, reason = False, f"every {device.type} device supports it"
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         fast = capability >= (8, 0)
@@ -74,9 +74,9 @@ def fastest_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def _cast(network: HRM) -> None:
-    """Give all weights the forward dtype, so that it is not done at each call.
+    """Cast all weights to the forward dtype once, instead of at each call.
 
-    The puzzle table keeps its own: it is large, and few of its rows are read.
+    The puzzle table keeps its dtype: it is large, and few of its rows are read.
     """
     dtype = network.forward_dtype
     network.requires_grad_(False)
@@ -88,9 +88,10 @@ def _cast(network: HRM) -> None:
 
 @torch.inference_mode()
 def _speed_ratio() -> float:
-    """How many times as fast as in float32 a product of the usual size is in bfloat16, on the CPU.
+    """Speed of a matrix product of typical size on the CPU in bfloat16, relative to float32.
 
-    By one thread and in turns: that finds the same while other programs use the processor.
+    Measured with one thread and with the dtypes in turn, so that other programs on the processor
+    hardly affect the ratio.
     """
     rows, inputs, outputs = 128, 256, 1536
     operands, best = {}, {}

@@ -1,9 +1,9 @@
-"""Builds the C++ kernels for the processor that they run on, once, and loads them.
+"""The C++ kernels: built once for the processor they run on, then loaded from a cache.
 
 Needs a C++ compiler: the one named by the environment variable `CXX`, else `g++`, else `clang++`.
-What was built is kept in the user's cache (`$XDG_CACHE_HOME/sqe-hrm`, by default
-`~/.cache/sqe-hrm`) under a name that changes with the source, the compiler and the processor.
-`SQE_CPU_KERNELS=off` in the environment turns the kernels off, and packed weights with them.
+Builds are kept in the user's cache (`$XDG_CACHE_HOME/sqe-hrm`, by default `~/.cache/sqe-hrm`) under
+a name that changes with the source, the compiler and the processor. `SQE_CPU_KERNELS=off` in the
+environment turns off the kernels, and packed weights with them.
 """
 
 import ctypes
@@ -27,21 +27,21 @@ import torch
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
 SWITCH = "SQE_CPU_KERNELS"
-"""The environment variable: `off` leaves the kernels unused."""
+"""Environment variable; with the value `off` the kernels are not used."""
 
 FLAGS = (
     "-O3",
     "-march=native" if platform.machine() in {"x86_64", "AMD64", "i686"} else "-mcpu=native",
     "-ffp-contract=fast",
     "-fno-math-errno",
-    "-fno-trapping-math",  # more of -ffast-math would lose NaNs
+    "-fno-trapping-math",  # the other options of -ffast-math would lose NaNs
     "-shared",
     "-fPIC",
     "-std=c++17",
 )
 
 TIMEOUT = 120
-"""Seconds a build may take; three are usual."""
+"""Seconds that a build may take; it usually takes three."""
 
 ARGUMENTS = {
     "attention": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_int],
@@ -50,14 +50,16 @@ ARGUMENTS = {
     "level": [*[c_void_p] * 5, c_int64, *[c_int] * 5, c_float, c_int],
     "product": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
 }
-"""Of the functions in `SOURCE`, each of which is there as `…_float32` and `…_bfloat16`.
+"""Argument types of the functions in `SOURCE`, each of which exists as `…_float32` and
+`…_bfloat16`.
 
-`level` and `product` are there only where this product is the fastest.
+`level` and `product` exist only for dtypes in which their matrix product is the fastest on this
+processor.
 """
 
 
 class KernelsUnavailableError(Exception):
-    """There are no C++ kernels here; the text says why, in one line."""
+    """The C++ kernels are not available here; the text says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ class Compiler:
 
     command: tuple[str, ...]
     version: str
-    """The first line of what it says of itself."""
+    """First line of the output of `--version`."""
 
     @property
     def label(self) -> str:
-        """Its program and version number, such as `g++ 12.2.0`."""
+        """Program name and version number, for example `g++ 12.2.0`."""
         number = re.search(r"\d+(\.\d+)+", self.version)
         return " ".join([Path(self.command[0]).name, *([number[0]] if number else [])])
 
@@ -84,13 +86,13 @@ class Kernels:
 
 
 def is_switched_off() -> bool:
-    """Whether the environment says that torch's own functions are to be used."""
+    """Whether the environment turns the kernels off, so that torch's own functions are used."""
     return os.environ.get(SWITCH) == "off"
 
 
 @cache
 def kernels() -> Kernels | KernelsUnavailableError:
-    """The kernels of this process, or why there are none; built at the first call if need be."""
+    """The kernels of this process, built on the first call if necessary, or why there are none."""
     try:
         return load()
     except KernelsUnavailableError as error:
@@ -98,7 +100,7 @@ def kernels() -> Kernels | KernelsUnavailableError:
 
 
 def load() -> Kernels:
-    """The kernels, from the cache or newly built. Raises `KernelsUnavailableError`."""
+    """Load the kernels from the cache, or build them. Raises `KernelsUnavailableError`."""
     compiler = _find_compiler()
     runtime = _openmp()
     name = f"{_digest(compiler, runtime)}.so"
@@ -106,16 +108,16 @@ def load() -> Kernels:
     if cached is not None:
         with suppress(OSError):  # not built yet, or damaged
             return Kernels(_open(cached / name), compiler)
-        with suppress(OSError):  # no room, or a disk from which nothing may be executed
+        with suppress(OSError):  # the disk is full, or mounted noexec
             _build(compiler, runtime, cached / name)
             return Kernels(_open(cached / name), compiler)
-    # What is loaded stays so without its file.
+    # A loaded library stays loaded when its file is removed.
     try:
         with tempfile.TemporaryDirectory(prefix="sqe-hrm-") as folder:
             _build(compiler, runtime, Path(folder) / name)
             return Kernels(_open(Path(folder) / name), compiler)
     except OSError as error:
-        raise KernelsUnavailableError(_line(f"they cannot be loaded: {error}")) from None
+        raise KernelsUnavailableError(_line(f"the kernels cannot be loaded: {error}")) from None
 
 
 def _find_compiler() -> Compiler:
@@ -127,7 +129,7 @@ def _find_compiler() -> Compiler:
     found = [command for command in candidates if command and shutil.which(command[0])]
     if not found:
         raise KernelsUnavailableError(
-            "CXX names no program that is there"
+            "CXX names a program that does not exist"
             if named
             else "no C++ compiler was found: install g++"
         )
@@ -136,9 +138,9 @@ def _find_compiler() -> Compiler:
 
 
 def _openmp() -> str:
-    """What to link with for OpenMP: the very library that torch has loaded, where it has its own.
+    """Linker argument for OpenMP: the library that torch has loaded, if torch ships its own.
 
-    Two of them would each keep threads, which take the cores from each other.
+    Two OpenMP libraries would each keep a set of threads, which compete for the cores.
     """
     folder = Path(torch.__file__).parent
     own = [*(folder / "lib").glob("libgomp*.so*"), *(folder.parent / "torch.libs").glob("libgomp*")]
@@ -146,7 +148,9 @@ def _openmp() -> str:
 
 
 def _digest(compiler: Compiler, runtime: str) -> str:
-    """Of everything that what is built depends on."""
+    """Hash of everything the build depends on: source, flags, compiler, OpenMP runtime,
+    processor.
+    """
     parts = (*FLAGS, *compiler.command, compiler.version, runtime, _processor())
     digest = hashlib.sha256(SOURCE.read_bytes())
     digest.update("\0".join(parts).encode())
@@ -154,33 +158,39 @@ def _digest(compiler: Compiler, runtime: str) -> str:
 
 
 def _processor() -> str:
-    """Its architecture and, on Linux, its instructions: a cache may be shared by machines."""
-    told = {platform.machine()}
+    """The processor's architecture and, on Linux, its model and instruction sets.
+
+    Several machines may share one cache.
+    """
+    properties = {platform.machine()}
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         wanted = ("flags", "model name", "Features", "CPU implementer", "CPU part")
-        told.update(line for line in lines if line.startswith(wanted))
-    return "\n".join(sorted(told))
+        properties.update(line for line in lines if line.startswith(wanted))
+    return "\n".join(sorted(properties))
 
 
 def _cache_folder() -> Path | None:
-    """The folder to keep builds in, or None where there is none that only this user can change.
+    """The folder for builds, or None if there is none that only this user can change.
 
-    What lies in it is executed.
+    Files in this folder are executed.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         folder = (Path(base) if base else Path.home() / ".cache") / "sqe-hrm"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
         return None
     own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
     return folder if own and not found.st_mode & 0o022 else None
 
 
 def _build(compiler: Compiler, runtime: str, library: Path) -> None:
-    """Write `library`, under a name of its own until it is whole: others may build it just now."""
+    """Build `library` under a temporary name and rename it when complete.
+
+    Another process may be building the same library.
+    """
     handle, partial = tempfile.mkstemp(prefix=".", suffix=".so", dir=library.parent)
     os.close(handle)
     try:
@@ -202,7 +212,7 @@ def _run(command: list[str]) -> str:
             errors="replace",
             timeout=TIMEOUT,
             check=False,
-            env={**os.environ, "LC_ALL": "C"},  # errors are looked for by their English name
+            env={**os.environ, "LC_ALL": "C"},  # English messages, which are searched for "error"
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelsUnavailableError(_line(f"the C++ compiler failed: {error}")) from None
@@ -214,7 +224,7 @@ def _run(command: list[str]) -> str:
 
 
 def _open(library: Path) -> ctypes.CDLL:
-    """Load it. Raises `OSError`."""
+    """Load `library` and declare its functions' argument types. Raises `OSError`."""
     opened = ctypes.CDLL(str(library))
     for name, arguments in ARGUMENTS.items():
         for dtype in ("float32", "bfloat16"):

@@ -1,13 +1,14 @@
-// A level of transformer blocks for CPUs, whole, and the parts of a block between its matrix products
-// for processors whose products another library does faster: rotary attention over short sequences,
-// SwiGLU's gate, and residual addition with RMS normalisation.
+// A complete level of transformer blocks for CPUs. For processors on which another library computes
+// matrix products faster, also the parts of a block between its products: rotary attention over
+// short sequences, SwiGLU's gate, and residual addition with RMS normalisation.
 //
 // Written with the vector types of GCC and Clang, so that one source serves every instruction set.
-// T is the type in memory, float or bfloat16 (as its 16 bits); arithmetic is in float. Where the
+// T is the type in memory, float or bfloat16 (as its 16 bits); arithmetic is in float. If the
 // processor multiplies pairs of bfloat16 (AVX512-BF16), attention's products use that.
 //
-// OpenMP is used by its functions, not by pragmas: so every compiler can share the runtime, and with
-// it the threads, that torch has loaded. Two sets of threads would keep each other from the cores.
+// OpenMP is called through its functions, not through pragmas, so that every compiler can share the
+// runtime that torch has loaded, and with it the threads. Two sets of threads would compete for the
+// cores.
 
 #include <algorithm>
 #include <atomic>
@@ -27,7 +28,7 @@ extern "C" int omp_get_thread_num();
 
 namespace {
 
-// Threads, so many if they can be had, each of which calls work(thread, threads) once.
+// Calls work(thread, threads) once on each of up to `threads` threads.
 template <typename Work> void on_threads(int threads, const Work& work) {
   const auto one = [](void* data) {
     (*static_cast<const Work*>(data))(omp_get_thread_num(), omp_get_num_threads());
@@ -35,15 +36,15 @@ template <typename Work> void on_threads(int threads, const Work& work) {
   GOMP_parallel(one, const_cast<Work*>(&work), unsigned(threads), 0);
 }
 
-// Splits 0 … count - 1 among threads, each of which calls work(first, end) once.
+// Splits 0 … count - 1 among threads; each thread calls work(first, end) once.
 template <typename Work> void parallel(int64_t count, int threads, const Work& work) {
   on_threads(threads, [&](int64_t thread, int64_t threads) {
     work(count * thread / threads, count * (thread + 1) / threads);
   });
 }
 
-// W: numbers in a vector, as many as a register holds: wider ones compile to very slow code.
-// KEYS, ROWS: vectors of scores, and queries, that are summed at once, as registers suffice.
+// W: numbers in a vector. A vector fills a register: wider ones compile to very slow code.
+// KEYS, ROWS: vectors of scores, and queries, summed at once: as many as the registers can hold.
 // COLUMNS: vectors of a product's outputs that are summed at once, for each of TILE rows.
 #if defined(__AVX512F__)
 constexpr int W = 16, KEYS = 7, ROWS = 8, COLUMNS = 4;
@@ -52,7 +53,7 @@ constexpr int W = 8, KEYS = 2, ROWS = 4, COLUMNS = 2;
 #else
 constexpr int W = 4, KEYS = 4, ROWS = 4, COLUMNS = 2;
 #endif
-constexpr int QUERIES = 8;  // that are attended for at once
+constexpr int QUERIES = 8;  // queries processed at once
 constexpr int TILE = 6, PANEL = COLUMNS * W;
 
 using Vector = float __attribute__((vector_size(4 * W), aligned(4), may_alias));
@@ -100,10 +101,10 @@ inline float greatest(Vector x) {
 #endif
 }
 
-// x within the range where exp(x) is a normal number; a NaN passes.
+// Clamps x to the range in which exp(x) is a normal number; a NaN passes.
 inline Vector within_range(Vector x) {
 #ifdef __AVX512F__
-  return (Vector)_mm512_min_ps(_mm512_set1_ps(88.0f),  // of a NaN, the second
+  return (Vector)_mm512_min_ps(_mm512_set1_ps(88.0f),  // with a NaN, returns the second operand
                                _mm512_max_ps(_mm512_set1_ps(-87.0f), (__m512)x));
 #else
   x = x < -87.0f ? Vector{} - 87.0f : x;
@@ -111,8 +112,8 @@ inline Vector within_range(Vector x) {
 #endif
 }
 
-// exp(x) as precisely as T holds it: 2^n times a polynomial for what is left, which is between
-// -1/2 and 1/2 in powers of 2.
+// exp(x) to the precision of T: 2^n times a polynomial for the rest, whose exponent to base 2 is
+// between -1/2 and 1/2.
 template <typename T> inline Vector exponential(Vector x) {
   constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the low bits
   x = within_range(x);
@@ -137,8 +138,8 @@ template <typename T> inline Vector exponential(Vector x) {
   return p * (Vector)(((Bits)shifted << 23) + 0x3f800000);
 }
 
-// What a 32-bit lane of attention's operands holds: a float, or a pair of bfloat16 that are
-// neighbours along the dimension that is summed over.
+// Content of a 32-bit lane of attention's operands: a float, or two bfloat16 that are neighbours
+// along the summed dimension.
 struct Single {
   using Lane = float;
   static constexpr int WIDTH = 1;
@@ -175,7 +176,7 @@ inline void values_to_lanes(const uint16_t* value, const uint16_t* next, uint32_
 }
 #endif
 
-// Rows of scores: `depth` lanes of 4 queries against N vectors of keys, whose lanes lie in columns.
+// Scores of 4 queries for N vectors of keys, over `depth` lanes. The keys' lanes lie in columns.
 template <typename L, int N>
 inline void score(const typename L::Lane* queries, const typename L::Lane* keys, int depth,
                   int width, float* scores) {
@@ -193,7 +194,7 @@ inline void score(const typename L::Lane* queries, const typename L::Lane* keys,
     for (int j = 0; j < N; j++) store(scores + i * width + j * W, sums[i][j]);
 }
 
-// One head's vector at one position, rotated: V vectors.
+// Rotates one head's numbers at one position, V vectors.
 template <typename T, int V>
 inline void rotated(const T* from, const float* cosines, const float* sines, float scale,
                     Vector* to) {
@@ -215,7 +216,7 @@ inline void rotated(const T* from, const float* cosines, const float* sines, flo
   }
 }
 
-constexpr size_t LINE = 64;  // bytes of the cache
+constexpr size_t LINE = 64;  // bytes in a cache line
 
 inline size_t aligned(size_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
@@ -229,7 +230,7 @@ struct Memory {
   Memory(const Memory&) = delete;
 };
 
-// Shares of ROWS queries times C vectors of the values' columns.
+// Multiplies the shares of ROWS queries by C vectors of the values' columns.
 template <typename L, int C>
 inline void mix(const typename L::Lane* shares, int width, const typename L::Lane* values, int dim,
                 int sums, Vector (*mixed)[C]) {
@@ -254,7 +255,7 @@ template <typename T, int DIM> struct Head {
   using Lane = typename L::Lane;
   static constexpr int DEPTH = DIM / L::WIDTH;
   const int length;
-  const int width = (length + W - 1) / W * W;  // keys, filled up
+  const int width = (length + W - 1) / W * W;  // number of keys, padded
   const int sums = (length + L::WIDTH - 1) / L::WIDTH;  // lanes along the keys
   Lane* keys;  // (DEPTH, width)
   Lane* values;  // (sums, DIM)
@@ -266,11 +267,12 @@ template <typename T, int DIM> struct Head {
 
   size_t scratch_bytes() const { return 4 * (QUERIES * DEPTH + 2 * size_t(QUERIES) * width); }
 
-  // Takes the positions from first, which is even, to end. Rows of qkv are `stride` apart.
+  // Stores the keys and values of positions first to end - 1; first is even. Rows of qkv are
+  // `stride` apart.
   void take(const T* key, const T* value, int64_t stride, const float* cosines, const float* sines,
             int first, int end) {
     for (int t = first; t < (end < length ? end : width); t++) {
-      const int from = std::min(t, length - 1);  // columns that fill up repeat the last key
+      const int from = std::min(t, length - 1);  // padding repeats the last key
       Vector vectors[DIM / W];
       alignas(64) Lane lanes[DEPTH];
       rotated<T, DIM / W>(key + from * stride, cosines + from * DIM, sines + from * DIM, 1.0f,
@@ -286,14 +288,14 @@ template <typename T, int DIM> struct Head {
     }
   }
 
-  // Answers the queries from first to end. Rows of out, which may be query, are out_stride apart.
+  // Attends for queries first to end - 1. Rows of out, which may be query, are out_stride apart.
   void attend(const T* query, int64_t stride, const float* cosines, const float* sines, T* out,
               int64_t out_stride, int first, int end, void* scratch) const {
     constexpr int V = DIM / W, C = std::min(V, 2), HALF = (KEYS + 1) / 2;
     Lane* queries = static_cast<Lane*>(scratch);  // (QUERIES, DEPTH)
     float* scores = reinterpret_cast<float*>(queries + QUERIES * DEPTH);  // (QUERIES, width)
     Lane* shares = reinterpret_cast<Lane*>(scores + QUERIES * width);  // (QUERIES, width)
-    Vector real = {};  // which of the last vector's keys are not filling: 1 or 0
+    Vector real = {};  // for the last vector of keys: 1 for a key, 0 for padding
     for (int i = 0; i < W; i++) real[i] = width - W + i < length;
     const float scale = 1.0f / std::sqrt(float(DIM));
 
@@ -346,9 +348,9 @@ template <typename T, int DIM> struct Head {
   }
 };
 
-// What is done for one head of `dim` numbers, which are 16, 32, 64 or 128.
+// Functions and memory sizes for one head of `dim` numbers, where dim is 16, 32, 64 or 128.
 template <typename T> struct HeadWork {
-  size_t bytes, scratch_bytes;  // of memory
+  size_t bytes, scratch_bytes;  // memory for keys and values, and for `attend`
   void (*take)(int length, void* memory, const T* key, const T* value, int64_t stride,
                const float* cosines, const float* sines, int first, int end);
   void (*attend)(int length, void* memory, const T* query, int64_t stride, const float* cosines,
@@ -396,7 +398,7 @@ void attention(const T* qkv, const float* rotary, T* out, int64_t batch, int len
   });
 }
 
-// out = x / rms(x) of `size` numbers, a multiple of 16
+// out = x / rms(x), for `size` numbers, a multiple of 16.
 template <typename T> inline void normalised(const float* x, T* out, int size, float eps) {
   Vector squares = {};
   for (int i = 0; i < size; i += W) squares += load(x + i) * load(x + i);
@@ -404,7 +406,7 @@ template <typename T> inline void normalised(const float* x, T* out, int size, f
   for (int i = 0; i < size; i += W) store(out + i, load(x + i) * factor);
 }
 
-// out = normalised(x + y): (rows, size). out may be x or y.
+// out = normalised(x + y), each (rows, size). out may be x or y.
 template <typename T>
 void add_norm(const T* x, const T* y, T* out, int64_t rows, int size, float eps, int threads) {
   parallel(rows, threads, [=](int64_t first, int64_t end) {
@@ -432,7 +434,8 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int size, int threads) {
   });
 }
 
-// M rows of x times a panel of weights, whose lanes lie in rows of PANEL: done(row, sums) for each.
+// Multiplies M rows of x by a panel of weights, whose lanes lie in rows of PANEL, and calls
+// done(row, sums) for each row.
 template <typename L, int M, typename Done>
 inline void tile(const typename L::Lane* x, int64_t stride, const typename L::Lane* panel,
                  int depth, int row, const Done& done) {
@@ -452,7 +455,8 @@ inline void tile(const typename L::Lane* x, int64_t stride, const typename L::La
   for (int i = 0; i < M; i++) done(row + i, sums[i]);
 }
 
-// Rows of x, `stride` lanes apart, times panels of weights: done(row, panel, sums) for each pair.
+// Multiplies rows of x, `stride` lanes apart, by panels of weights, and calls
+// done(row, panel, sums) for each pair.
 template <typename L, typename Done>
 void product(const typename L::Lane* x, int64_t stride, int first, int end,
              const typename L::Lane* weights, int depth, int panels, const Done& done) {
@@ -470,7 +474,7 @@ void product(const typename L::Lane* x, int64_t stride, int first, int end,
   }
 }
 
-// Where threads wait for each other: actively, since they have about the same to do.
+// Lets threads wait for each other. They spin, since all have about the same amount of work.
 class Barrier {
  public:
   void wait(int threads) {
@@ -494,22 +498,22 @@ class Barrier {
   std::atomic<int> arrived{0}, rounds{0};
 };
 
-// The weights of a block, as panels: `pack` of cpu.py makes them.
+// The weights of a block as panels, made by `Packing` in cpu.py.
 template <typename Lane> struct Weights {
   const Lane *qkv, *o, *gate_up, *down;
 };
 
-// The blocks of a level and the memory for one example in them. Rows are filled up to whole panels;
-// nothing real is computed of what lies there.
+// The blocks of a level, and memory for one example in them. Rows are padded to whole panels; no
+// result depends on the padding.
 template <typename T> struct Level {
   using L = typename LaneOf<T>::Type;
   using Lane = typename L::Lane;
 
-  struct Part {  // a thread's: rows of its own
+  struct Part {  // the rows of one thread
     int first, end, thread, threads;
   };
 
-  const Weights<Lane>* const weights;  // of each block
+  const Weights<Lane>* const weights;  // one for each block
   const float *const cosines, *const sines;
   const int blocks, length, heads, dim, inner;
   const float eps;
@@ -518,9 +522,9 @@ template <typename T> struct Level {
   const int wide_stride = std::max(filled_up(3 * size), filled_up(2 * inner) / 2);
   const Memory memory;
   Barrier barrier;
-  T *x, *wide;  // (length, stride) and (length, wide_stride): what the wider products give
+  T *x, *wide;  // (length, stride), and (length, wide_stride) for results of the wider products
   float* sums;  // (length, stride)
-  char *keys_and_values[2], *scratch;  // of each head; of each thread
+  char *keys_and_values[2], *scratch;  // for each head; for each thread
 
   Level(const Weights<Lane>* weights, const float* rotary, int blocks, int length, int heads,
         int dim, int inner, float eps, int threads)
@@ -544,10 +548,10 @@ template <typename T> struct Level {
 
   static int filled_up(int outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
 
-  // All threads call this for the same examples in the same order, number 0 first. A thread needs
-  // nothing of the others' rows but keys and values.
+  // All threads call this for the same examples in the same order, number 0 first. Of the other
+  // threads' rows, a thread needs only the keys and values.
   void run(int64_t number, const T* z, const T* injection, T* out, int thread, int threads) {
-    const auto bound = [=](int part) {  // even, since values are taken in pairs
+    const auto bound = [=](int part) {  // even, since values are stored in pairs
       return part == threads ? length : length * part / threads / 2 * 2;
     };
     const Part part{bound(thread), bound(thread + 1), thread, threads};
@@ -557,7 +561,7 @@ template <typename T> struct Level {
         store(x + to + i, load(z + from + i) + load(injection + from + i));
     }
     for (int block = 0; block < blocks; block++) {
-      // In turns, since others may still read what they need of the block before.
+      // Two buffers in turn, since other threads may still read those of the previous block.
       const int turn = threads == 1 ? 0 : (number * blocks + block) % 2;
       attend(weights[block], part, keys_and_values[turn]);
       normalise(part, x, stride);
@@ -581,7 +585,7 @@ template <typename T> struct Level {
     }
     barrier.wait(part.threads);
     for (int i = 0; i < heads; i++) {
-      T* query = wide + i * dim;  // whose place the result takes
+      T* query = wide + i * dim;  // overwritten with the result
       head.attend(length, keys_and_values + i * head.bytes, query, wide_stride, cosines, sines,
                   query, wide_stride, part.first, part.end,
                   scratch + part.thread * head.scratch_bytes);
@@ -592,7 +596,7 @@ template <typename T> struct Level {
   // sums = x + SwiGLU of x
   void transform(const Weights<Lane>& weights, const Part& part) {
     multiply(x, stride, part, weights.gate_up, size, 2 * inner,
-             [&](int row, int panel, const Vector* sum) {  // half of a panel are gates
+             [&](int row, int panel, const Vector* sum) {  // the first half of a panel is gates
                T* to = wide + int64_t(row) * wide_stride + panel * (PANEL / 2);
                for (int j = 0; j < COLUMNS / 2; j++)
                  store(to + j * W, gated<T>(sum[j], sum[j + COLUMNS / 2]));
@@ -623,8 +627,8 @@ template <typename T> struct Level {
   }
 };
 
-// out: z + injection after all blocks. All three (batch, length, heads * dim); weights: of each
-// block four.
+// out = z + injection after all blocks; all three (batch, length, heads * dim). weights: four for
+// each block.
 template <typename T>
 void level(const T* z, const T* injection, T* out, const void* weights, const float* rotary,
            int64_t batch, int blocks, int length, int heads, int dim, int inner, float eps,
@@ -638,8 +642,8 @@ void level(const T* z, const T* injection, T* out, const void* weights, const fl
   });
 }
 
-// out: (rows, outputs), of float and filled up to whole panels, of x: (rows, inputs). A level does
-// this by itself; here it is to be measured alone.
+// A matrix product alone, for measurements; a level computes its own. x: (rows, inputs), out:
+// (rows, outputs), float, padded to whole panels.
 template <typename T>
 void product_alone(const T* x, const void* weights, float* out, int64_t rows, int inputs,
                    int outputs, int threads) {
@@ -675,7 +679,7 @@ void product_alone(const T* x, const void* weights, float* out, int64_t rows, in
 EXPORT(float, float32)
 EXPORT(uint16_t, bfloat16)
 
-// Where another library's products may be faster, these are not there: see cpu.py.
+// Left out for dtypes in which another library's products may be faster: see cpu.py.
 #define EXPORT_LEVEL(T, NAME)                                                                   \
   extern "C" void level_##NAME(const T* z, const T* injection, T* out, const void* weights,     \
                                const float* rotary, int64_t batch, int blocks, int length,      \

@@ -1,5 +1,7 @@
-"""The network's levels for CPUs: whole in C++ where its matrix products are the fastest, else with
-packed weights and C++ between the products.
+"""The network's levels for CPUs.
+
+A level is computed entirely in C++ if the C++ has the fastest matrix products on the processor.
+Otherwise torch multiplies with packed weights, and C++ computes the rest.
 """
 
 import ctypes
@@ -24,29 +26,34 @@ from hrm.model.network import HRM, Block, Level, Linear
 Kind = TypeVar("Kind", bound=nn.Module)
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""That the C++ is there for, and how its functions' names end."""
+"""Dtypes that have C++ kernels, and the suffix of their function names."""
 
 HEAD_DIMS = (16, 32, 64, 128)
-"""Sizes of heads that the C++ attention is there for."""
+"""Head sizes that the C++ attention supports."""
 
 MULTIPLE = 16
-"""The C++ takes hidden and intermediate sizes that are multiples of this."""
+"""Hidden and intermediate sizes must be multiples of this for the C++."""
 
 PACKED_ROWS = 1024
-"""The number of rows that weights are packed for; any other number is right too."""
+"""Number of input rows that weights are packed for; products of other sizes are correct too."""
 
 
 KEPT_BYTES = 256 << 20
-"""Of memory that torch has freed: more than the largest results of a step over 64 examples."""
+"""Freed memory the allocator keeps instead of returning to the system: more than a step over 64
+examples needs.
+"""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 
 
 def accelerate(network: HRM) -> str:
-    """Replace the levels of `network`, or their parts; its weights have its forward dtype.
+    """Replace the levels of `network`, or parts of them, by faster forms.
 
-    Returns by what.
+    The weights of `network` must have its forward dtype.
+
+    Returns:
+        A description of the form that is used now.
     """
     _keep_freed_memory()
     if is_switched_off():
@@ -69,7 +76,7 @@ def accelerate(network: HRM) -> str:
 
 
 def _replace(network: HRM, kind: type[Kind], form: Callable[[Kind], nn.Module]) -> None:
-    """Put the form of each `kind` in both levels in its place."""
+    """Replace each module of type `kind` in both levels by its `form`."""
     for level in ("H_level", "L_level"):
         for name, module in list(network.get_submodule(level).named_modules(prefix=level)):
             if isinstance(module, kind):
@@ -77,10 +84,10 @@ def _replace(network: HRM, kind: type[Kind], form: Callable[[Kind], nn.Module]) 
 
 
 def _keep_freed_memory() -> None:
-    """Have this process keep what the allocator gets back, where that is glibc's.
+    """Make glibc's allocator, if it is in use, keep freed memory for this process.
 
-    It would return each matrix product's result to the system and ask for the next one's, page by
-    page: up to a third of the time of a step in a thread.
+    Otherwise it returns the memory of each matrix product's result to the system and requests it
+    again page by page, which takes up to a third of a step's time in a thread.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -89,7 +96,7 @@ def _keep_freed_memory() -> None:
 
 
 def why_not_fused(network: HRM) -> str | None:
-    """Why neither `FusedLevel` nor `FusedBlock` fits `network`, or None where it does."""
+    """Reason why neither `FusedLevel` nor `FusedBlock` supports `network`, or None."""
     config = network.config
     if network.forward_dtype not in DTYPES:
         return f"there is no C++ for {network.forward_dtype}"
@@ -105,8 +112,9 @@ def why_not_fused(network: HRM) -> str | None:
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether torch packs weights of `dtype` here: its functions for that, which are no public
-    interface, are tried.
+    """Whether torch can pack weights of `dtype` here.
+
+    The functions for it are not public, so they are tried.
     """
     try:
         ops = torch.ops.mkldnn
@@ -120,9 +128,9 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A `Linear` for inference whose weight lies as the matrix product reads it.
+    """A `Linear` for inference, with its weight in the order in which the product reads it.
 
-    Input and output have the weight's dtype. The weight is no parameter and in no state dict.
+    Input and output have the weight's dtype. The weight is neither a parameter nor in a state dict.
     """
 
     def __init__(self, linear: Linear) -> None:
@@ -134,7 +142,7 @@ class PackedLinear(nn.Module):
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in_features) to (…, out_features)."""
+        """Map (…, in_features) to (…, out_features)."""
         output: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
             x, self._weight, self._bias, "none", [], None
         )
@@ -144,14 +152,14 @@ class PackedLinear(nn.Module):
 def has_level(kernels: Kernels, dtype: torch.dtype) -> bool:
     """Whether the C++ computes a whole level in `dtype` on this processor.
 
-    It leaves bfloat16 to oneDNN where the processor has matrix units for it (AMX), or has no
-    instructions for it at all.
+    It leaves bfloat16 to oneDNN if the processor has matrix units for it (AMX), or no instructions
+    for it at all.
     """
     return hasattr(kernels.library, f"level_{DTYPES[dtype]}")
 
 
 class Packing:
-    """How the C++ reads the weights of a product in `dtype`, where `has_level` is true."""
+    """The layout in which the C++ reads a product's weights in `dtype`; needs `has_level`."""
 
     def __init__(self, dtype: torch.dtype, kernels: Kernels) -> None:
         self.panel, self.lane = (
@@ -160,9 +168,9 @@ class Packing:
         )
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """(outputs, inputs) to (panels, inputs / lane, panel, lane), contiguous.
+        """Pack (outputs, inputs) as (panels, inputs / lane, panel, lane), contiguous.
 
-        Zeros fill the last panel up.
+        The last panel is padded with zeros.
         """
         outputs, inputs = weight.shape
         filled = F.pad(weight.detach(), (0, 0, 0, -outputs % self.panel))
@@ -171,9 +179,9 @@ class Packing:
 
 
 def interleaved(gate_up: Tensor, size: int) -> Tensor:
-    """(2 * inner, inputs), first all gates, to `size` gates and `size` others in turn.
+    """Interleave the rows of gate and up, (2 * inner, inputs): `size` rows of each in turn.
 
-    Zeros fill the last ones up.
+    In `gate_up` all rows of the gate come first. Zeros pad both to a multiple of `size`.
     """
     halves = gate_up.view(2, -1, gate_up.shape[1])
     filled = F.pad(halves, (0, 0, 0, -halves.shape[1] % size))
@@ -181,10 +189,11 @@ def interleaved(gate_up: Tensor, size: int) -> Tensor:
 
 
 class FusedLevel(nn.Module):
-    """A `Level` for inference, whole in C++. Its weights are no parameters and in no state dict.
+    """A `Level` for inference, computed entirely in C++.
 
-    It fits where `why_not_fused` says nothing and `has_level` is true. Threads share the rows of an
-    example: `hrm.inference.threads` gives each thread examples of its own where there are enough.
+    Needs a network for which `why_not_fused` returns None, and `has_level`. The weights are neither
+    parameters nor in a state dict. Threads share the rows of an example; with enough examples,
+    `hrm.inference.threads` gives each thread examples of its own.
     """
 
     def __init__(self, level: Level, dtype: torch.dtype, kernels: Kernels) -> None:
@@ -209,9 +218,15 @@ class FusedLevel(nn.Module):
         self._pointers = (c_void_p * len(self._weights))(*(w.data_ptr() for w in self._weights))
 
     def forward(self, z: Tensor, injection: Tensor, rotary: Tensor | None) -> Tensor:
-        """z, injection: (B, T, D) of the level's dtype; rotary: float32 (2, T, head_dim).
+        """Compute the level.
 
-        Raises `ValueError` for others: C++ would read memory that is not theirs.
+        Args:
+            z: The level's state, (B, T, D) of the level's dtype.
+            injection: Added to `z`, of the same shape and dtype.
+            rotary: Cosines and sines, float32 (2, T, head_dim).
+
+        Raises:
+            ValueError: A tensor has another shape or dtype: C++ would read beyond its memory.
         """
         batch, length = z.shape[:2]
         table = checked_rotary(rotary, length, self.head_dim)
@@ -238,7 +253,7 @@ class FusedLevel(nn.Module):
 
 
 def checked(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """`x`, contiguous. Raises `ValueError` for another shape or dtype, and for another device."""
+    """Return `x`, contiguous. Raises `ValueError` if its shape, dtype or device is wrong."""
     if x.dtype != dtype or x.shape != shape or x.device.type != "cpu":
         raise ValueError(
             f"not (B, T, {shape[2]}) {dtype} on the CPU: {tuple(x.shape)} {x.dtype} {x.device}"
@@ -247,16 +262,16 @@ def checked(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tenso
 
 
 def checked_rotary(rotary: Tensor | None, length: int, head_dim: int) -> Tensor:
-    """`rotary`, contiguous. Raises `ValueError` for another table than float32 (2, T, head_dim)."""
+    """Return `rotary`, contiguous. Raises `ValueError` unless it is float32 (2, T, head_dim)."""
     if rotary is None or rotary.dtype != torch.float32 or rotary.shape != (2, length, head_dim):
         raise ValueError(f"no float32 rotary table of (2, {length}, {head_dim})")
     return rotary.contiguous()
 
 
 class FusedBlock(nn.Module):
-    """A `Block` for inference: the matrix products are `block`'s, and the rest is C++.
+    """A `Block` for inference: `block`'s own matrix products, and C++ for the rest.
 
-    It fits where `why_not_fused` says nothing.
+    Needs a network for which `why_not_fused` returns None.
     """
 
     def __init__(self, block: Block, dtype: torch.dtype, kernels: Kernels) -> None:
@@ -266,15 +281,16 @@ class FusedBlock(nn.Module):
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.qkv_proj, self.o_proj = attention.qkv_proj, attention.o_proj
         self.gate_up_proj, self.down_proj = mlp.gate_up_proj, mlp.down_proj
-        # Their `forward` is called: the look-up of hooks would cost a fifth of a small product.
+        # `forward` is called directly: looking for hooks would cost a fifth of a small product.
         self._attention = getattr(kernels.library, f"attention_{DTYPES[dtype]}")
         self._add_norm = getattr(kernels.library, f"add_norm_{DTYPES[dtype]}")
         self._swiglu = getattr(kernels.library, f"swiglu_{DTYPES[dtype]}")
 
     def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
-        """x: (B, T, D) of the block's dtype; rotary: float32 (2, T, head_dim).
+        """Compute the block.
 
-        Raises `ValueError` for others: C++ would read memory that is not theirs.
+        x: (B, T, D) of the block's dtype; rotary: float32 (2, T, head_dim). Raises `ValueError` for
+        other tensors: C++ would read beyond their memory.
         """
         batch, length = x.shape[:2]
         table = checked_rotary(rotary, length, self.head_dim)
@@ -307,7 +323,7 @@ class FusedBlock(nn.Module):
         return output
 
     def _normalised_sum(self, x: Tensor, y: Tensor) -> Tensor:
-        """Written over `y`."""
+        """Compute `rms_norm(x + y)`, overwriting `y`."""
         size = x.shape[-1]
         self._add_norm(
             x.data_ptr(),

@@ -1,10 +1,10 @@
-"""The network's blocks for NVIDIA GPUs: in Triton, or with what lies between the matrix products
-compiled by torch, whichever is right and faster on the device.
+"""The network's blocks for NVIDIA GPUs, in the form that is correct and faster on the device:
+entirely in Triton, or with torch's matrix products and compiled code between them.
 
-`SQE_GPU_KERNELS` in the environment leaves kernels unused: `compiled` those in Triton, `off` all.
+`SQE_GPU_KERNELS` in the environment turns kernels off: `compiled` those in Triton, `off` all.
 
-Nothing here reads from the GPU or depends on what tensors hold: once a block has been called with
-a shape, further calls with that shape can be captured in a CUDA graph.
+Blocks neither read from the GPU nor depend on the contents of tensors: once a block has been called
+with a shape, further calls with that shape can be captured in a CUDA graph.
 """
 
 import copy
@@ -31,44 +31,46 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Form = Callable[[Block], nn.Module]
-"""Makes what replaces a block."""
+"""A function that returns the replacement for a block."""
 
 SWITCH = "SQE_GPU_KERNELS"
-"""The environment variable."""
+"""Environment variable that turns kernels off; see above."""
 
 MEASURED = 512
-"""Examples that two forms are timed with: a lane under load, where their speed matters."""
+"""Batch size with which forms are timed: a lane under load, when speed matters."""
 
 CHECKED = (1, 33)
-"""Examples that a form is checked with: one, for which torch has code of its own, and as many as
-fill no kernel's tiles.
+"""Batch sizes with which a form is checked: 1, for which torch has separate code, and one that is
+not a multiple of any kernel's tiles.
 """
 
 ROUNDS, CALLS = 5, 5
-"""Forms are timed in so many turns of so many calls; the best turn counts."""
+"""Rounds in which forms are timed in turn, and calls of each form in a round; the best round
+counts.
+"""
 
 
 def rotated(qkv: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys (B, heads, T, head_dim) of (B, T, 3, heads, head_dim), rotated."""
+    """Rotated queries and keys, (B, heads, T, head_dim), from (B, T, 3, heads, head_dim)."""
     q, k, _ = qkv.permute(2, 0, 3, 1, 4)
     return rotate(q, rotary), rotate(k, rotary)
 
 
 def add_norm(x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """`rms_norm(x + y, eps)`."""
+    """Compute `rms_norm(x + y, eps)`."""
     wide = (x + y).float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` of both, which lie side by side in the last dimension."""
+    """Compute `silu(gate) * up`; both lie side by side in the last dimension of `gate_up`."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
 @dataclass(frozen=True)
 class Functions:
-    """What is done between the matrix products."""
+    """The functions applied between the matrix products."""
 
     rotated: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = rotated
     add_norm: Callable[[Tensor, Tensor, float], Tensor] = add_norm
@@ -76,7 +78,7 @@ class Functions:
 
     @classmethod
     def compiled(cls, backend: str | Callable[..., object] = "inductor") -> "Functions":
-        """Each as one kernel for any number of rows; it is compiled when it is first called."""
+        """Each function as one kernel for any number of rows, compiled on its first call."""
         return cls(
             compiled(rotated, 1, backend),
             compiled(add_norm, 2, backend),
@@ -87,14 +89,15 @@ class Functions:
 def compiled(
     function: Callable[P, R], varying: int, backend: str | Callable[..., object]
 ) -> Callable[P, R]:
-    """`function`, compiled for any first size of its first `varying` arguments.
+    """Compile `function` for any first dimension of its first `varying` arguments.
 
-    All other sizes are constants: what is known to be a multiple of 16 is read in large pieces.
+    All other dimensions are constants: a kernel reads larger pieces if it knows that a dimension is
+    a multiple of 16.
     """
-    from torch._dynamo import maybe_mark_dynamic  # noqa: PLC0415 - a second to import
+    from torch._dynamo import maybe_mark_dynamic  # noqa: PLC0415 - takes a second to import
 
-    # With code of its own: of one code, torch compiles eight variants and then no more, and each
-    # network of the process would take some.
+    # A copy with its own code object: torch compiles at most eight variants of one code object, and
+    # each network of the process would use up some.
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     fast = torch.compile(own, dynamic=False, backend=backend)
 
@@ -108,7 +111,7 @@ def compiled(
 
 
 class FusedBlock(nn.Module):
-    """A `Block` for inference whose matrix products are `block`'s and whose rest is `functions`."""
+    """A `Block` for inference: `block`'s own matrix products, and `functions` for the rest."""
 
     def __init__(self, block: Block, functions: Functions) -> None:
         super().__init__()
@@ -120,7 +123,10 @@ class FusedBlock(nn.Module):
         self._functions = functions
 
     def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
-        """x: (B, T, D), of the weights' dtype; rotary: float32 (2, T, head_dim), or None."""
+        """Compute the block.
+
+        x: (B, T, D) in the weights' dtype; rotary: float32 (2, T, head_dim), or None.
+        """
         functions = self._functions
         batch, length, size = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3, self.num_heads, self.head_dim)
@@ -128,7 +134,7 @@ class FusedBlock(nn.Module):
         if rotary is not None:
             q, k = functions.rotated(qkv, rotary)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        # As rows: a batch of 1 would be compiled by itself.
+        # Flattened to rows, because a batch of 1 would be compiled separately.
         rows = functions.add_norm(x.flatten(0, 1), self.o_proj(mixed.reshape(-1, size)), self.eps)
         rows = functions.add_norm(
             rows, self.down_proj(functions.swiglu(self.gate_up_proj(rows))), self.eps
@@ -137,14 +143,14 @@ class FusedBlock(nn.Module):
 
 
 class Trial:
-    """A block of `network`, with which forms are tried."""
+    """A block of `network` with which forms are checked and timed."""
 
     def __init__(self, network: HRM) -> None:
         self.network = network
         self.block = next(m for m in network.L_level.modules() if isinstance(m, Block))
 
     def input(self, batch: int) -> Tensor:
-        """Random numbers (B, T, D), always the same."""
+        """Random input (B, T, D) for the block, the same on every call."""
         config, device = self.network.config, self.network.H_init.device
         shape = (batch, config.puzzle_emb_len + config.seq_len, config.hidden_size)
         generator = torch.Generator(device).manual_seed(batch)
@@ -152,8 +158,13 @@ class Trial:
         return x.to(self.network.forward_dtype)
 
     def check(self, form: Form) -> None:
-        """Raises `ArithmeticError` where it is further than the plain block from what float32
-        gives, by more than another order of additions explains.
+        """Check `form` against the plain block.
+
+        Both are compared with a float32 computation.
+
+        Raises:
+            ArithmeticError: The form's error exceeds the plain block's by more than a different
+                summation order can explain.
         """
         rotary = self.network.rotary
         exact, fast = copy.deepcopy(self.block).float(), form(self.block)
@@ -162,7 +173,7 @@ class Trial:
             truth = exact(x.float(), rotary)
             error, allowed = ((b(x, rotary).float() - truth).abs() for b in (fast, self.block))
             mean, most = error.mean().item(), error.max().item()
-            # As `not`: NaN is neither.
+            # Negated, because comparisons with NaN are false.
             if not (
                 mean <= 1.1 * allowed.mean().item() + 1e-5
                 and most <= 2 * allowed.max().item() + 1e-4
@@ -171,14 +182,19 @@ class Trial:
 
 
 def accelerate(network: HRM) -> str:
-    """Replace the blocks of `network`, whose weights have its forward dtype; returns by what."""
+    """Replace the blocks of `network`, whose weights must have its forward dtype.
+
+    Returns:
+        A description of the form that is used now.
+    """
     if os.environ.get(SWITCH) == "off":
         return f"plain torch, because {SWITCH} is off"
     if find_spec("triton") is None:
         return "plain torch, because there is no triton"
-    # cuDNN plans its attention anew for each batch size and thread, tens of milliseconds each time.
+    # cuDNN plans its attention again for each batch size and thread, which takes tens of
+    # milliseconds each time.
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)
-    # In inference mode, as later: compiled code is for its tensors only.
+    # In inference mode, as in later calls: compiled code works only with such tensors.
     on_device = torch.cuda.device_of(network.H_init)  # type: ignore[no-untyped-call]
     with on_device, torch.inference_mode():
         form, used = chosen(Trial(network))
@@ -188,7 +204,7 @@ def accelerate(network: HRM) -> str:
 
 
 def chosen(trial: Trial) -> tuple[Form | None, str]:
-    """The fastest form that is right, or None, and what to say of it."""
+    """The fastest correct form, or None for the plain block, with a description."""
     compiled = attempt("torch.compile", partial(compiled_form, trial))
     by_triton = attempt("Triton", partial(triton_form, trial))
     if isinstance(by_triton, str):
@@ -211,26 +227,26 @@ def chosen(trial: Trial) -> tuple[Form | None, str]:
 
 
 def attempt(name: str, make: Callable[[], R | str]) -> R | str:
-    """What `make` returns, or why it raised."""
+    """Return the result of `make`, or a line that says why it failed."""
     try:
         return make()
-    except Exception as error:  # noqa: BLE001 - whatever it is, there is another form
+    except Exception as error:  # noqa: BLE001 - on any error, another form is used
         said = " ".join(str(error).split()) or type(error).__name__
         return f"{name} failed: {said[:200]}"
 
 
 def compiled_form(trial: Trial) -> Form:
-    """Blocks whose products are cuBLAS's and whose rest is compiled by torch."""
+    """The form with matrix products by cuBLAS and the rest compiled by torch, checked."""
     form = partial(FusedBlock, functions=Functions.compiled())
     trial.check(form)
     return form
 
 
 def triton_form(trial: Trial) -> Form | str:
-    """Blocks in Triton with the tiles that are the fastest here, or why there are none."""
+    """The Triton form with the fastest tiles for this device, checked, or why there is none."""
     if os.environ.get(SWITCH) == "compiled":
         return f"{SWITCH} is compiled"
-    from hrm.kernels import cuda_triton  # noqa: PLC0415 - there may be no triton
+    from hrm.kernels import cuda_triton  # noqa: PLC0415 - triton may be missing
 
     unfit = cuda_triton.why_not(trial.network)
     if unfit:
@@ -244,9 +260,10 @@ def triton_form(trial: Trial) -> Form | str:
 
 
 def seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """What each takes the device, captured as later: a host launches slower than this computes.
+    """Time that the device takes for each of `calls`, in seconds.
 
-    In turns, so that all meet the same clock.
+    Calls are captured, as in later use, because a host launches kernels more slowly than the device
+    runs them. They are timed in turn, so that all run at the same clock rate.
     """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
@@ -270,12 +287,12 @@ def _event() -> torch.cuda.Event:
 
 
 def _ignore(call: Callable[[], object]) -> None:
-    """What is captured returns nothing."""
+    """Run `call` without its result, as `Capture` requires."""
     call()
 
 
 def fuse(network: HRM, form: Form) -> None:
-    """Replace every block of `network`."""
+    """Replace every block of `network` by its `form`."""
     for level in (network.H_level, network.L_level):
         for name, module in list(level.named_modules()):
             if isinstance(module, Block):

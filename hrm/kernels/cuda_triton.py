@@ -1,8 +1,8 @@
-"""The network's blocks for NVIDIA GPUs in Triton, in bfloat16: what lies between matrix products is
-done where their sums are, before anything is written to memory.
+"""The network's blocks for NVIDIA GPUs in Triton, in bfloat16. The operations between the matrix
+products work on the products' sums in registers, before anything is written to memory.
 
-Imported only where there is Triton. Numbers of rows are in no kernel: descriptors of tensors know
-them, read zeros past the end and write nothing there. So each kernel is compiled once, and its
+Imported only if Triton is installed. No kernel depends on the number of rows: tensor descriptors
+know it, read zeros past the end and write nothing there. So each kernel is compiled once, and its
 launches can be captured. Kernels sum in float32, and round where a plain block does or less often.
 """
 
@@ -20,40 +20,42 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from hrm.model.network import HRM, Block
 
 HEAD_DIMS = (16, 32, 64, 128)
-"""Sizes of heads that the attention is there for."""
+"""Head sizes that the attention kernel supports."""
 
 LONGEST = 128
-"""Positions: a program holds the scores of all keys at once."""
+"""Largest number of positions: a program holds the scores of all keys at once."""
 
 WIDEST = 256
-"""Hidden size: a program holds whole rows, for their norm."""
+"""Largest hidden size: a program holds whole rows, to normalise them."""
 
 HOPPER = 9
-"""Compute capability: GPUs before it have no descriptors of tensors, and Triton's way around that
-takes thousands of registers.
+"""Lowest compute capability (major): earlier GPUs have no tensor descriptors, and Triton's
+emulation of them takes thousands of registers.
 """
 
 _SMALLEST = 16
-"""Of a side of a product on a GPU's matrix units."""
+"""Smallest side of a product on a GPU's matrix units."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a kernel computes at a time, and with what means."""
+    """The part of a result that one program of a kernel computes at a time, and its resources."""
 
     rows: int
     columns: int = 0
-    """Of the inner layer's; elsewhere all."""
+    """Columns of the MLP's inner layer; other kernels compute all columns."""
     depth: int = 64
-    """Addends of a sum that are read at once."""
+    """Addends of each sum that are read at once."""
     warps: int = 4
     stages: int = 3
-    """Such reads that are under way or in use."""
+    """Pipeline stages: reads that are in flight or in use at the same time."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Of each kernel. `mlp`: of the one for the whole MLP; None: two kernels compute it."""
+    """The tile of each kernel. `mlp` is the tile of the kernel for the whole MLP; if it is None,
+    two kernels (`gate_up` and `down`) compute the MLP.
+    """
 
     attention: Tile = Tile(64)
     o_proj: Tile = Tile(64, stages=2)
@@ -74,13 +76,13 @@ OPTIONS: dict[str, tuple[Tile | None, ...]] = {
     "down": (Tile(64, stages=2), Tile(64, depth=32), Tile(128, warps=8)),
     "mlp": (None, Tile(128, 32, warps=8), Tile(128, 32, warps=8, stages=2)),
 }
-"""What is tried on a device: few large programs, or several small ones that wait in turns. On an
-H100, at the sizes of the v9 checkpoints, all fit: none spills a register.
+"""Tiles that are tried on a device: few large programs, or several small ones whose waits overlap.
+On an H100, at the sizes of the v9 checkpoints, all fit: none spills a register.
 """
 
 
 def why_not(network: HRM) -> str | None:
-    """Why `FusedBlock` does not fit `network` on its device, or None where it does."""
+    """Reason why `FusedBlock` does not support `network` on its device, or None."""
     config = network.config
     length = config.puzzle_emb_len + config.seq_len
     major, minor = torch.cuda.get_device_capability(network.H_init.device)
@@ -96,7 +98,7 @@ def why_not(network: HRM) -> str | None:
 
 
 def tuned(block: Block, seconds: Callable[["FusedBlock"], float]) -> Tiles:
-    """The tiles with which `seconds` finds `block` the fastest, chosen for one kernel at a time."""
+    """The tiles with which `block` is fastest according to `seconds`, one kernel after another."""
     tiles = Tiles()
     for name, options in OPTIONS.items():
         best, least = tiles, math.inf
@@ -105,7 +107,7 @@ def tuned(block: Block, seconds: Callable[["FusedBlock"], float]) -> Tiles:
             tried = replace(tiles, **change)
             try:
                 taken = seconds(FusedBlock(block, tried))
-            except Exception:  # noqa: BLE001, S112 - too large for this GPU, say: others may do
+            except Exception:  # noqa: BLE001, S112 - perhaps too large for this GPU: try others
                 continue
             if taken < least:
                 best, least = tried, taken
@@ -114,7 +116,7 @@ def tuned(block: Block, seconds: Callable[["FusedBlock"], float]) -> Tiles:
 
 
 class FusedBlock(nn.Module):
-    """A `Block` for inference in bfloat16, of a network for which `why_not` says nothing."""
+    """A `Block` for inference in bfloat16; needs a network for which `why_not` returns None."""
 
     def __init__(self, block: Block, tiles: Tiles) -> None:
         super().__init__()
@@ -125,9 +127,10 @@ class FusedBlock(nn.Module):
         self.gate_up_proj, self.down_proj = mlp.gate_up_proj, mlp.down_proj
 
     def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
-        """x: (B, T, D) bfloat16; rotary: float32 (2, T, head_dim), with equal halves.
+        """Compute the block.
 
-        Raises `ValueError` for another table: a kernel would read memory that is not its.
+        x: (B, T, D) bfloat16; rotary: float32 (2, T, head_dim), with equal halves. Raises
+        `ValueError` for another table: a kernel would read beyond its memory.
         """
         if rotary is None or rotary.dtype != torch.float32:
             raise ValueError("no float32 rotary table")
@@ -159,7 +162,7 @@ class FusedBlock(nn.Module):
         return mixed
 
     def _project(self, x: Tensor, weight: Tensor, residual: Tensor, tile: Tile) -> Tensor:
-        """`rms_norm(residual + x @ weight.T)`."""
+        """Compute `rms_norm(residual + x @ weight.T)`."""
         size, inputs = weight.shape
         width = triton.next_power_of_2(size)
         depth = min(tile.depth, triton.next_power_of_2(inputs))
@@ -178,7 +181,7 @@ class FusedBlock(nn.Module):
         return output
 
     def _gate(self, x: Tensor, tile: Tile) -> Tensor:
-        """`silu(gate) * up` of the rows' products with both."""
+        """Compute `silu(gate) * up` from the products of `x` with the weights of both."""
         size, inner = x.shape[1], self.gate_up_proj.weight.shape[0] // 2
         depth = min(tile.depth, triton.next_power_of_2(size))
         gated = x.new_empty(len(x), inner)
@@ -194,7 +197,7 @@ class FusedBlock(nn.Module):
         return gated
 
     def _mlp(self, x: Tensor, tile: Tile) -> Tensor:
-        """`rms_norm(x + mlp(x))`."""
+        """Compute `rms_norm(x + mlp(x))`."""
         size, inner = self.down_proj.weight.shape
         width = triton.next_power_of_2(size)
         output = torch.empty_like(x)
@@ -213,12 +216,12 @@ class FusedBlock(nn.Module):
 
 
 def described(tensor: Tensor, *block: int) -> TensorDescriptor:
-    """`tensor` for a kernel that reads or writes blocks of this shape."""
+    """Descriptor of `tensor` for a kernel that reads or writes blocks of shape `block`."""
     return TensorDescriptor.from_tensor(tensor, list(block))
 
 
-# Sizes are compiled in (lower case: the network's; upper case: the tile's). What is called a
-# descriptor, `tl.tensor_descriptor` in full, is one of a row-major bfloat16 tensor.
+# Sizes are compiled in (lower case: the network's; upper case: the tile's). Each descriptor,
+# `tl.tensor_descriptor` in full, describes a row-major bfloat16 tensor.
 
 
 @triton.jit
@@ -232,14 +235,14 @@ def attention_kernel(
     KEYS: tl.constexpr,
     QUERIES: tl.constexpr,
 ) -> None:
-    """For one head of one example: softmax(rotated q @ rotated k.T) @ v.
+    """Compute softmax(rotated q @ rotated k.T) @ v for one head of one example.
 
     qkv: bfloat16 (B, T, 3, heads, head_dim); rotary: float32 (2, T, head_dim); mixed: bfloat16
-    (B, T, heads, head_dim). A score is the sum of two products, of the first and of the second
-    halves, so that rotated halves need not be put together.
+    (B, T, heads, head_dim). A score is the sum of two products, one of the first halves and one of
+    the second halves, so that rotated halves need not be joined.
     """
     size: tl.constexpr = heads * head_dim
-    # Of exp2, which a GPU has as an instruction: 1 / ln 2.
+    # Divided by ln 2, for exp2, which is an instruction of the GPU.
     scale: tl.constexpr = head_dim**-0.5 * 1.4426950408889634
     example = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
@@ -247,7 +250,7 @@ def attention_kernel(
     mixed += example * length * size + head * head_dim
     key = tl.arange(0, KEYS)
     feature = tl.arange(0, head_dim)[None, :]
-    # Positions past the last have zeros, not what lies there: the next example's NaN times 0.
+    # Positions past the last read as zeros: a NaN of the next example, times 0, would be NaN.
     v = tl.load(qkv + key[:, None] * 3 * size + 2 * size + feature, key[:, None] < length, 0)
     k_first, k_second = rotated(qkv + size, rotary, key, length, size, head_dim)
     for start in tl.static_range(0, KEYS, QUERIES):
@@ -273,7 +276,7 @@ def rotated(
     """Both halves of one head's queries or keys, (positions, head_dim / 2), rotated in float32."""
     half: tl.constexpr = head_dim // 2
     position = position[:, None]
-    # Zeros fill up what a product would be too small for.
+    # Zeros fill halves up to the smallest size of a product.
     feature = tl.arange(0, max(half, 16))[None, :]
     real = (position < length) & (feature < half)
     cosines = tl.load(rotary + position * head_dim + feature, real, 0)
@@ -297,7 +300,7 @@ def product_norm_kernel(
     size: tl.constexpr,
     inputs: tl.constexpr,
 ) -> None:
-    """rms_norm(residual + x @ weight.T) for some rows.
+    """Compute rms_norm(residual + x @ weight.T) for some rows.
 
     x: (rows, inputs); weight: (size, inputs); residual, output: (rows, size).
     """
@@ -316,7 +319,7 @@ def gate_kernel(
     size: tl.constexpr,
     inner: tl.constexpr,
 ) -> None:
-    """silu(x @ gate.T) * (x @ up.T) for some rows and columns.
+    """Compute silu(x @ gate.T) * (x @ up.T) for some rows and columns.
 
     x: (rows, size); gate_up: (2, inner, size); gated: (rows, inner).
     """
@@ -343,7 +346,7 @@ def mlp_kernel(
     size: tl.constexpr,
     inner: tl.constexpr,
 ) -> None:
-    """rms_norm(x + (silu(x @ gate.T) * (x @ up.T)) @ down.T) for some rows.
+    """Compute rms_norm(x + (silu(x @ gate.T) * (x @ up.T)) @ down.T) for some rows.
 
     x, output: (rows, size); gate_up: (2, inner, size); down: (size, inner).
     """
@@ -361,7 +364,7 @@ def mlp_kernel(
 
 @triton.jit
 def swiglu(both: tl.tensor) -> tl.tensor:
-    """silu(gate) * up of both, which lie side by side in the last dimension."""
+    """Compute silu(gate) * up; both lie side by side in the last dimension."""
     halves = both.reshape(both.shape[0], 2, both.shape[1] // 2)
     gate, up = tl.split(halves.permute(0, 2, 1))
     return gate / (1 + tl.exp(-gate)) * up
@@ -369,5 +372,5 @@ def swiglu(both: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def normalised(x: tl.tensor, eps: tl.tensor, size: tl.constexpr) -> tl.tensor:
-    """Rows divided by the roots of their mean squares. What fills them up beyond `size` is 0."""
+    """Divide rows by the roots of their mean squares; values past column `size` must be 0."""
     return x * tl.rsqrt(tl.sum(x * x, 1) / size + eps)[:, None]

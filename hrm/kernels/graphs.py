@@ -1,9 +1,9 @@
-"""Steps of a few fixed batch sizes, captured once and replayed: what a GPU is given as one piece.
+"""Steps captured once for a few fixed batch sizes and replayed, each as a single launch.
 
-A step is some two hundred small kernels, and a host takes longer to launch them one by one than a
-GPU takes to run them for a few rows. A CUDA graph launches them all at once, but only with the
-shapes and the memory that it was captured with. So it computes on rows of fixed memory, for one of
-a few sizes: the smallest that holds the rows in work.
+A step consists of some two hundred small kernels. For a few rows, a host takes longer to launch
+them one by one than a GPU takes to run them. A CUDA graph launches them all at once, but only with
+the shapes and memory that it was captured with. So steps compute on rows of fixed memory, in the
+smallest of a few batch sizes that holds the rows in work.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,18 @@ import torch
 
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]
-"""Takes work that a device can do, and gives what makes the device do it again."""
+"""Captures work on a device, and returns a function that makes the device repeat it."""
 
 WARM_UP_RUNS = 3
-"""Before a capture: kernels that are compiled or chosen at first use must be there by then."""
+"""Runs before a capture, so that kernels compiled or chosen on first use are ready."""
 
 
 def sizes(capacity: int) -> list[int]:
-    """Batch sizes up to `capacity`, which is the last: each at most twice the one before, from 8 on
-    one and a half of it, and from 64 on nine eighths: of a step over more than 64 rows, at most a
-    ninth is for empty ones.
+    """Batch sizes in ascending order, up to and including `capacity`.
+
+    Each size is at most twice the one before. From 8 on it is at most 1.5 times, and from 64 on at
+    most 9/8 times the one before: at most a ninth of a step over more than 64 rows is wasted on
+    empty rows.
     """
     chosen = {capacity}
     for power in (2**exponent for exponent in range(capacity.bit_length())):
@@ -32,22 +34,22 @@ def sizes(capacity: int) -> list[int]:
 
 
 class Graphs:
-    """`compute`, which takes a number of rows, captured for each size up to `capacity`."""
+    """The function `compute` of a number of rows, captured for each size up to `capacity`."""
 
     def __init__(self, compute: Callable[[int], None], capacity: int, capture: Capture) -> None:
-        # The largest first: the smaller ones then find their memory in what it has taken.
+        # The largest size first, so that the smaller ones can reuse its memory.
         self._replays = {
             size: capture(partial(compute, size)) for size in reversed(sizes(capacity))
         }
         self._sizes = sorted(self._replays)
 
     def __call__(self, rows: int) -> None:
-        """Compute the first `rows` rows, and as many more as the next size has."""
+        """Compute the first `rows` rows, and further ones up to the next captured size."""
         self._replays[next(size for size in self._sizes if size >= rows)]()
 
 
 def cuda_capture(stream: torch.cuda.Stream) -> Capture:
-    """Capture on `stream`, which must be the current one whenever a capture is replayed."""
+    """Return a function that captures on `stream`, which must be current at every replay."""
     pool = torch.cuda.graph_pool_handle()
 
     def capture(work: Work) -> Work:
@@ -55,8 +57,8 @@ def cuda_capture(stream: torch.cuda.Stream) -> Capture:
             work()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Other threads of the process, such as one that reads how much memory is in use, may go
-        # on: only what this thread does must not disturb the capture.
+        # Only calls of this thread can invalidate the capture; other threads, such as one that
+        # reads the memory in use, may go on.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             work()
         replay: Work = graph.replay

@@ -1,4 +1,4 @@
-"""The fast forms of the network's levels give the plain ones' numbers, wherever they can be had."""
+"""The fast forms of the network's levels compute the same as the plain levels, where available."""
 
 import copy
 import logging
@@ -33,7 +33,7 @@ from tests.support.networks import assert_same_step, config, network, step_from
 
 DEMO = Path(__file__).parents[4] / "checkpoints" / "sqe-demo"
 DEMO_STEPS = 6
-"""By then nearly all have halted under `q`; all 16 would take three times as long."""
+"""By then nearly all examples have halted under `q`; 16 steps would take three times as long."""
 
 LENGTHS = (1, 2, 7, 16, 17, 101, 130)
 
@@ -45,7 +45,7 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def surroundings(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of the tests' own, and nothing remembered from another test."""
+    """A cache for these tests alone, and nothing remembered from another test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
     monkeypatch.delenv(compiler.SWITCH, raising=False)
     monkeypatch.delenv("CXX", raising=False)
@@ -66,7 +66,7 @@ def built(cache_home: Path) -> Kernels:
 
 
 FORMS = ("level", "blocks")
-"""A level whole in C++, and one of blocks whose products are torch's."""
+"""A level computed entirely in C++, and a level of blocks with torch's matrix products."""
 
 
 def levels(
@@ -79,7 +79,7 @@ def levels(
     layers: int = 2,
     expansion: float = 2.0,
 ) -> tuple[Level, nn.Module]:
-    """A plain level, and the same in another form; weights have `dtype`."""
+    """A plain level and the same level in another form, with weights of `dtype`."""
     torch.manual_seed(heads + head_dim)
     plain = Level(config(heads, head_dim, expansion=expansion), layers).to(dtype)
     plain.requires_grad_(requires_grad=False)
@@ -108,7 +108,7 @@ def inputs(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_fast_level_is_the_plain_one(
+def test_a_fast_level_computes_the_same_as_the_plain_one(
     built: Kernels, form: str, head_dim: int, length: int
 ) -> None:
     plain, fast = levels(built, form, head_dim=head_dim)
@@ -135,7 +135,7 @@ def test_a_fast_level_is_the_plain_one(
     size=st.sampled_from([1e-3, 1.0]),
 )
 @settings(max_examples=60, deadline=None)
-def test_of_any_shape(
+def test_a_fast_level_computes_the_same_for_any_shape(
     built: Kernels,
     form: str,
     sizes: dict[str, Any],
@@ -158,7 +158,7 @@ def test_of_any_shape(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_in_bfloat16_it_rounds_no_worse(
+def test_a_fast_level_rounds_no_worse_in_bfloat16(
     built: Kernels, form: str, head_dim: int, length: int
 ) -> None:
     plain, fast = levels(built, form, torch.bfloat16, heads=3, head_dim=head_dim)
@@ -171,7 +171,7 @@ def test_in_bfloat16_it_rounds_no_worse(
     assert error.abs().mean() < 1.1 * plain_error.abs().mean()
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are its levels")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these levels are those of x86-64")
 @pytest.mark.parametrize(("level", "needs"), [("x86-64", "sse2"), ("x86-64-v3", "avx2")])
 def test_narrower_processors_compute_the_same(
     built: Kernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str, needs: str
@@ -202,7 +202,7 @@ def test_narrower_processors_compute_the_same(
                 )
 
 
-def test_packed_products_are_the_same_blocks(built: Kernels) -> None:
+def test_blocks_with_packed_products_compute_the_same(built: Kernels) -> None:
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.08)):
         if not cpu.can_pack(dtype):
             continue
@@ -218,7 +218,7 @@ def test_packed_products_are_the_same_blocks(built: Kernels) -> None:
 
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 16, 16), (101, 64, 48), (7, 48, 200)])
-def test_a_product_alone(
+def test_a_product_alone_equals_torchs(
     built: Kernels, dtype: torch.dtype, rows: int, inputs: int, outputs: int
 ) -> None:
     if not cpu.has_level(built, dtype):
@@ -232,14 +232,14 @@ def test_a_product_alone(
     assert not output[:, outputs:].any()
 
 
-def test_how_gates_are_packed() -> None:
+def test_gates_and_ups_are_interleaved_and_padded() -> None:
     gate_up = torch.tensor([[1.0], [2], [3], [-1], [-2], [-3]])
     both = cpu.interleaved(gate_up, 2)
     assert both.flatten().tolist() == [1, 2, -1, -2, 3, 0, -3, 0]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_how_the_input_lies_does_not_matter(built: Kernels, form: str) -> None:
+def test_the_memory_layout_of_inputs_does_not_matter(built: Kernels, form: str) -> None:
     plain, fast = levels(built, form)
     rotary = rotary_table(9, 32, 1e4)
     spread = torch.randn(9, 4, 2, 64)[:, :, 0].transpose(0, 1)
@@ -255,7 +255,7 @@ def test_how_the_input_lies_does_not_matter(built: Kernels, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_empty_batch_is_one(built: Kernels, form: str) -> None:
+def test_an_empty_batch_gives_an_empty_batch(built: Kernels, form: str) -> None:
     _, fast = levels(built, form)
     z, injection = inputs(0, 9, 64)
     assert fast(z, injection, rotary_table(9, 32, 1e4)).shape == (0, 9, 64)
@@ -263,7 +263,9 @@ def test_an_empty_batch_is_one(built: Kernels, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
-def test_foreign_tensors_are_refused(built: Kernels, form: str, dtype: torch.dtype) -> None:
+def test_tensors_of_other_shapes_or_dtypes_are_refused(
+    built: Kernels, form: str, dtype: torch.dtype
+) -> None:
     _, fast = levels(built, form, dtype)
     rotary = rotary_table(9, 32, 1e4)
     z, injection = inputs(2, 9, 64, dtype)
@@ -276,8 +278,10 @@ def test_foreign_tensors_are_refused(built: Kernels, form: str, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
-def test_a_foreign_injection_is_refused(built: Kernels, dtype: torch.dtype) -> None:
-    """Of blocks, torch adds it."""
+def test_an_injection_of_another_shape_or_dtype_is_refused(
+    built: Kernels, dtype: torch.dtype
+) -> None:
+    """Only levels take an injection: for blocks, torch adds it."""
     _, fast = levels(built, "level", dtype)
     z, injection = inputs(2, 9, 64, dtype)
     for other in (injection.double(), injection[:1], injection[:, :8], injection[0]):
@@ -286,7 +290,7 @@ def test_a_foreign_injection_is_refused(built: Kernels, dtype: torch.dtype) -> N
 
 
 def attention(built: Kernels, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (B, T, heads, head_dim), without rotation: C++'s, and torch's in float64."""
+    """Attention without rotation over (B, T, heads, head_dim): by C++, and by torch in float64."""
     batch, length, heads, head_dim = q.shape
     qkv = torch.stack((q, k, v), dim=2).contiguous()
     rotary = torch.stack((torch.ones(length, head_dim), torch.zeros(length, head_dim)))
@@ -308,7 +312,7 @@ def test_large_scores_do_not_overflow(
 ) -> None:
     torch.manual_seed(length)
     shape = (2, length, 3, head_dim)
-    # Scores of some 10,000, all of the same sign, that differ by some hundreds.
+    # Scores of about 10,000, all of the same sign, which differ by a few hundred.
     q = torch.full(shape, 40.0)
     k = sign * (40.0 + torch.randn(shape))
     output, truth = attention(built, q.to(dtype), k.to(dtype), torch.randn(shape).to(dtype))
@@ -322,7 +326,7 @@ def test_large_scores_do_not_overflow(
 def test_a_nan_stays_in_its_example(
     built: Kernels, form: str, dtype: torch.dtype, bits: int
 ) -> None:
-    """Whatever bits it is written with."""
+    """Every bit pattern of a NaN counts."""
     _, fast = levels(built, form, dtype)
     rotary = rotary_table(17, 32, 1e4)
     clean, injection = inputs(5, 17, 64, dtype)
@@ -337,7 +341,7 @@ def test_a_nan_stays_in_its_example(
         assert torch.equal(output[others], expected[others])
 
 
-def test_a_nan_in_any_part_of_attention_is_one(built: Kernels) -> None:
+def test_a_nan_in_any_part_of_attention_stays_a_nan(built: Kernels) -> None:
     for where in range(3):
         for head_dim in cpu.HEAD_DIMS:
             parts = [torch.randn(1, 18, 2, head_dim) for _ in range(3)]
@@ -375,7 +379,7 @@ def test_torchs_number_of_threads_is_used(
             monkeypatch.setattr(module, name, noted)
     (z, injection), rotary = inputs(2, 7, 96), rotary_table(7, 32, 1e4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    # The engine has a thread of its own.
+    # From another thread, as in the engine.
     with ThreadPoolExecutor(1) as pool:
         output = pool.submit(fast, z, injection, rotary).result()
     torch.testing.assert_close(output, plain(z, injection, rotary), rtol=0, atol=1e-5)
@@ -387,14 +391,16 @@ def test_torchs_number_of_threads_is_used(
 
 @pytest.fixture(params=FORMS)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What networks are accelerated to."""
+    """The form that networks are accelerated to."""
     if request.param == "blocks":
         monkeypatch.setattr(cpu, "has_level", lambda *_: False)
     return str(request.param)
 
 
 @pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
-def test_a_step_of_a_network_is_the_same(built: Kernels, form: str, head_dim: int) -> None:
+def test_a_step_of_an_accelerated_network_is_the_same(
+    built: Kernels, form: str, head_dim: int
+) -> None:
     plain = network(head_dim=head_dim)
     fast = accelerate(copy.deepcopy(plain))
     assert_same_step(plain, fast)
@@ -430,7 +436,7 @@ def test_every_network_works(
         assert built.compiler.label in describe(fast)
 
 
-def test_other_dtypes_stay_plain() -> None:
+def test_networks_in_other_dtypes_stay_plain() -> None:
     fast = accelerate(network(torch.float64))
     assert step_from(fast)[0].dtype == torch.float64
     assert "there is no C++ for torch.float64" in describe(fast)
@@ -451,7 +457,7 @@ def test_replaced_weights_are_freed() -> None:
     assert not any("self_attn" in name or "proj" in name for name in fast.state_dict())
 
 
-def test_it_is_done_once_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_is_accelerated_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     plain = network()
     assert describe(plain) == "plain torch; float32"
     with caplog.at_level(logging.INFO, "hrm.kernels"):
@@ -478,7 +484,7 @@ def demo() -> tuple[HRM, Batch]:
 
 @pytest.fixture(scope="module")
 def demo_answers(demo: tuple[HRM, Batch]) -> dict[HaltedBy, LoopOutput]:
-    """Of the plain network in float32."""
+    """The plain network's answers in float32."""
     return {
         halting: evaluate_batch(*demo, halting=halting, max_steps=DEMO_STEPS)
         for halting in HaltedBy
@@ -531,7 +537,7 @@ def test_the_demo_answers_the_same(
 # The compiler
 
 
-def test_without_a_compiler_it_works_and_is_said(
+def test_a_missing_compiler_leaves_blocks_plain_and_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -544,14 +550,14 @@ def test_without_a_compiler_it_works_and_is_said(
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("no-such-program", "CXX names no program"),
+        ("no-such-program", "CXX names a program that does not exist"),
         ("g++ 'open", "CXX is not a command"),
         ("false", "the C.. compiler failed: exit status 1"),
-        ("true", "they cannot be loaded"),  # builds an empty file
+        ("true", "the kernels cannot be loaded"),  # builds an empty file
         ("g++ -include no_such_header.h", "the C.. compiler failed: .*no_such_header.h"),
     ],
 )
-def test_a_broken_compiler_is_no_harm(
+def test_a_broken_compiler_leaves_blocks_plain_and_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, reason: str
 ) -> None:
     monkeypatch.setenv("CXX", command)
@@ -563,7 +569,7 @@ def test_a_broken_compiler_is_no_harm(
     assert "\n" not in describe(fast)
 
 
-def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compiler.SWITCH, "off")
     plain = network()
     fast = accelerate(copy.deepcopy(plain))
@@ -574,7 +580,9 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(own, other), "to the last bit"
 
 
-def test_without_packing_it_works(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_work_without_packed_weights(
+    built: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cpu, "can_pack", lambda _: False)
     monkeypatch.setattr(cpu, "has_level", lambda *_: False)
     plain = network()
@@ -584,12 +592,12 @@ def test_without_packing_it_works(built: Kernels, monkeypatch: pytest.MonkeyPatc
     assert any(isinstance(module, Linear) for module in fast.L_level.modules())
 
 
-def test_it_is_built_once(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_are_built_once(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_build", None)
     assert Path(compiler.load().library._name) == Path(built.library._name)
 
 
-def test_another_processor_or_compiler_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_processor_and_compiler_has_its_own_build(monkeypatch: pytest.MonkeyPatch) -> None:
     found = compiler.Compiler(("g++",), "g++ 12")
     names = {compiler._digest(found, "-fopenmp"), compiler._digest(found, "/lib/libgomp.so.1")}
     names.add(compiler._digest(compiler.Compiler(("g++",), "g++ 13"), "-fopenmp"))
@@ -606,7 +614,7 @@ def test_another_processor_or_compiler_has_its_own(monkeypatch: pytest.MonkeyPat
         ("", "g++"),
     ],
 )
-def test_a_compiler_has_a_name(version: str, label: str) -> None:
+def test_a_compilers_label_is_its_program_and_version(version: str, label: str) -> None:
     assert compiler.Compiler(("/usr/bin/g++", "-m64"), version).label == label
 
 
@@ -614,7 +622,7 @@ def test_a_compiler_has_a_name(version: str, label: str) -> None:
 def copied(
     built: Kernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> tuple[Path, list[Path]]:
-    """A cache folder in which `built`'s file is copied instead of being built again, and where."""
+    """A cache folder, and where builds went: a build just copies the file of `built`."""
     content = Path(built.library._name).read_bytes()
     places: list[Path] = []
 
@@ -631,7 +639,7 @@ def copied(
     return tmp_path / "home" / "sqe-hrm", places
 
 
-def test_the_cache_is_the_users_alone(copied: tuple[Path, list[Path]]) -> None:
+def test_only_the_user_can_access_the_cache(copied: tuple[Path, list[Path]]) -> None:
     folder, places = copied
     compiler.load()
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -663,7 +671,7 @@ def test_a_cache_that_others_can_write_is_not_trusted(
     assert not places[1].exists()
 
 
-def test_a_cache_of_someone_else_is_not_trusted(
+def test_a_cache_of_another_user_is_not_trusted(
     copied: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, places = copied
@@ -675,7 +683,7 @@ def test_a_cache_of_someone_else_is_not_trusted(
     assert places[1] != folder
 
 
-def test_a_link_is_no_cache(copied: tuple[Path, list[Path]]) -> None:
+def test_a_link_is_not_used_as_cache(copied: tuple[Path, list[Path]]) -> None:
     folder, places = copied
     elsewhere = folder.parent.with_name("elsewhere")
     elsewhere.mkdir(mode=0o700)
@@ -686,7 +694,7 @@ def test_a_link_is_no_cache(copied: tuple[Path, list[Path]]) -> None:
     assert not places[0].exists()
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_a_cache_that_cannot_be_written_is_not_needed(
     copied: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _, places = copied
@@ -696,7 +704,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert not places[0].exists()
 
 
-def test_a_cache_without_room_is_done_without(
+def test_a_full_cache_is_not_needed(
     copied: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, places = copied
@@ -713,10 +721,10 @@ def test_a_cache_without_room_is_done_without(
     assert places[0] != folder
 
 
-def test_several_may_build_at_once(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_builds_may_run_at_once(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(built.library._name).parent.parent / "at_once"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    # Quick to build: what is told apart here are files.
+    # Without -O3 for a quick build: this test is about files.
     monkeypatch.setattr(compiler, "FLAGS", tuple(f for f in compiler.FLAGS if f != "-O3"))
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: compiler.load(), range(2)))
@@ -729,7 +737,7 @@ def test_several_may_build_at_once(built: Kernels, monkeypatch: pytest.MonkeyPat
     )
 
 
-def test_there_is_one_openmp(built: Kernels) -> None:
+def test_the_process_has_one_openmp_runtime(built: Kernels) -> None:
     code = (
         "from hrm.kernels.compiler import load; load();"
         "print(open('/proc/self/maps', encoding='utf-8').read())"
@@ -744,7 +752,7 @@ def test_there_is_one_openmp(built: Kernels) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "dtype"), [(1.29, torch.float32), (1.3, torch.bfloat16)])
-def test_a_cpu_is_measured(
+def test_a_cpus_dtype_is_measured(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     ratio: float,
@@ -759,7 +767,7 @@ def test_a_cpu_is_measured(
     ]
 
 
-def test_a_cpu_without_bfloat16_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bfloat16_uses_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "can_pack", lambda dtype: dtype != torch.bfloat16)
     assert fastest_dtype("cpu") == torch.float32
 
@@ -774,15 +782,15 @@ def test_measuring_leaves_the_threads_as_they_were() -> None:
     ("capability", "dtype"),
     [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
 )
-def test_a_gpu_is_asked(
+def test_a_gpus_dtype_follows_from_its_compute_capability(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert fastest_dtype("cuda:0") == dtype
 
 
-def test_other_devices_have_float32() -> None:
+def test_other_devices_use_float32() -> None:
     assert fastest_dtype("mps") == torch.float32
     meta = HRM(config()).to("meta")
-    assert "there is no other form for meta" in describe(accelerate(meta))
+    assert "there is no faster form for meta" in describe(accelerate(meta))
     assert isinstance(meta.L_level, Level)

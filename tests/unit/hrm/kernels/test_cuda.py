@@ -1,5 +1,6 @@
-"""The form of the network's blocks that torch compiles gives the plain ones' numbers, and of the
-forms for GPUs the best is used. No GPU is needed.
+"""Blocks compiled by torch compute the same as plain ones; a GPU uses its fastest correct form.
+
+No GPU is needed.
 """
 
 import copy
@@ -25,7 +26,7 @@ PLAIN = partial(cuda.FusedBlock, functions=cuda.Functions())
 
 
 class OtherBlock(cuda.FusedBlock):
-    """Stands for Triton's."""
+    """A stand-in for Triton's block."""
 
     def __init__(self, block: Block) -> None:
         super().__init__(block, cuda.Functions())
@@ -43,7 +44,7 @@ def attention_backends() -> Iterator[None]:
     torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
-# What torch compiles
+# The compiled form
 
 
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
@@ -58,7 +59,7 @@ def test_the_compiled_form_is_the_same(dtype: torch.dtype, fields: dict[str, Any
         assert torch.equal(ours, theirs)
 
 
-def test_it_is_compiled_for_any_number_of_rows_and_one_of_all_else() -> None:
+def test_code_is_compiled_for_any_number_of_rows_and_fixed_other_sizes() -> None:
     compiled: list[list[list[bool]]] = []
 
     def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
@@ -75,7 +76,7 @@ def test_it_is_compiled_for_any_number_of_rows_and_one_of_all_else() -> None:
     rows, table = [True, False], [False, False, False]
     added = [rows, rows]
     of_many, of_one = [True, False, False, False, False], [False] * 5
-    # Of one function, torch would compile eight variants and no more.
+    # Five networks: torch compiles at most eight variants of one function.
     for _ in range(5):
         compiled.clear()
         plain = network()
@@ -89,12 +90,12 @@ def test_it_is_compiled_for_any_number_of_rows_and_one_of_all_else() -> None:
         assert compiled == [[of_many, table], added, [rows], [of_one, table]]
 
 
-# Which form is used
+# The choice of a form
 
 
 @pytest.fixture
 def forms(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What each form's attempt gives, and the seconds that they are measured to take."""
+    """The result of each form's attempt, and the times that they are measured to take."""
     given = SimpleNamespace(compiled=PLAIN, triton=OtherBlock, seconds=[3.0, 2.0])
 
     def attempted(name: str, _: cuda.Trial) -> cuda.Form | str:
@@ -165,7 +166,7 @@ def test_the_fastest_form_that_works_is_used(
     assert_same_step(plain, fast, 1e-6)
 
 
-def test_it_can_be_turned_off(forms: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_can_be_turned_off(forms: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cuda.SWITCH, "off")
     plain = network()
     assert forms.compiled is PLAIN
@@ -178,7 +179,7 @@ def test_triton_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda.triton_form(cuda.Trial(network())) == "SQE_GPU_KERNELS is compiled"
 
 
-def test_without_triton_a_gpu_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_stay_plain_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "find_spec", lambda _: None)
     plain = network()
     assert cuda.accelerate(plain) == "plain torch, because there is no triton"
@@ -186,7 +187,7 @@ def test_without_triton_a_gpu_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
-def test_a_form_must_be_right(dtype: torch.dtype) -> None:
+def test_a_wrong_form_is_refused(dtype: torch.dtype) -> None:
     trial = cuda.Trial(network(dtype).to(dtype))
     trial.check(PLAIN)
 
@@ -205,7 +206,7 @@ def test_a_form_must_be_right(dtype: torch.dtype) -> None:
             trial.check(wrong)
 
 
-def test_the_best_turn_of_each_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_round_of_each_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, turns = [0.0], count()
 
     class Event:

@@ -1,4 +1,4 @@
-"""The network's blocks in Triton give the plain ones' numbers.
+"""The network's blocks in Triton compute the same as the plain blocks.
 
 No GPU is needed: the kernels are interpreted, and compiled without being run.
 """
@@ -28,7 +28,7 @@ from tests.support.networks import config, network, step_from
 
 
 class Errors(NamedTuple):
-    """Of a block's output, compared with float32's."""
+    """Errors of a block's output, compared with float32."""
 
     mean: float
     most: float
@@ -36,12 +36,12 @@ class Errors(NamedTuple):
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
-    """A process where Triton interprets kernels: that is decided when it is first imported."""
+    """A process in which Triton interprets kernels, which is decided at its first import."""
     pytest.importorskip("triton")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
-            # `hrm` does not need it: this process has all that this module imports.
+            # `hrm` imports no Triton: this process has imported everything this module does.
             assert not pool.submit(has_triton).result()
         yield pool
 
@@ -64,7 +64,7 @@ def fused_blocks(
 def errors(
     dtype: torch.dtype, batch: int, length: int, heads: int, head_dim: int, **tiles: dict[str, int]
 ) -> tuple[Errors, Errors]:
-    """Of the fused block, and of the plain one."""
+    """Errors of the fused block and of the plain block."""
     plain, fused = fused_blocks(dtype, heads, head_dim, tiles)
     exact = copy.deepcopy(plain).float()
     rotary = rotary_table(length, head_dim, 1e4)
@@ -89,13 +89,13 @@ def errors(
         (2, 9, 2, 128),
     ],
 )
-def test_in_triton_it_is_the_same_block(
+def test_a_block_in_triton_computes_the_same(
     interpreter: ProcessPoolExecutor, batch: int, length: int, heads: int, head_dim: int
 ) -> None:
     shape = (batch, length, heads, head_dim)
     fused, _ = interpreter.submit(errors, torch.float32, *shape).result()
     assert fused.most < 1e-5
-    # The interpreter knows no products of bfloat16. float16 rounds in the same places.
+    # The interpreter has no bfloat16 products; float16 rounds in the same places.
     fused, plain = interpreter.submit(errors, torch.float16, *shape).result()
     assert fused.mean < 1.1 * plain.mean
     assert fused.most < 2 * plain.most
@@ -117,7 +117,7 @@ def test_tiles_make_no_difference(
 
 
 def outputs_with_a_nan(tiles: dict[str, Any]) -> list[tuple[bool, bool]]:
-    """For a NaN in several places of the third example: is it all NaN, are the others as before?"""
+    """For a NaN at several places in the third example: is all of it NaN, the rest unchanged?"""
     _, fused = fused_blocks(torch.float32, 2, 32, tiles)
     rotary, clean = rotary_table(17, 32, 1e4), torch.randn(5, 17, 64)
     expected, found = fused(clean, rotary), []
@@ -137,9 +137,9 @@ def test_a_nan_stays_in_its_example(
 
 
 def accelerated() -> tuple[str, set[str], list[float], int]:
-    """What is said, what blocks there are, how far their step is off, and how often was measured.
+    """Accelerate a network: description, modules of its blocks, errors of a step, measurements.
 
-    With float32 and a CPU for bfloat16 and a GPU.
+    float32 on a CPU stands in for bfloat16 on a GPU.
     """
     from hrm.kernels import cuda_triton  # noqa: PLC0415 - see `interpreter`
 
@@ -162,9 +162,9 @@ def accelerated() -> tuple[str, set[str], list[float], int]:
     return said, modules, off, next(calls)
 
 
-def test_a_gpu_has_triton(interpreter: ProcessPoolExecutor) -> None:
+def test_a_gpu_uses_triton(interpreter: ProcessPoolExecutor) -> None:
     said, modules, off, measured = interpreter.submit(accelerated).result()
-    # Later measurements give less: the last tiles are the best.
+    # Each measurement is faster than the one before, so the last tiles win.
     assert said.startswith("fused by Triton (1.1 times as fast")
     assert modules == {"hrm.kernels.cuda_triton"}
     assert max(off) < 1e-4
@@ -189,7 +189,7 @@ def refused() -> list[str]:
     return found
 
 
-def test_foreign_tables_are_refused(interpreter: ProcessPoolExecutor) -> None:
+def test_other_rotary_tables_are_refused(interpreter: ProcessPoolExecutor) -> None:
     found = interpreter.submit(refused).result()
     assert len(found) == 4
     assert all("rotary table" in text for text in found)
@@ -217,7 +217,7 @@ def cuda_triton() -> ModuleType:
         (torch.bfloat16, {}, (10, 0), None),
     ],
 )
-def test_what_does_not_fit_is_said(
+def test_a_network_that_is_not_supported_gets_the_reason(
     cuda_triton: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
@@ -246,7 +246,7 @@ def test_the_fastest_tiles_that_fit_are_found(
 
 
 class Launches:
-    """Stands for a kernel, and compiles what it would be launched with."""
+    """A stand-in for a kernel, which compiles the kernel for each launch instead of running it."""
 
     def __init__(self, kernel: Any, compiled: dict[str, Any]) -> None:  # noqa: ANN401
         self.kernel, self.compiled = kernel, compiled
