@@ -1,6 +1,6 @@
-"""`deploy/` names what exists: settings, metrics, queues, files; and keeps its own rules.
+"""`deploy/` refers only to settings, metrics, queues and files that exist, and is consistent.
 
-What only promtool can tell (syntax, what the alerts do) is checked by `.ci/run`.
+Syntax and behaviour of the alerts need promtool, which `.ci/run` calls.
 """
 
 import importlib.resources
@@ -37,7 +37,7 @@ PORT = Settings().metrics_port
 JOB = "sqe-hrm-worker"
 
 ADDED_BY_PROMETHEUS = {"instance", "job", "le"}
-"""Labels that no metric names itself."""
+"""Labels that Prometheus adds to a worker's metrics."""
 
 
 def _yaml(name: str) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -56,7 +56,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
 def _queries() -> Iterator[str]:
-    """Every PromQL expression of rules and dashboard."""
+    """Every PromQL expression in the rules and the dashboard."""
     yield from (rule["expr"] for rule in RULES)
     for panel in PANELS:
         yield from (target["expr"] for target in panel["targets"])
@@ -77,7 +77,7 @@ class _Evaluator:
 
 @pytest.fixture(scope="module")
 def exposed() -> dict[str, set[str]]:
-    """Every sample name that a worker exposes, with its labels."""
+    """The labels of every sample that a worker exposes, by sample name."""
     metrics = Metrics()
     metrics.watch_engine(
         _Evaluator(),
@@ -153,14 +153,14 @@ def test_every_image_is_pinned_to_a_minor_version_at_least() -> None:
         assert re.search(r":v?\d+\.\d+", image), image
 
 
-def test_redis_is_reached_from_inside_only_and_the_rest_from_this_machine_only() -> None:
+def test_redis_is_reachable_only_inside_and_the_rest_only_from_this_machine() -> None:
     assert "ports" not in COMPOSE["services"]["redis"]
     assert "ports" not in COMPOSE["services"]["worker"]
     for service in COMPOSE["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-def test_every_service_says_whether_it_is_healthy() -> None:
+def test_every_service_has_a_health_check() -> None:
     for name, service in COMPOSE["services"].items():
         assert service["healthcheck"]["test"], name
 
@@ -175,7 +175,7 @@ def test_every_mounted_file_exists_and_every_volume_is_declared() -> None:
                 assert source in COMPOSE["volumes"], source
 
 
-def test_workers_are_given_settings_that_exist() -> None:
+def test_workers_are_given_only_settings_that_exist() -> None:
     for name in ("compose.yaml", "compose.gpu.yaml"):
         for variable in _yaml(name)["services"]["worker"]["environment"]:
             assert variable.removeprefix(PREFIX).lower() in Settings.model_fields, variable
@@ -186,7 +186,7 @@ def test_a_worker_has_time_to_finish_before_it_is_killed() -> None:
     assert float(grace.removesuffix("s")) > Settings().shutdown_grace_seconds
 
 
-def test_everything_agrees_on_the_port() -> None:
+def test_all_files_agree_on_the_metrics_port() -> None:
     (worker,) = (job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == JOB)
     (discovery,) = worker["dns_sd_configs"]
     assert discovery == {"names": ["worker"], "type": "A", "port": PORT, "refresh_interval": "15s"}
@@ -229,7 +229,7 @@ def test_queries_select_label_values_that_exist() -> None:
     }
 
 
-def test_every_alert_says_how_bad_and_what_it_is_and_is_tested() -> None:
+def test_every_alert_has_a_severity_and_a_summary_and_is_tested() -> None:
     tests = _yaml("prometheus/tests/sqe_hrm_test.yml")["tests"]
     tested = {alert["alertname"] for test in tests for alert in test.get("alert_rule_test", [])}
     assert tested == ALERTS
@@ -239,13 +239,13 @@ def test_every_alert_says_how_bad_and_what_it_is_and_is_tested() -> None:
             assert rule["annotations"]["summary"]
 
 
-def test_panels_have_an_id_of_their_own() -> None:
+def test_every_panel_has_its_own_id() -> None:
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_every_panel_has_queries_a_unit_and_a_sentence(panel: dict[str, Any]) -> None:
+def test_every_panel_has_queries_a_unit_and_a_description(panel: dict[str, Any]) -> None:
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["description"].endswith(".")
     assert panel["targets"]
@@ -266,7 +266,7 @@ def test_panels_do_not_overlap() -> None:
         taken |= cells
 
 
-def test_the_dashboard_asks_the_provisioned_data_source() -> None:
+def test_the_dashboard_uses_the_provisioned_data_source() -> None:
     (source,) = _yaml("grafana/provisioning/datasources/prometheus.yml")["datasources"]
     asked = [panel["datasource"] for panel in PANELS]
     asked += [target["datasource"] for panel in PANELS for target in panel["targets"]]
