@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks`: speeds side by side, as tables that are also written to RESULTS.md.
 
-A run replaces its own sections there and leaves all others, such as those of other hardware. A
-quick one is only printed.
+A run replaces its own sections there and leaves the others, for example those of other hardware.
+The tables of a quick run are only printed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Benchmark(Protocol):
     TITLE: str
 
     def run(self, setting: Setting) -> str:
-        """What was run, and its table, as Markdown."""
+        """Run the benchmark and return a description and a table, as Markdown."""
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -77,5 +77,5 @@ def _section(benchmark: Benchmark, setting: Setting, arguments: Sequence[str]) -
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # of this thread, which measures nothing
+    torch.set_num_threads(1)  # for this thread, which measures nothing
     main(sys.argv[1:])

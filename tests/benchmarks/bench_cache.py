@@ -1,4 +1,4 @@
-"""What a cache gains where inputs come again, under the rule that runs every ACT step."""
+"""Gain from a cache when inputs repeat, under the rule that runs every ACT step."""
 
 import random
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from tests.benchmarks.setting import THREADS, Setting, random_examples
 TITLE = "Cache"
 
 REPEATS = (0.0, 0.5, 0.95)
-"""Shares of messages whose input was met before."""
+"""Shares of messages with an input that has occurred before."""
 
 ENTRIES = 100_000
-"""More than there are distinct inputs."""
+"""Size of the cache: larger than the number of distinct inputs."""
 
 
 def run(setting: Setting) -> str:
@@ -52,15 +52,15 @@ def run(setting: Setting) -> str:
     return paragraphs(
         f"{checkpoint.name}, float32, {checkpoint.config.halt_max_steps} ACT steps, "
         f"{setting.slots} slots, {4 * setting.slots} messages in flight; {len(distinct):,} "
-        "distinct inputs a run. Rates in messages a second, medians of "
-        f"{setting.rounds} paired runs, each with an empty cache. The rate without one is that of "
-        "the distinct inputs alone, since a repeat costs as much there.",
+        "distinct inputs per run. Rates in messages per second, medians of "
+        f"{setting.rounds} paired runs, each starting with an empty cache. The rate without a "
+        "cache was measured with the distinct inputs alone, since a repeat costs the same there.",
         table(["repeats", "messages", "without", "with cache", "ratio", "hits"], rows),
     )
 
 
 def stream(distinct: Sequence[HRMExample], share: float, source: random.Random) -> list[HRMExample]:
-    """Each of `distinct` and, in between, repeats of earlier ones: so large a share of all."""
+    """All of `distinct`, and repeats of earlier ones in between; `share` of all are repeats."""
     total = round(len(distinct) / (1 - share))
     first = {0, *source.sample(range(1, total), len(distinct) - 1)}
     met: list[HRMExample] = []
@@ -75,7 +75,7 @@ def stream(distinct: Sequence[HRMExample], share: float, source: random.Random) 
 
 
 def _run(engine: Engine, messages: Sequence[HRMExample], *, entries: int) -> tuple[float, int]:
-    """Messages a second, and hits."""
+    """Rate in messages per second, and number of cache hits."""
     inference = Inference(slots=engine.slots, cached_predictions=entries)
     predictor = inference.cached(engine, engine.networks[0].config)
     rate = engine_run(predictor, messages).rate

@@ -1,9 +1,9 @@
-"""How many messages a second become examples: `hrm.data.files` beside the plain approach.
+"""Messages converted to examples per second, by `hrm.data.files` and by the plain approach.
 
-Knows one file of generated pairs, as long as real ones (9 words of prompt, 48 of completion), with
-words as frequent as in a language and one in 50 never seen before. Each pair of runs converts that
-file both ways, one after the other, on one core; the ratio is taken within the pair, so that a
-machine that slows down meanwhile slows both.
+Both convert one file of generated pairs as long as real ones (9 words of prompt, 48 of completion).
+Word frequencies are those of a natural language, and one word in 50 has not occurred before. Each
+pair of runs converts the file both ways, one after the other, on one core. The ratio is taken
+within the pair, so that a slowdown of the machine affects both.
 """
 
 import hashlib
@@ -84,14 +84,17 @@ def _convert(source: Path, target: Path) -> None:
     def fail(line: RefusedLine) -> None:
         raise AssertionError(line)
 
-    # A new converter, so that its cache is as empty as in a new process.
+    # A new converter, with an empty cache as in a new process.
     converter = Converter(ConversionConfig(puzzle_policy=PuzzlePolicy.LINE_INDEX))
     with source.open("rb") as lines, target.open("wb") as examples:
         convert_file(lines, examples, converter, on_refused=fail)
 
 
 def _convert_plainly(source: Path, target: Path) -> None:
-    """The yardstick: every word of every message by the rule, and no line checked."""
+    """Convert `source` the plain way: apply the rule to every word of every message, check no line.
+
+    This is the baseline.
+    """
     with source.open() as lines, target.open("w") as examples:
         for index, line in enumerate(lines):
             pair = json.loads(line)
@@ -126,7 +129,10 @@ def _plain_token(word: str) -> int:
 
 
 def _check_equal(plain: Path, ours: Path) -> None:
-    """A speed means nothing unless both give the same examples."""
+    """Raise `AssertionError` unless both files hold the same examples.
+
+    Otherwise the speeds could not be compared.
+    """
     with plain.open() as expected, ours.open() as found:
         for one, other in zip(expected, found, strict=True):
             if json.loads(one) != json.loads(other):

@@ -1,4 +1,4 @@
-"""The engine beside the plain loop at full width, every example in work for every ACT step."""
+"""The engine and the plain loop at full width, with every example computed for every ACT step."""
 
 from contextlib import closing
 from statistics import median
@@ -37,13 +37,13 @@ def run(setting: Setting) -> str:
     header = ["dtype", "slots", *loops, "engine", *(f"engine / {loop}" for loop in loops)]
     return paragraphs(
         f"D {config.hidden_size}, {config.H_layers} + {config.L_layers} layers, random "
-        f"weights, {steps} ACT steps an example; {setting.examples:,} examples a run, "
-        f"{setting.single_examples} where there is one slot and one example at a time; rates "
-        f"in examples a second, medians of {setting.rounds} paired runs.",
+        f"weights, {steps} ACT steps per example; {setting.examples:,} examples per run, "
+        f"{setting.single_examples} with one slot and one example at a time; rates in examples per "
+        f"second, medians of {setting.rounds} paired runs.",
         table([*header, "limit", "engine / limit"], rows),
-        f"The limit is the arithmetic of an example, {operations / 1e9:.1f} GFLOP in matrix "
-        f"products, at the rate that {_product_name(setting)}, run alone for {setting.seconds} s, "
-        "has in every round beside the others.",
+        "The limit is the rate of examples if nothing but their matrix products "
+        f"({operations / 1e9:.1f} GFLOP each) took time, at the speed of {_product_name(setting)}, "
+        f"measured alone for {setting.seconds} s in every round.",
     )
 
 
@@ -54,7 +54,7 @@ def _product_name(setting: Setting) -> str:
 
 
 def _rates(setting: Setting, dtype: torch.dtype, slots: int, count: int) -> list[list[float]]:
-    """Of the plain loop, the compiled one on a GPU, the engine, and the limit: one a round."""
+    """Rates of the plain loop, the compiled loop (on a GPU), the engine and the limit, by round."""
     examples = random_examples(setting.config, count)
     operations = arithmetic(setting.config, setting.config.halt_max_steps)
     product = fastest_product(setting.config, dtype, setting.device, 2 * setting.seconds)
@@ -77,7 +77,7 @@ def _rates(setting: Setting, dtype: torch.dtype, slots: int, count: int) -> list
 
 
 def _compiled(network: HRM) -> HRM:
-    torch.compiler.reset()  # what the runs before compiled counts towards a limit
+    torch.compiler.reset()  # code compiled in earlier runs counts towards torch's limit
     step = torch.compile(network.step, dynamic=False)
 
     def contiguous_step(state: State, x: Tensor) -> State:

@@ -1,4 +1,4 @@
-"""Two checkpoints as one engine, beside one engine after the other."""
+"""Two checkpoints in one engine, compared with two engines one after the other."""
 
 from contextlib import ExitStack, closing
 from statistics import median
@@ -17,7 +17,7 @@ TITLE = "Ensemble of two"
 
 
 def run(setting: Setting) -> str:
-    # The second member needs many more steps under q than the first, which others measure alone.
+    # Under q the second member needs many more steps than the first, which other benchmarks use.
     counts = {HaltedBy.MAX_STEPS: setting.examples, HaltedBy.Q: setting.halting_examples // 4}
     ensemble = Ensemble([load_checkpoint(path) for path in setting.checkpoints])
     rows = []
@@ -28,15 +28,15 @@ def run(setting: Setting) -> str:
         rows.append([str(halting), f"{count:,}", *rates, f"{ratio:.2f}"])
     return paragraphs(
         f"{ensemble.name}, known messages, float32, {setting.slots} slots; rates in examples "
-        f"answered by both members a second, medians of {setting.rounds} paired runs.",
-        table(["rule", "examples a run", "one after the other", "one engine", "ratio"], rows),
+        f"answered by both members per second, medians of {setting.rounds} paired runs.",
+        table(["rule", "examples per run", "one after the other", "one engine", "ratio"], rows),
     )
 
 
 def _rates(
     setting: Setting, ensemble: Ensemble, halting: HaltedBy, count: int
 ) -> list[list[float]]:
-    """One after the other, and as one: one a round."""
+    """Rates of two engines one after the other, and of one engine, by round."""
     slots, members = setting.slots, ensemble.members
     examples = known_examples(members[0], count)
     inference = Inference(slots=slots, halting=halting)

@@ -1,4 +1,4 @@
-"""What halting gains at full load: all ACT steps, or each example as many as it needs."""
+"""Gain from halting at full load: every ACT step, or as many steps as each example needs."""
 
 from contextlib import ExitStack, closing
 from statistics import median
@@ -13,7 +13,7 @@ from tests.benchmarks.setting import THREADS, Setting, known_examples
 TITLE = "Engine under the q rule"
 
 EFFICIENCY = 0.9
-"""Of the gain that the mean halting step allows, what the engine is to reach."""
+"""Share that the engine should reach of the gain that the mean halting step allows."""
 
 
 def run(setting: Setting) -> str:
@@ -63,7 +63,7 @@ def run(setting: Setting) -> str:
     bar = EFFICIENCY * gain * median(rates[1])
     return paragraphs(
         f"{checkpoint.name}, its known messages, float32, {slots} slots; {len(fixed):,} "
-        f"examples a run at fixed steps and {len(halting):,} under q; rates in examples a "
+        f"examples per run at fixed steps and {len(halting):,} under q; rates in examples per "
         f"second, medians of {setting.rounds} paired runs.",
         table(["run", "examples/s", "ratio to plain", "mean halting step", "solved"], rows),
         f"{EFFICIENCY} x {steps} / mean halting step x the engine's rate at {steps} steps is "

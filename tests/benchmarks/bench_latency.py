@@ -1,4 +1,4 @@
-"""How long a message waits at half load: an engine beside a server that works in static batches."""
+"""Latency of a message at half load: an engine, and a server that works in static batches."""
 
 import random
 import threading
@@ -65,9 +65,9 @@ def run(setting: Setting) -> str:
     ]
     return paragraphs(
         f"{checkpoint.name}, its known messages, float32, q rule, {slots} slots; "
-        f"{len(pooled[0]):,} requests in {setting.rounds} paired runs, which arrive at random "
-        f"(Poisson), at the same times for both, {rate:,.1f} a second: half of what static "
-        "batches answer at full load.",
+        f"{len(pooled[0]):,} requests in {setting.rounds} paired runs. Requests arrive at random "
+        f"(Poisson), at the same times for both servers, {rate:,.1f} per second: half the rate of "
+        "static batches at full load.",
         table(
             ["server", "median, ms", "p99, ms"],
             [*rows, ["engine / static", *(f"{ratio:.2f}" for ratio in ratios)]],
@@ -78,7 +78,7 @@ def run(setting: Setting) -> str:
 def _latencies(
     submit: Submit, examples: Sequence[HRMExample], rate: float, seeds: Iterator[int]
 ) -> list[float]:
-    """Seconds from when each of `examples` was due, of which `rate` arrive a second."""
+    """Seconds from each example's due time to its answer; `rate` examples are due per second."""
     source = random.Random(next(seeds))
     answers = Answers(len(examples))
     due = time.perf_counter()
@@ -92,7 +92,7 @@ def _latencies(
 
 
 class StaticServer:
-    """Takes what waits, up to `slots` examples, and answers all of them when the last halts."""
+    """A server that takes up to `slots` waiting examples and answers them when the last halts."""
 
     def __init__(self, network: HRM, *, slots: int, halting: HaltedBy, threads: int) -> None:
         self._threads = threads
@@ -113,7 +113,7 @@ class StaticServer:
         return future
 
     def close(self) -> None:
-        """Once everything that waits is answered."""
+        """Close after all waiting examples are answered."""
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -1,4 +1,4 @@
-"""How often an answer in bfloat16 differs from the one in float32."""
+"""Frequency with which answers in bfloat16 differ from those in float32."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from worker.demo.traffic import Kind, change
 TITLE = "bfloat16 against float32"
 
 CHANGED_WORDS = 0.2
-"""Share of a changed prompt's words."""
+"""Share of a prompt's words that is replaced in a changed prompt."""
 
 
 def run(setting: Setting) -> str:
@@ -46,15 +46,15 @@ def run(setting: Setting) -> str:
         ]
     header = ["rule", "examples", "predictions", "step counts", "tokens"]
     return paragraphs(
-        f"{checkpoint.name}: how many differ, with 95 % Wilson intervals. A prediction is all "
-        "tokens of the target's length; tokens of one prediction depend on each other, so "
-        "theirs is a share only.",
+        f"{checkpoint.name}: numbers of differences, with 95 % Wilson intervals. A prediction is "
+        "compared over the target's length. Tokens of one prediction depend on each other, so for "
+        "them only the share is given.",
         table(header, rows, left=2),
     )
 
 
 def _changed_prompts(checkpoint: Checkpoint, count: int) -> list[HRMExample]:
-    """Known messages with some words of the prompt replaced, which also gives another puzzle."""
+    """Known messages with some words of the prompt replaced, which also changes the puzzle."""
     source = random.Random(0)
     converter, accepted = Converter(checkpoint.conversion), accepted_messages(checkpoint)
     messages = source.choices(accepted, k=count)

@@ -1,4 +1,4 @@
-"""The most that a device can do: the arithmetic of an example, and the rate of products alone."""
+"""A device's upper limit: the arithmetic of an example, and the rate of matrix products alone."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,20 +14,20 @@ from hrm.kernels.cpu import DTYPES, Packing, has_level
 from hrm.model.config import HRMConfig
 
 BATCHES = (1, 8, 32)
-"""Examples whose positions are the rows of a product."""
+"""Batch sizes with which products are measured; rows are the positions of all examples."""
 
 GPU_SIZE = 8192
-"""Rows and columns of the product that a GPU is measured with."""
+"""Rows and columns of the product with which a GPU is measured."""
 
 
 def linear_shapes(config: HRMConfig) -> list[tuple[int, int]]:
-    """Inputs and outputs of the linear maps of a block."""
+    """Numbers of inputs and outputs of a block's linear maps."""
     size, inner = config.hidden_size, config.intermediate_size
     return [(size, 3 * size), (size, size), (size, 2 * inner), (inner, size)]
 
 
 def arithmetic(config: HRMConfig, steps: int) -> int:
-    """Floating-point operations of the matrix products of one example in so many ACT steps."""
+    """Floating-point operations in the matrix products of one example over `steps` ACT steps."""
     length = config.puzzle_emb_len + config.seq_len
     linear = sum(2 * length * inputs * outputs for inputs, outputs in linear_shapes(config))
     attention = 2 * (2 * length * length * config.hidden_size)
@@ -38,7 +38,7 @@ def arithmetic(config: HRMConfig, steps: int) -> int:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product to run again and again."""
+    """A matrix product to be timed."""
 
     operations: int
     work: Callable[[], Tensor]
@@ -46,7 +46,7 @@ class Product:
 
     @torch.inference_mode()
     def rate(self, seconds: float) -> float:
-        """Operations a second, over at least so many seconds."""
+        """Operations per second, measured over at least `seconds`."""
         count, started = 0, time.perf_counter()
         while (passed := time.perf_counter() - started) < seconds or not count:
             self.work()
@@ -57,9 +57,9 @@ class Product:
 
 
 def fastest_product(config: HRMConfig, dtype: torch.dtype, device: str, seconds: float) -> Product:
-    """The one with the highest rate among the network's products, in torch's and the C++'s forms.
+    """The network's matrix product with the highest rate, in torch's forms and the C++'s.
 
-    On a GPU a large square product, which reaches more than the network's shapes can.
+    On a GPU it is a large square product, which reaches a higher rate than the network's shapes.
     """
     products = list(_on_cpu(config, dtype) if device == "cpu" else _on_gpu(dtype, device))
     for product in products:

@@ -1,4 +1,4 @@
-"""Tables and sections of a Markdown page. Knows text only."""
+"""Tables and sections of a Markdown page. Knows only text."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ HEADING = "## "
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """The first `left` columns are words, the others numbers."""
+    """Format a table. The first `left` columns hold words, the others numbers."""
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
@@ -20,7 +20,7 @@ def section(title: str, *texts: str) -> str:
 
 
 def with_section(page: str, new: str) -> str:
-    """`page` with the section `new` in the place of the one with its heading, or at the end."""
+    """Replace the section of `page` with the same heading as `new`, or append `new`."""
     parts = _parts(page)
     headings = [part.partition("\n")[0] for part in parts]
     heading = new.partition("\n")[0]
@@ -30,6 +30,6 @@ def with_section(page: str, new: str) -> str:
 
 
 def _parts(page: str) -> list[str]:
-    """What is before the first heading, and the sections."""
+    """The text before the first heading, followed by the sections."""
     first, *others = f"\n{page}".split(f"\n{HEADING}")
     return [first, *(HEADING + other for other in others)]

@@ -25,7 +25,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Run:
     rate: float
-    """Examples a second."""
+    """Examples per second."""
     tokens: Sequence[tuple[int, ...]]
     steps: Sequence[int]
 
@@ -34,7 +34,7 @@ class Run:
         return statistics.fmean(self.steps)
 
     def solved(self, examples: Sequence[HRMExample]) -> float:
-        """The share whose target was predicted in full."""
+        """Share of `examples` with every target token predicted correctly."""
         return statistics.fmean(
             tokens[: len(example.target_sequence)] == example.target_sequence
             for tokens, example in zip(self.tokens, examples, strict=True)
@@ -42,10 +42,11 @@ class Run:
 
 
 def interleaved(contestants: Sequence[Callable[[], T]], rounds: int) -> list[list[T]]:
-    """What each gave in each round; a round before the first warms up.
+    """Results of each contestant in each round, after a round to warm up.
 
-    Every other round goes backwards, so that nobody always runs in the wake of the same other. Each
-    has a thread of its own, with which OpenMP's threads for it end: those of one would slow others.
+    Every other round runs in reverse order, so that no contestant always follows the same other
+    one. Each call gets a new thread. Its OpenMP threads end with it; otherwise they would slow down
+    the other contestants.
     """
     contestants = [partial(_in_own_thread, contestant) for contestant in contestants]
     for contestant in contestants:
@@ -64,7 +65,7 @@ def _in_own_thread(work: Callable[[], T]) -> T:
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the ratios within the pairs."""
+    """Median of the ratios within the pairs."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
@@ -74,7 +75,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def loop_run(network: HRM, examples: Sequence[HRMExample], slots: int, halting: HaltedBy) -> Run:
-    """Static batches of `slots`."""
+    """Run the plain loop in static batches of `slots` examples."""
     tokens: list[tuple[int, ...]] = []
     steps: list[int] = []
     started = time.perf_counter()
@@ -89,10 +90,10 @@ def loop_run(network: HRM, examples: Sequence[HRMExample], slots: int, halting: 
 def engine_run(
     engine: Predictor, examples: Sequence[HRMExample], in_flight: int | None = None
 ) -> Run:
-    """At full load: up to `in_flight` examples (default: four times the slots) are unanswered.
+    """Run an engine at full load: up to `in_flight` examples are unanswered at any time.
 
-    Where examples halt when they like, the last ones leave slots free. So the time ends there when
-    only as many are unanswered as there are slots.
+    `in_flight` defaults to four times the slots. If examples halt at different steps, the last ones
+    leave slots free, so the time then ends when only as many are unanswered as there are slots.
     """
     in_flight = in_flight or 4 * engine.slots
     answers = Answers(in_flight)
@@ -114,20 +115,20 @@ def engine_run(
 
 
 class Answers:
-    """How long futures took, of which at most `in_flight` are unanswered."""
+    """Durations of futures, of which at most `in_flight` are unanswered at any time."""
 
     def __init__(self, in_flight: int) -> None:
         self.seconds: list[float] = []
-        """In the order in which they were answered."""
+        """Durations in the order in which the futures were answered."""
         self._in_flight = in_flight
         self._free = threading.Semaphore(in_flight)
 
     def make_room(self) -> None:
-        """Wait until one more may be watched."""
+        """Wait until one more future may be watched."""
         self._free.acquire()
 
     def watch(self, future: Future[Prediction], *, since: float) -> Future[Prediction]:
-        """Have it noted; `since` is a `time.perf_counter`."""
+        """Record the time from `since`, a `time.perf_counter`, until `future` is answered."""
 
         def note(_: Future[Prediction]) -> None:
             self.seconds.append(time.perf_counter() - since)
@@ -137,6 +138,6 @@ class Answers:
         return future
 
     def wait(self) -> None:
-        """Until all are noted: a future wakes who waits for it before it calls back."""
+        """Wait until all are recorded: a future wakes its waiters before it calls its callbacks."""
         for _ in range(self._in_flight):
             self._free.acquire()

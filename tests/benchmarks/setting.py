@@ -1,4 +1,4 @@
-"""What is measured where: sizes, hardware, networks and examples."""
+"""Settings of the benchmarks: sizes, hardware, networks and examples."""
 
 import platform
 import random
@@ -18,43 +18,44 @@ from worker.demo.traffic import read_accepted
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 
 FULL_WIDTH = HRMConfig(num_puzzle_identifiers=1000)
-"""The sizes of the v9 checkpoints, whose rows of puzzles cost memory only."""
+"""Sizes of the v9 checkpoints, with fewer puzzles, which cost only memory."""
 
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 THREADS = torch.get_num_threads()
-"""Of the CPU, for whatever is measured."""
+"""CPU threads for everything that is measured."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The defaults are for two CPU cores: some eight minutes for all benchmarks."""
+    """Sizes of a run. The defaults suit two CPU cores, which take about eight minutes in all."""
 
     device: str = "cpu"
     rounds: int = 5
-    """Paired runs whose median is shown."""
+    """Number of paired runs; their median is shown."""
     slots: int = 8
     examples: int = 16
-    """Of a run in which each takes every ACT step; a multiple of `slots`."""
+    """Examples in a run with every ACT step; a multiple of `slots`."""
     halting_examples: int = 192
-    """Of a run under the q rule; a multiple of `slots`."""
+    """Examples in a run under the q rule; a multiple of `slots`."""
     single_examples: int = 4
-    """Of a run with one example at a time."""
+    """Examples in a run with one example at a time."""
     requests: int = 100
-    """Of a run with arrivals of their own."""
+    """Requests in a run in which they arrive at their own times."""
     known: int | None = None
-    """Of the known messages so many of the first, where only answers count, or all."""
+    """Known messages in runs that compare answers: the first ones, or all if None."""
     unknown: int = 150
-    """Unknown examples of each kind, there."""
+    """Unknown examples of each kind in runs that compare answers."""
     messages: int = 20_000
-    """Of a converted file: a third of a second and more a run, so that the clock's noise stays far
-    below it and most words have been met, as in any file whose speed matters."""
+    """Messages in a converted file. A run takes at least a third of a second, so that the clock's
+    noise is negligible and most words have occurred before, as in every file whose speed
+    matters."""
     seconds: float = 0.5
-    """Of a run of one matrix product."""
+    """Duration of a run of one matrix product."""
     config: HRMConfig = FULL_WIDTH
     checkpoints: tuple[Path, ...] = (CHECKPOINTS / "sqe-demo", CHECKPOINTS / "sqe-demo-600")
-    """Two of one conversion; the first has its messages beside it."""
+    """Two checkpoints with the same conversion; the first has its messages beside it."""
 
     @property
     def is_cuda(self) -> bool:
@@ -75,7 +76,7 @@ ON_GPU = Setting(
 
 
 def quick(setting: Setting) -> Setting:
-    """Only to see that everything works: a minute on two cores."""
+    """Tiny sizes, to check that everything works: a minute on two cores."""
     return Setting(
         device=setting.device,
         rounds=1,
@@ -107,13 +108,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def random_network(setting: Setting, dtype: torch.dtype) -> HRM:
-    """The same weights at every call."""
+    """Network with random weights, the same on every call."""
     torch.manual_seed(0)
     return HRM(setting.config, dtype).to(setting.device).eval()
 
 
 def random_examples(config: HRMConfig, count: int, seed: int = 0) -> list[HRMExample]:
-    """Any tokens, at any length, for any puzzle."""
+    """Examples with random tokens, lengths and puzzles."""
     source = random.Random(seed)
     metadata = ExampleMetadata(prompt_length=1, completion_length=1, difficulty=Difficulty.EASY)
 
@@ -134,12 +135,14 @@ def random_examples(config: HRMConfig, count: int, seed: int = 0) -> list[HRMExa
 
 
 def accepted_messages(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    """Prompts and completions that the checkpoint was trained on."""
+    """Prompts and completions on which the checkpoint was trained."""
     return read_accepted(checkpoint.path.parent / "messages.jsonl")
 
 
 def known_examples(checkpoint: Checkpoint, count: int | None = None) -> list[HRMExample]:
-    """Those of the accepted messages; `count` of them, repeated where there are fewer, shuffled."""
+    """Examples of the accepted messages: all in order, or `count` shuffled ones, with repeats if
+    there are fewer.
+    """
     converter = Converter(checkpoint.conversion)
     examples = [converter.convert(*message) for message in accepted_messages(checkpoint)]
     if count is None:

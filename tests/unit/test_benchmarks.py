@@ -1,4 +1,4 @@
-"""What the benchmarks compute from what they measure, and that each of them runs."""
+"""The benchmarks compute their figures correctly, and each of them runs."""
 
 import json
 import random
@@ -40,7 +40,7 @@ MESSAGES = [("plan the test", "scope and data"), ("report a defect", "steps to s
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Everything tiny."""
+    """A setting with tiny sizes."""
     folder = tmp_path_factory.mktemp("checkpoints")
     checkpoints = folder / "one", folder / "two"
     for seed, path in enumerate(checkpoints):
@@ -65,7 +65,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 
 def network(seed: int = 0) -> HRM:
-    """Random weights, the Q head's too, so that examples halt at different steps."""
+    """A network with random weights; the Q head's too, so that examples halt at different steps."""
     torch.manual_seed(seed)
     built = HRM(WIDE)
     built.load_state_dict({key: torch.randn_like(each) for key, each in built.state_dict().items()})
@@ -75,20 +75,20 @@ def network(seed: int = 0) -> HRM:
 # The page.
 
 
-def test_a_section_takes_the_place_of_the_one_with_its_heading() -> None:
+def test_a_section_replaces_the_one_with_the_same_heading() -> None:
     page = "# Title\n\nWords.\n\n## One\n\nold\n\n### Below\n\nold\n\n## One more\n\nstays\n"
     replaced = with_section(page, section("One", "new", "| a |"))
     assert replaced == "# Title\n\nWords.\n\n## One\n\nnew\n\n| a |\n\n## One more\n\nstays\n"
     assert with_section(replaced, section("One", "new", "| a |")) == replaced
 
 
-def test_a_new_section_goes_to_the_end() -> None:
+def test_a_new_section_is_appended() -> None:
     assert with_section("# Title\n", section("One", "text")) == "# Title\n\n## One\n\ntext\n"
     assert with_section("", section("One", "text")) == "## One\n\ntext\n"
     assert with_section("## One\n\nold", section("One", "text")) == "## One\n\ntext\n"
 
 
-def test_words_stand_left_and_numbers_right() -> None:
+def test_words_are_aligned_left_and_numbers_right() -> None:
     lines = table(["a", "b", "c"], [["x", "y", "1"], ["z", "w", "2"]], left=2).split("\n")
     assert lines == ["| a | b | c |", "| --- | --- | ---: |", "| x | y | 1 |", "| z | w | 2 |"]
 
@@ -127,7 +127,7 @@ def test_a_run_writes_its_sections_and_a_quick_one_prints_them(
 # Figures.
 
 
-def test_the_arithmetic_of_a_full_width_example() -> None:
+def test_a_full_width_example_takes_35_gflop() -> None:
     linear = 101 * 2 * (256 * 768 + 256 * 256 + 256 * 1536 + 768 * 256)
     attention = 4 * 101 * 101 * 256
     head = 2 * 100 * 256 * 12
@@ -137,13 +137,13 @@ def test_the_arithmetic_of_a_full_width_example() -> None:
     assert arithmetic(FULL_WIDTH, 16) / 1e9 == pytest.approx(35, rel=0.01)
 
 
-def test_the_arithmetic_is_what_torch_counts() -> None:
+def test_the_arithmetic_equals_torchs_count() -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: PLC0415 - as below
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - slow to import
 
     built, batch = network(), encode(random_examples(WIDE, 1), WIDE)
     x = built.embed(batch.inputs, built.puzzle_embedding(batch.puzzle_ids))
-    counting = FlopCounterMode(display=False)  # which knows no fused attention of a CPU
+    counting = FlopCounterMode(display=False)  # does not count fused attention on a CPU
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counting:
         built.token_logits(built.step(built.initial_state(1), x).z_H)
     assert counting.get_total_flops() == arithmetic(WIDE, 1)
@@ -160,7 +160,7 @@ def test_ratios_are_taken_within_the_pairs() -> None:
     assert median_ratio([2, 30, 3], [1, 10, 2]) == 2
 
 
-def test_rounds_alternate_after_one_that_warms_up() -> None:
+def test_rounds_alternate_after_a_warm_up_round() -> None:
     calls: list[str] = []
 
     def contestant(name: str) -> int:
@@ -172,7 +172,7 @@ def test_rounds_alternate_after_one_that_warms_up() -> None:
     assert given == [[3, 6, 7], [4, 5, 8]]
 
 
-def test_solved_is_every_token_of_the_target() -> None:
+def test_an_example_is_solved_if_every_target_token_is_right() -> None:
     examples = [
         each.model_copy(update={"target_sequence": (0, 5, 11)}) for each in random_examples(WIDE, 3)
     ]
@@ -183,7 +183,7 @@ def test_solved_is_every_token_of_the_target() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
-def test_a_stream_has_its_share_of_repeats(share: float) -> None:
+def test_a_stream_has_the_given_share_of_repeats(share: float) -> None:
     distinct = random_examples(WIDE, 10)
     messages = stream(distinct, share, random.Random(0))
     assert len(messages) == round(10 / (1 - share))
@@ -201,7 +201,7 @@ def test_known_examples_are_repeated_evenly(setting: Setting) -> None:
     assert set(map(inputs_of, often)) == set(map(inputs_of, once))
 
 
-# The server in static batches.
+# The server that works in static batches.
 
 
 @pytest.mark.parametrize("halting", HaltedBy)
@@ -216,14 +216,14 @@ def test_the_static_server_answers_as_the_plain_loop(halting: HaltedBy) -> None:
     assert [answer.q_flips for answer in answers] == expected.q_flips.tolist()
 
 
-def test_the_static_server_answers_what_waits_before_it_closes() -> None:
+def test_the_static_server_answers_waiting_examples_before_it_closes() -> None:
     server = StaticServer(network(), slots=2, halting=HaltedBy.MAX_STEPS, threads=1)
     futures = [server.submit(example) for example in random_examples(WIDE, 5)]
     server.close()
     assert all(future.done() for future in futures)
 
 
-# Each of them.
+# Each benchmark.
 
 
 @pytest.mark.parametrize("name", command.BENCHMARKS)
