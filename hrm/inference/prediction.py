@@ -5,12 +5,13 @@ Knows examples and futures; nothing of networks or of how work is ordered.
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from schemas import HaltedBy, HRMExample, SQEHRMError
+
+if TYPE_CHECKING:  # a worker reads statistics without torch
+    import torch
+    from torch import Tensor
 
 
 class EngineClosedError(SQEHRMError):
@@ -41,7 +42,7 @@ class Prediction:
     q_continue: float
     q_flips: int
     """How often the sign of q_halt - q_continue changed."""
-    logits: Tensor | None = field(default=None, compare=False, repr=False)
+    logits: "Tensor | None" = field(default=None, compare=False, repr=False)
     """Of the token head: float32 (S, V) on the CPU, from an engine that keeps them."""
 
 
@@ -80,7 +81,7 @@ class Predictor(Protocol):
     @property
     def max_steps(self) -> int: ...  # noqa: D102
     @property
-    def forward_dtype(self) -> torch.dtype: ...  # noqa: D102
+    def forward_dtype(self) -> "torch.dtype": ...  # noqa: D102
     def submit(  # noqa: D102
         self, example: HRMExample, *, max_steps: int | None = None
     ) -> Future[Prediction]: ...

@@ -7,11 +7,11 @@ foresaw), `hold FILE` (until the file is there).
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hrm.inference.prediction import EngineStatistics
 from schemas import (
     Category,
     Difficulty,
@@ -85,18 +85,6 @@ class StubPending:
         return verdict(self.message, self._queued)
 
 
-@dataclass(frozen=True)
-class StubStatistics:
-    """As `hrm.inference.prediction.EngineStatistics`, without its torch."""
-
-    steps: int = 0
-    occupied: int = 0
-    refills: int = 0
-    slot_reductions: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-
-
 class StubEvaluator:
     checkpoint_name = "stub"
     checkpoint_digest = DIGEST
@@ -105,7 +93,7 @@ class StubEvaluator:
     halting = HaltedBy.MAX_STEPS
     busy_slots = 0
     waiting = 0
-    statistics = StubStatistics()
+    statistics = EngineStatistics()
 
     def __init__(self, slots: int = 4) -> None:
         self.slots = slots

@@ -25,7 +25,7 @@ from schemas import (
     Timings,
     Verdict,
 )
-from tests.support.stubs import StubStatistics
+from tests.support.stubs import StubEvaluator
 from worker.broker.backlog import READY
 from worker.broker.keys import LIVE_QUEUE
 from worker.settings import PREFIX, Settings
@@ -68,19 +68,12 @@ def _query_variables() -> list[dict[str, Any]]:
     return [one for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
 
 
-class _Evaluator:
-    slots = 8
-    busy_slots = 3
-    waiting = 2
-    statistics = StubStatistics()
-
-
 @pytest.fixture(scope="module")
 def exposed() -> dict[str, set[str]]:
     """The labels of every sample that a worker exposes, by sample name."""
     metrics = Metrics()
     metrics.watch_engine(
-        _Evaluator(),
+        StubEvaluator(),
         checkpoint="c",
         digest="d",
         device="cuda:0",

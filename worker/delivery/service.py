@@ -11,12 +11,11 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from schemas import (
-    HaltedBy,
     MessageRejected,
     Rejection,
     RejectionReason,
@@ -26,7 +25,8 @@ from schemas import (
 )
 from worker.delivery.envelope import Envelope, EnvelopeRejected
 from worker.delivery.outcomes import Answer, Delivery, Outcome
-from worker.telemetry.metrics import Engine, ErrorKind, Metrics
+from worker.evaluator import Evaluator, Pending
+from worker.telemetry.metrics import ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -44,35 +44,6 @@ CLOCK_SKEW = 300.0
 far less; Kerberos allows as much. Milliseconds instead of seconds are far beyond it."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-class Pending(Protocol):
-    """A message in the engine: `hrm.evaluation.evaluator.PendingVerdict`."""
-
-    @property
-    def message(self) -> SQEMessage: ...  # noqa: D102
-    @property
-    def confusions(self) -> Counter[tuple[int, int]]: ...  # noqa: D102
-    def result(self, timeout: float | None = None) -> Verdict: ...  # noqa: D102
-
-
-class Evaluator(Engine, Protocol):
-    """What a worker needs of `hrm.evaluation.evaluator.Evaluator`."""
-
-    @property
-    def checkpoint_name(self) -> str: ...  # noqa: D102
-    @property
-    def checkpoint_digest(self) -> str: ...  # noqa: D102
-    @property
-    def device(self) -> str: ...  # noqa: D102
-    @property
-    def dtype(self) -> str: ...  # noqa: D102
-    @property
-    def halting(self) -> HaltedBy: ...  # noqa: D102
-    def submit(  # noqa: D102
-        self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
-    ) -> Pending: ...
-    def close(self) -> None: ...  # noqa: D102
 
 
 class WorkerBroken(SQEHRMError):

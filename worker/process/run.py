@@ -26,8 +26,9 @@ from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
 from worker.broker.backlog import read_backlog
 from worker.delivery.envelope import EnvelopeRejected
 from worker.delivery.outcomes import Delivery
-from worker.delivery.service import Evaluator, Service
+from worker.delivery.service import Service
 from worker.delivery.tasks import register_tasks
+from worker.evaluator import Evaluator
 from worker.process import devices
 from worker.settings import Settings
 from worker.telemetry import health

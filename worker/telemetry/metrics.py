@@ -9,7 +9,6 @@ from collections import Counter as Counts
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from hrm.data.vocabulary import VOCABULARY
 from schemas import RejectionReason, Verdict
+from worker.evaluator import Evaluator
 
 PREFIX = "sqe_hrm"
 
@@ -59,38 +59,6 @@ class ErrorKind(StrEnum):
     """Redis did not take an outcome; it was tried again."""
     SCRAPE_REDIS = "scrape_redis"
     """The queues could not be read for a scrape, which lacks them."""
-
-
-class Statistics(Protocol):
-    """Counts since the start: `hrm.inference.prediction.EngineStatistics`, which would import
-    torch.
-    """
-
-    @property
-    def steps(self) -> int: ...  # noqa: D102
-    @property
-    def occupied(self) -> int: ...  # noqa: D102
-    @property
-    def refills(self) -> int: ...  # noqa: D102
-    @property
-    def slot_reductions(self) -> int: ...  # noqa: D102
-    @property
-    def cache_hits(self) -> int: ...  # noqa: D102
-    @property
-    def cache_misses(self) -> int: ...  # noqa: D102
-
-
-class Engine(Protocol):
-    """What is measured of an evaluator."""
-
-    @property
-    def slots(self) -> int: ...  # noqa: D102
-    @property
-    def busy_slots(self) -> int: ...  # noqa: D102
-    @property
-    def waiting(self) -> int: ...  # noqa: D102
-    @property
-    def statistics(self) -> Statistics: ...  # noqa: D102
 
 
 class Metrics:
@@ -185,7 +153,7 @@ class Metrics:
 
     def watch_engine(
         self,
-        engine: Engine,
+        engine: Evaluator,
         *,
         checkpoint: str,
         digest: str,

@@ -7,7 +7,8 @@ from pathlib import Path
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.stubs import StubEvaluator, StubStatistics, message, verdict
+from hrm.inference.prediction import EngineStatistics
+from tests.support.stubs import StubEvaluator, message, verdict
 from worker.telemetry.metrics import WINDOW, ErrorKind, Metrics
 
 README = Path(__file__).parents[4] / "worker" / "README.md"
@@ -95,7 +96,7 @@ def test_what_the_engine_did_is_read_when_it_is_asked_for() -> None:
     before = samples(metrics)
     assert [before[f"sqe_hrm_engine_{name}_total",] for name in names] == [0, 0, 0, 0]
     assert before["sqe_hrm_prediction_cache_total", "hit"] == 0
-    evaluator.statistics = StubStatistics(
+    evaluator.statistics = EngineStatistics(
         steps=10, occupied=35, refills=3, slot_reductions=1, cache_hits=7, cache_misses=5
     )
     evaluator.waiting = 6

@@ -1,0 +1,49 @@
+"""The evaluator as a worker sees it; `hrm.evaluation.evaluator` has the real one.
+
+Knows messages, verdicts and an engine's statistics; imports no torch, so that delivery and metrics
+need none.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from hrm.inference.prediction import EngineStatistics
+from schemas import HaltedBy, SQEMessage, Verdict
+
+
+class Pending(Protocol):
+    """A message in the engine."""
+
+    @property
+    def message(self) -> SQEMessage: ...  # noqa: D102
+    @property
+    def confusions(self) -> Counter[tuple[int, int]]: ...  # noqa: D102
+    def result(self, timeout: float | None = None) -> Verdict: ...  # noqa: D102
+
+
+class Evaluator(Protocol):
+    """Turns messages into verdicts, with one checkpoint or several as one."""
+
+    @property
+    def checkpoint_name(self) -> str: ...  # noqa: D102
+    @property
+    def checkpoint_digest(self) -> str: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def halting(self) -> HaltedBy: ...  # noqa: D102
+    @property
+    def slots(self) -> int: ...  # noqa: D102
+    @property
+    def busy_slots(self) -> int: ...  # noqa: D102
+    @property
+    def waiting(self) -> int: ...  # noqa: D102
+    @property
+    def statistics(self) -> EngineStatistics: ...  # noqa: D102
+    def submit(  # noqa: D102
+        self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
+    ) -> Pending: ...
+    def close(self) -> None: ...  # noqa: D102
