@@ -36,12 +36,6 @@ class Evaluator(Protocol):
     @property
     def halting(self) -> HaltedBy: ...  # noqa: D102
     @property
-    def slots(self) -> int: ...  # noqa: D102
-    @property
-    def busy_slots(self) -> int: ...  # noqa: D102
-    @property
-    def waiting(self) -> int: ...  # noqa: D102
-    @property
     def statistics(self) -> EngineStatistics: ...  # noqa: D102
     def submit(  # noqa: D102
         self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None

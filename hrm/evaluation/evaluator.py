@@ -223,11 +223,6 @@ class Evaluator:
         return self.checkpoint.digest
 
     @property
-    def slots(self) -> int:
-        """Messages evaluated at once."""
-        return self._engine.slots
-
-    @property
     def dtype(self) -> str:
         """Of activations."""
         return str(self._engine.forward_dtype).removeprefix("torch.")
@@ -243,18 +238,8 @@ class Evaluator:
         return self._engine.max_steps
 
     @property
-    def busy_slots(self) -> int:
-        """Slots with a message in them."""
-        return self._engine.busy_slots
-
-    @property
-    def waiting(self) -> int:
-        """Messages that wait for a slot."""
-        return self._engine.waiting
-
-    @property
     def statistics(self) -> EngineStatistics:
-        """What the engine did since its start."""
+        """The engine's slots and queue at this moment, and its counts since the start."""
         return self._engine.statistics
 
     def submit(

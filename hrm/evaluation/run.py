@@ -92,7 +92,8 @@ def evaluate_file(
         on_refused(line)
 
     started = time.perf_counter()
-    for line in _in_order(_submit_lines(source, reader, evaluator), evaluator.slots):
+    slots = evaluator.statistics.slots
+    for line in _in_order(_submit_lines(source, reader, evaluator), slots):
         if isinstance(line, RefusedLine):
             refuse(line)
             continue
@@ -119,7 +120,7 @@ def _setting(evaluator: Evaluator) -> Setting:
         trained_max_steps=evaluator.checkpoint.config.halt_max_steps,
         device=evaluator.device,
         dtype=evaluator.dtype,
-        batch_size=evaluator.slots,
+        batch_size=evaluator.statistics.slots,
         halting=evaluator.halting,
         max_steps=evaluator.max_steps,
     )

@@ -82,21 +82,6 @@ class CachedPredictor:
         self._lock = threading.Lock()
 
     @property
-    def slots(self) -> int:
-        """Of the predictor."""
-        return self._predictor.slots
-
-    @property
-    def busy_slots(self) -> int:
-        """Of the predictor."""
-        return self._predictor.busy_slots
-
-    @property
-    def waiting(self) -> int:
-        """Examples that wait for a slot; not those that wait for an equal one."""
-        return self._predictor.waiting
-
-    @property
     def statistics(self) -> EngineStatistics:
         """The predictor's, and how many examples it was spared."""
         inner = self._predictor.statistics

@@ -146,21 +146,6 @@ class Engine:
         self._thread.start()
 
     @property
-    def slots(self) -> int:
-        """Examples in work at once: fewer than at the start where memory did not suffice."""
-        return self._slots
-
-    @property
-    def busy_slots(self) -> int:
-        """Slots with an example in them."""
-        return len(self._active)
-
-    @property
-    def waiting(self) -> int:
-        """Examples that wait for a slot."""
-        return len(self._waiting)
-
-    @property
     def max_steps(self) -> int:
         """ACT steps an example gets at most, unless it is submitted with a limit of its own."""
         return max(self._limits)
@@ -172,13 +157,17 @@ class Engine:
 
     @property
     def statistics(self) -> EngineStatistics:
-        """Counts since the start."""
-        return EngineStatistics(
-            steps=self._steps,
-            occupied=self._occupied,
-            refills=self._refills,
-            slot_reductions=self._slot_reductions,
-        )
+        """A snapshot, all of one moment."""
+        with self._changed:
+            return EngineStatistics(
+                slots=self._slots,
+                busy_slots=len(self._active),
+                waiting=len(self._waiting),
+                steps=self._steps,
+                occupied=self._occupied,
+                refills=self._refills,
+                slot_reductions=self._slot_reductions,
+            )
 
     def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
         """Queue `example`; the future gives its prediction. Never waits.
@@ -298,8 +287,9 @@ class Engine:
         chosen = self._chosen()
         launch(self._lanes, self._team, chosen)
         computed = self._active if chosen is None else chosen
-        self._steps += bool(computed)
-        self._occupied += len(computed)
+        with self._changed:
+            self._steps += bool(computed)
+            self._occupied += len(computed)
         for work in computed:
             work.steps += 1
         self._deliver()  # what halted at the step before, while the device computes this one
@@ -308,10 +298,11 @@ class Engine:
             if answers is None:
                 continue
             self._answers.append((number, answers))
-            for work in answers.occupants:
-                work.halted += 1
-                if work.halted == len(self._lanes):
-                    del self._active[work]
+            with self._changed:
+                for work in answers.occupants:
+                    work.halted += 1
+                    if work.halted == len(self._lanes):
+                        del self._active[work]
         if not self._lanes[0].is_asynchronous:
             self._deliver()
 

@@ -48,8 +48,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class EngineStatistics:
-    """What an engine did since its start."""
+    """The state of an engine at one moment, and counts since its start."""
 
+    slots: int = 0
+    """Examples that can be in work at once: fewer than at the start if the device's memory did not
+    suffice."""
+    busy_slots: int = 0
+    """Slots with an example in them."""
+    waiting: int = 0
+    """Examples that wait for a slot; not those that wait for an equal one's prediction."""
     steps: int = 0
     """Turns, each an ACT step over all examples in slots or over a few of them."""
     occupied: int = 0
@@ -68,12 +75,6 @@ class EngineStatistics:
 class Predictor(Protocol):
     """What answers examples: an engine, or a cache before one."""
 
-    @property
-    def slots(self) -> int: ...  # noqa: D102
-    @property
-    def busy_slots(self) -> int: ...  # noqa: D102
-    @property
-    def waiting(self) -> int: ...  # noqa: D102
     @property
     def statistics(self) -> EngineStatistics: ...  # noqa: D102
     @property

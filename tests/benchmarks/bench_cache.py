@@ -76,7 +76,7 @@ def stream(distinct: Sequence[HRMExample], share: float, source: random.Random) 
 
 def _run(engine: Engine, messages: Sequence[HRMExample], *, entries: int) -> tuple[float, int]:
     """Rate in messages per second, and number of cache hits."""
-    inference = Inference(slots=engine.slots, cached_predictions=entries)
+    inference = Inference(slots=engine.statistics.slots, cached_predictions=entries)
     predictor = inference.cached(engine, engine.networks[0].config)
     rate = engine_run(predictor, messages).rate
     return rate, predictor.statistics.cache_hits

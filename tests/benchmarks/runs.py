@@ -95,7 +95,7 @@ def engine_run(
     `in_flight` defaults to four times the slots. If examples halt at different steps, the last ones
     leave slots free, so the time then ends when only as many are unanswered as there are slots.
     """
-    in_flight = in_flight or 4 * engine.slots
+    in_flight = in_flight or 4 * engine.statistics.slots
     answers = Answers(in_flight)
     started = time.perf_counter()
     futures = []
@@ -105,8 +105,8 @@ def engine_run(
     predictions = [future.result() for future in futures]
     answers.wait()
     counted = len(examples)
-    if engine.halting is HaltedBy.Q and counted > engine.slots:
-        counted -= engine.slots
+    if engine.halting is HaltedBy.Q and counted > engine.statistics.slots:
+        counted -= engine.statistics.slots
     return Run(
         counted / answers.seconds[counted - 1],
         [prediction.tokens for prediction in predictions],

@@ -91,12 +91,9 @@ class StubEvaluator:
     device = "cpu"
     dtype = "float32"
     halting = HaltedBy.MAX_STEPS
-    busy_slots = 0
-    waiting = 0
-    statistics = EngineStatistics()
 
     def __init__(self, slots: int = 4) -> None:
-        self.slots = slots
+        self.statistics = EngineStatistics(slots=slots)
         self.submitted: list[str] = []
         self._closed = threading.Event()
 

@@ -74,9 +74,6 @@ def exposed() -> dict[str, set[str]]:
     metrics = Metrics()
     metrics.watch_engine(
         StubEvaluator(),
-        checkpoint="c",
-        digest="d",
-        device="cuda:0",
         memory=lambda: {"allocated": 1},
         cached=True,
     )

@@ -113,9 +113,6 @@ def run(
         readiness.loaded()
         metrics.watch_engine(
             evaluator,
-            checkpoint=evaluator.checkpoint_name,
-            digest=evaluator.checkpoint_digest,
-            device=device.name,
             memory=partial(devices.memory, device),
             cached=settings.cached_predictions > 0,
         )
@@ -127,7 +124,7 @@ def run(
                 evaluator.checkpoint_name,
                 evaluator.checkpoint_digest[:12],
                 device.name,
-                evaluator.slots,
+                evaluator.statistics.slots,
                 evaluator.dtype,
                 evaluator.halting,
                 settings.cached_predictions,
@@ -173,7 +170,7 @@ def _consume(
         app=app,
         hostname=worker,
         pool_cls="threads",
-        concurrency=evaluator.slots,
+        concurrency=evaluator.statistics.slots,
         queues=list(queues),
         without_gossip=True,
         without_mingle=True,

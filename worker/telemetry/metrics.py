@@ -151,54 +151,20 @@ class Metrics:
         with self._lock:
             return sum(self._window) / len(self._window) if self._window else None
 
-    def watch_engine(
-        self,
-        engine: Evaluator,
-        *,
-        checkpoint: str,
-        digest: str,
-        device: str,
-        memory: DeviceMemory,
-        cached: bool,
-    ) -> None:
-        """From now on, show the engine's state and what it runs.
+    def watch_engine(self, evaluator: Evaluator, *, memory: DeviceMemory, cached: bool) -> None:
+        """Show the evaluator's engine, checkpoint and device at every scrape from now on.
 
-        `cached`: it has a cache of predictions.
+        Args:
+            evaluator: everything is read from it at each scrape, the checkpoint's name included.
+            memory: the device's memory.
+            cached: whether the engine has a cache of predictions.
         """
 
         def collect() -> Iterable[Metric]:
-            busy = engine.busy_slots
-            # Slots become fewer where the device's memory does not suffice, maybe just now.
-            free = max(0, engine.slots - busy)
-            yield _gauge(
-                "engine_slots",
-                "Places of the engine.",
-                {("busy",): busy, ("free",): free},
-                "state",
-            )
-            yield _gauge("engine_waiting", "Messages without a slot yet.", {(): engine.waiting})
-            done = engine.statistics
-            yield _counter("engine_steps", "ACT steps of the engine.", {(): done.steps})
-            yield _counter(
-                "engine_occupied_slots",
-                "Slots that a step was for, summed over the steps.",
-                {(): done.occupied},
-            )
-            yield _counter(
-                "engine_refills", "Messages that took a slot beside others.", {(): done.refills}
-            )
-            yield _counter(
-                "engine_slot_reductions",
-                "Times that the engine went on with fewer slots for want of memory.",
-                {(): done.slot_reductions},
-            )
-            if cached:
-                asked: dict[tuple[str, ...], float] = {
-                    ("hit",): done.cache_hits,
-                    ("miss",): done.cache_misses,
-                }
-                yield _counter("prediction_cache", "Predictions looked up.", asked, "result")
-            yield _gauge("checkpoint_info", "1.", {(checkpoint, digest): 1}, "checkpoint", "digest")
+            yield from _engine(evaluator, cached=cached)
+            checkpoint = (evaluator.checkpoint_name, evaluator.checkpoint_digest)
+            yield _gauge("checkpoint_info", "1.", {checkpoint: 1}, "checkpoint", "digest")
+            device = evaluator.device
             yield _gauge("device_info", "1.", {(device,): 1}, "device")
             rate = self.solve_rate()
             if rate is not None:
@@ -243,6 +209,36 @@ class _OnScrape(Collector):
     def collect(self) -> Iterable[Metric]:
         """What they are now."""
         return self._read()
+
+
+def _engine(evaluator: Evaluator, *, cached: bool) -> Iterable[Metric]:
+    """The metrics of the evaluator's engine, all from one snapshot of it."""
+    now = evaluator.statistics
+    yield _gauge(
+        "engine_slots",
+        "Places of the engine.",
+        {("busy",): now.busy_slots, ("free",): now.slots - now.busy_slots},
+        "state",
+    )
+    yield _gauge("engine_waiting", "Messages without a slot yet.", {(): now.waiting})
+    yield _counter("engine_steps", "ACT steps of the engine.", {(): now.steps})
+    yield _counter(
+        "engine_occupied_slots",
+        "Slots that a step was for, summed over the steps.",
+        {(): now.occupied},
+    )
+    yield _counter("engine_refills", "Messages that took a slot beside others.", {(): now.refills})
+    yield _counter(
+        "engine_slot_reductions",
+        "Times that the engine went on with fewer slots for want of memory.",
+        {(): now.slot_reductions},
+    )
+    if cached:
+        asked: dict[tuple[str, ...], float] = {
+            ("hit",): now.cache_hits,
+            ("miss",): now.cache_misses,
+        }
+        yield _counter("prediction_cache", "Predictions looked up.", asked, "result")
 
 
 def _gauge(

@@ -112,7 +112,7 @@ def test_only_an_engine_that_is_asked_to_keeps_logits(members: list[Checkpoint])
 
 def test_every_member_runs_the_steps_it_was_trained_for(members: list[Checkpoint]) -> None:
     with engine_of(Ensemble(members)) as engine:
-        assert (engine.max_steps, engine.slots) == (16, 3)
+        assert (engine.max_steps, engine.statistics.slots) == (16, 3)
         assert predictions(engine, EXAMPLES[:1])[0].act_steps == 16
     with engine_of(Ensemble(members), max_steps=2) as engine:
         assert engine.max_steps == 2
@@ -178,7 +178,7 @@ def test_what_one_member_cannot_take_is_refused_and_waits_for_no_other(
         assert held.reached.wait(DEADLINE)
         with pytest.raises(ExampleError, match="puzzle_id 4"):
             engine.submit(example(4, 0, 11))
-        assert engine.waiting == 0
+        assert engine.statistics.waiting == 0
         held.opened.set()
         first.result(DEADLINE)
 
@@ -189,7 +189,7 @@ def test_closing_finishes_what_is_in_slots_and_fails_what_waits(members: list[Ch
     with engine_of(Ensemble(members), networks, slots=1, max_steps=1) as engine:
         active, waiting = engine.submit(EXAMPLES[0]), engine.submit(EXAMPLES[1])
         assert held[0].reached.wait(DEADLINE)
-        assert engine.busy_slots == 1
+        assert engine.statistics.busy_slots == 1
         closing = threading.Thread(target=engine.close)
         closing.start()
         wait_until(lambda: engine._closed)
@@ -201,7 +201,7 @@ def test_closing_finishes_what_is_in_slots_and_fails_what_waits(members: list[Ch
             waiting.result(0)
         with pytest.raises(EngineClosedError):
             engine.submit(EXAMPLES[0])
-        assert engine.busy_slots == 0
+        assert engine.statistics.busy_slots == 0
 
 
 def test_a_cancelled_example_is_cancelled_at_every_member(members: list[Checkpoint]) -> None:

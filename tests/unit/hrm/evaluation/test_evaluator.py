@@ -269,7 +269,7 @@ def test_a_full_engine_is_waited_for(evaluator: Evaluator) -> None:
     pending = []
     for index in range(20):
         pending.append(evaluator.submit({**MESSAGE, "message_id": f"m{index}"}))
-        assert evaluator.waiting <= 1
+        assert evaluator.statistics.waiting <= 1
     verdicts = [waiting.result(TIMEOUT) for waiting in pending]
     assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(20)]
 
@@ -324,8 +324,7 @@ def test_an_evaluator_names_its_checkpoint_device_and_slots(
     assert shared.checkpoint_name == "tiny"
     assert shared.checkpoint_digest == load_checkpoint(checkpoint).digest
     assert shared.device == "cpu"
-    assert shared.slots == 2
-    assert 0 <= shared.busy_slots <= 2
+    assert shared.statistics.slots == 2
     assert shared.statistics.steps > 0
 
 

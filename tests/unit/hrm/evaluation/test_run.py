@@ -220,7 +220,7 @@ def test_lines_are_read_only_as_far_ahead_as_the_engine_needs(evaluator: Evaluat
         answered += 1
 
     assert Run(evaluator, source, on_verdict).report.overall.examples == 300
-    assert max(ahead) <= evaluator.slots * evaluation.UNANSWERED_PER_SLOT + 1
+    assert max(ahead) <= evaluator.statistics.slots * evaluation.UNANSWERED_PER_SLOT + 1
 
 
 class Pending:

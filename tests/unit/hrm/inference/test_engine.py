@@ -224,8 +224,9 @@ def test_work_never_exceeds_the_slots_and_fills_them(
         waiting: list[int] = []
 
         def note() -> None:
-            busy.append(engine.busy_slots)
-            waiting.append(engine.waiting)
+            now = engine.statistics
+            busy.append(now.busy_slots)
+            waiting.append(now.waiting)
 
         gate.before_step = note
         first = engine.submit(examples[0])
@@ -234,8 +235,8 @@ def test_work_never_exceeds_the_slots_and_fills_them(
         gate.opened.set()
         for future in (first, *futures):
             future.result(DEADLINE)
-        assert engine.slots == 3
-        wait_until(lambda: engine.busy_slots == 0)
+        assert engine.statistics.slots == 3
+        wait_until(lambda: engine.statistics.busy_slots == 0)
     assert busy[0] == 1
     # A freed slot is taken at once: only when none waits any more do steps run with empty slots.
     end = waiting.index(0, 1)
@@ -425,7 +426,7 @@ def test_close_finishes_what_is_in_slots_and_fails_what_waits(
     for future in waiting[1:]:
         with pytest.raises(EngineClosedError):
             future.result(0)
-    assert engine.busy_slots == 0
+    assert engine.statistics.busy_slots == 0
     assert gate.rows == [1] * 16
 
 

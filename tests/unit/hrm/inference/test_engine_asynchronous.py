@@ -43,7 +43,7 @@ def test_predictions_are_those_of_the_plain_loop(slots: int, halting: HaltedBy) 
         futures = [engine.submit(example) for example in examples]
         for future, each in zip(futures, wanted, strict=True):
             assert_same(future.result(DEADLINE), each)
-        wait_until(lambda: engine.busy_slots == 0)
+        wait_until(lambda: engine.statistics.busy_slots == 0)
 
 
 def test_the_last_answer_does_not_wait_for_another_example() -> None:
@@ -93,7 +93,7 @@ def test_members_of_an_ensemble_halt_each_for_itself_and_one_may_fail() -> None:
             first.result(DEADLINE)
         for future, each in zip(others, loop_predictions(HaltedBy.Q)[1:], strict=True):
             assert_same(future.result(DEADLINE), each)
-        wait_until(lambda: engine.busy_slots == 0)
+        wait_until(lambda: engine.statistics.busy_slots == 0)
     assert len(given) == 8
     assert all(one == other for one, other in given)
 
@@ -111,7 +111,7 @@ def test_what_one_member_fails_leaves_another_that_halts_at_the_step_in_flight()
         wanted = loop_predictions(HaltedBy.MAX_STEPS, 3)[1:]
         for future, each in zip(others, wanted, strict=True):
             assert_same(future.result(DEADLINE), each)
-        wait_until(lambda: engine.busy_slots == 0)
+        wait_until(lambda: engine.statistics.busy_slots == 0)
 
 
 def test_without_memory_half_the_slots_are_kept_however_few_are_in_work(
@@ -120,14 +120,14 @@ def test_without_memory_half_the_slots_are_kept_however_few_are_in_work(
     begin = Lane.begin
 
     def begin_or_fail(self: Lane[object], chosen: Collection[object] | None = None) -> Works:
-        if engine.slots > 4:
+        if engine.statistics.slots > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return begin(self, chosen)
 
     monkeypatch.setattr(Lane, "begin", begin_or_fail)
     with contextlib.closing(Engine(reference_data.network(), slots=8, max_steps=1)) as engine:
         assert engine.submit(reference_data.examples()[0]).result(DEADLINE).act_steps == 1
-        assert engine.slots == 4
+        assert engine.statistics.slots == 4
 
 
 def test_closing_delivers_what_has_halted() -> None:

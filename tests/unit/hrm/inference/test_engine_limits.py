@@ -117,7 +117,7 @@ def test_a_full_queue_says_so_and_when_there_is_room(
         assert gate.reached.wait(DEADLINE)
         assert engine.wait_for_room(0)
         waiting = [engine.submit(example) for example in examples[1:3]]
-        assert engine.waiting == 2
+        assert engine.statistics.waiting == 2
         with pytest.raises(EngineFullError, match="2 examples wait"):
             engine.submit(examples[3])
         assert not engine.wait_for_room(0.01)
@@ -238,7 +238,7 @@ def test_statistics_count_steps_slots_and_refills(
         gate.opened.set()
         for future in (first, *rest):
             future.result(DEADLINE)
-        wait_until(lambda: engine.busy_slots == 0)
+        wait_until(lambda: engine.statistics.busy_slots == 0)
         counted = engine.statistics
     # One alone, then two by two: the third takes the slot that both leave at the third step.
     assert gate.rows == [1, 2, 2, 1, 1]
@@ -268,7 +268,7 @@ def test_with_too_little_memory_it_goes_on_with_fewer_slots_and_loses_nothing(
         futures = [engine.submit(each) for each in examples]
         for future, wanted in zip(futures, expected[halting], strict=True):
             assert_same(future.result(DEADLINE), wanted)
-        assert 1 <= engine.slots <= 3
+        assert 1 <= engine.statistics.slots <= 3
         assert 1 <= engine.statistics.slot_reductions <= 3
     assert "memory does not suffice" in caplog.text
 
@@ -287,7 +287,7 @@ def test_examples_that_are_put_back_keep_their_order(
         gate.opened.set()
         blocker.result(DEADLINE)
         wait_until(lambda: len(order) == 6)
-        assert engine.slots == 1
+        assert engine.statistics.slots == 1
     assert order == sorted(order)
 
 
@@ -326,7 +326,7 @@ def test_a_cache_of_memory_that_cannot_be_freed_does_not_end_the_engine(
         futures = [engine.submit(each) for each in examples]
         for future, wanted in zip(futures, expected[HaltedBy.Q], strict=True):
             assert_same(future.result(DEADLINE), wanted)
-        assert engine.slots == 1
+        assert engine.statistics.slots == 1
 
 
 def test_an_engine_without_memory_for_one_slot_is_not_made(
@@ -371,7 +371,7 @@ def test_whatever_is_cancelled_or_fails_the_others_are_answered_as_ever(
     def begin_or_fail(self: Lane[str], chosen: Collection[str] | None = None) -> Works:
         nonlocal count
         count += 1
-        if count in failing and engine.slots > 1:
+        if count in failing and engine.statistics.slots > 1:
             raise OUT_OF_MEMORY[0]
         return begin(self, chosen)
 
@@ -389,7 +389,7 @@ def test_whatever_is_cancelled_or_fails_the_others_are_answered_as_ever(
         for row, future in zip(rows, futures, strict=True):
             if not future.cancelled():
                 assert_same(future.result(DEADLINE), expected[halting][row])
-        wait_until(lambda: engine.busy_slots == 0)
+        wait_until(lambda: engine.statistics.busy_slots == 0)
 
 
 # The end.

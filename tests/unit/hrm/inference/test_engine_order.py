@@ -79,7 +79,7 @@ def test_under_q_a_turn_is_for_the_example_with_the_fewest_steps_done(
         turns.at_step = submit_others
         # It needs three steps, the others need two.
         first = engine.submit(EXAMPLES[2])
-        wait_until(lambda: len(later) == 2 and engine.busy_slots == 0)
+        wait_until(lambda: len(later) == 2 and engine.statistics.busy_slots == 0)
         for future, row in zip((first, *later), (2, 4, 6), strict=True):
             assert_same(future.result(DEADLINE), loop_predictions(HaltedBy.Q)[row])
         counted = engine.statistics
@@ -101,7 +101,7 @@ def test_at_fixed_steps_a_turn_is_for_the_example_with_the_fewest_left(
 
         turns.at_step = submit_others
         engine.submit(EXAMPLES[0])
-        wait_until(lambda: len(later) == 2 and engine.busy_slots == 0)
+        wait_until(lambda: len(later) == 2 and engine.statistics.busy_slots == 0)
     assert turns.examples == [[0], [1], [0], [0], [2], [2], [2]]
 
 
@@ -198,7 +198,7 @@ def test_predictions_do_not_depend_on_what_comes_between_the_turns(
         patch.setattr(Lane, "begin", begin_and_submit)
         while coming:
             submit_next()
-            wait_until(lambda: engine.busy_slots == engine.waiting == 0)
+            wait_until(lambda: engine.statistics.busy_slots + engine.statistics.waiting == 0)
         assert len(submitted) == sum(map(len, arrivals))
         for row, future in submitted:
             assert_same(future.result(DEADLINE), expected[halting][row])

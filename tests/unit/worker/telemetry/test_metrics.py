@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hrm.inference.prediction import EngineStatistics
-from tests.support.stubs import StubEvaluator, message, verdict
+from tests.support.stubs import DIGEST, StubEvaluator, message, verdict
 from worker.telemetry.metrics import WINDOW, ErrorKind, Metrics
 
 README = Path(__file__).parents[4] / "worker" / "README.md"
@@ -45,12 +45,7 @@ NAMES = {
 def watched(evaluator: StubEvaluator | None = None, *, cached: bool = True) -> Metrics:
     metrics = Metrics()
     metrics.watch_engine(
-        evaluator or StubEvaluator(slots=4),
-        checkpoint="stub",
-        digest="d",
-        device="cuda:1",
-        memory=lambda: {"allocated": 5},
-        cached=cached,
+        evaluator or StubEvaluator(slots=4), memory=lambda: {"allocated": 5}, cached=cached
     )
     metrics.watch_queues(lambda: Counter({("sqe.evaluate", "ready"): 3}))
     return metrics
@@ -85,8 +80,9 @@ def test_state_is_read_when_it_is_asked_for() -> None:
     assert values["sqe_hrm_engine_slots", "busy"] == 0
     assert values["sqe_hrm_engine_slots", "free"] == 4
     assert values["sqe_hrm_queue_messages", "ready", "sqe.evaluate"] == 3
-    assert values["sqe_hrm_checkpoint_info", "d", "stub"] == 1
-    assert values["sqe_hrm_device_memory_bytes", "allocated", "cuda:1"] == 5
+    assert values["sqe_hrm_checkpoint_info", DIGEST, "stub"] == 1
+    assert values["sqe_hrm_device_info", "cpu"] == 1
+    assert values["sqe_hrm_device_memory_bytes", "allocated", "cpu"] == 5
 
 
 def test_what_the_engine_did_is_read_when_it_is_asked_for() -> None:
@@ -97,10 +93,18 @@ def test_what_the_engine_did_is_read_when_it_is_asked_for() -> None:
     assert [before[f"sqe_hrm_engine_{name}_total",] for name in names] == [0, 0, 0, 0]
     assert before["sqe_hrm_prediction_cache_total", "hit"] == 0
     evaluator.statistics = EngineStatistics(
-        steps=10, occupied=35, refills=3, slot_reductions=1, cache_hits=7, cache_misses=5
+        slots=4,
+        busy_slots=3,
+        waiting=6,
+        steps=10,
+        occupied=35,
+        refills=3,
+        slot_reductions=1,
+        cache_hits=7,
+        cache_misses=5,
     )
-    evaluator.waiting = 6
     after = samples(metrics)
+    assert (after["sqe_hrm_engine_slots", "busy"], after["sqe_hrm_engine_slots", "free"]) == (3, 1)
     assert [after[f"sqe_hrm_engine_{name}_total",] for name in names] == [10, 35, 3, 1]
     assert after["sqe_hrm_engine_waiting",] == 6
     assert after["sqe_hrm_prediction_cache_total", "hit"] == 7
@@ -111,12 +115,36 @@ def test_without_a_cache_there_is_no_figure_of_one() -> None:
     assert not [key for key in samples(watched(cached=False)) if "prediction_cache" in key[0]]
 
 
-def test_slots_that_were_given_up_are_not_free() -> None:
-    evaluator = StubEvaluator(slots=2)
-    evaluator.busy_slots = 3  # as it was before there were but two
+def test_a_scrape_takes_one_snapshot_of_the_engine() -> None:
+    class Counting(StubEvaluator):
+        """Counts how often its statistics are read."""
+
+        reads = 0
+
+        @property
+        def statistics(self) -> EngineStatistics:
+            self.reads += 1
+            return EngineStatistics(slots=4, busy_slots=self.reads)
+
+        @statistics.setter
+        def statistics(self, _: EngineStatistics) -> None: ...
+
+    evaluator = Counting()
     values = samples(watched(evaluator))
-    assert values["sqe_hrm_engine_slots", "busy"] == 3
-    assert values["sqe_hrm_engine_slots", "free"] == 0
+    assert evaluator.reads == 1
+    assert (values["sqe_hrm_engine_slots", "busy"], values["sqe_hrm_engine_slots", "free"]) == (
+        1,
+        3,
+    )
+
+
+def test_another_checkpoint_shows_at_the_next_scrape() -> None:
+    evaluator = StubEvaluator()
+    metrics = watched(evaluator)
+    evaluator.checkpoint_name, evaluator.checkpoint_digest = "next", "5678"
+    values = samples(metrics)
+    assert values["sqe_hrm_checkpoint_info", "5678", "next"] == 1
+    assert ("sqe_hrm_checkpoint_info", DIGEST, "stub") not in values
 
 
 def test_the_solve_rate_is_that_of_the_last_messages() -> None:
