@@ -1,7 +1,7 @@
 """Several checkpoints as one model.
 
 - `ensemble`: who may join, what it is called, how it answers
-- `engine`: all members in one engine
+- `join`: the members' predictions become one, in one engine
 - `combiners`: several members' logits become one sequence of tokens
 - `stacking`: a combiner fitted on calibration examples
 - `report`: an ensemble beside each of its members

@@ -1,7 +1,7 @@
 """Several checkpoints as one model: who may join, what it is called, and how it answers.
 
-Knows checkpoints and joins the parts of an ensemble; how members run is `hrm.ensemble.engine`, how
-their logits are combined `hrm.ensemble.combiners`.
+Knows checkpoints and joins the parts of an ensemble; how their predictions are joined is
+`hrm.ensemble.join`, how their logits are combined `hrm.ensemble.combiners`.
 """
 
 import hashlib
@@ -22,10 +22,11 @@ from hrm.checkpoint import (
     pair_hash,
 )
 from hrm.ensemble.combiners import Strategy, vote, weighted_average
-from hrm.ensemble.engine import Combine, EnsembleEngine
+from hrm.ensemble.join import Combine, join_by
 from hrm.ensemble.stacking import EnsembleError, Stacking
 from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
+from hrm.inference.engine import Engine
 from schemas import DEFAULT_MAX_MESSAGE_BYTES
 
 MAX_NAME_LENGTH = 80
@@ -100,13 +101,13 @@ class Ensemble:
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> Evaluator:
         """As `Evaluator.open`, with all members on the torch device `device`."""
-        engine = EnsembleEngine(
+        engine = Engine(
             [inference.network(member, device) for member in self.members],
-            self.weights,
-            self.combine,
             slots=inference.slots,
             halting=inference.halting,
             max_steps=inference.max_steps,
+            keep_logits=True,
+            join=join_by(self.weights, self.combine),
             threads=inference.threads,
         )
         return Evaluator(

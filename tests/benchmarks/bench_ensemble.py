@@ -4,8 +4,8 @@ from contextlib import ExitStack, closing
 from statistics import median
 
 from hrm.checkpoint import load_checkpoint
-from hrm.ensemble.engine import EnsembleEngine
 from hrm.ensemble.ensemble import Ensemble
+from hrm.ensemble.join import join_by
 from hrm.inference.config import Inference
 from hrm.inference.engine import Engine
 from schemas import HaltedBy
@@ -52,13 +52,13 @@ def _rates(
         ]
         joined = stack.enter_context(
             closing(
-                EnsembleEngine(
+                Engine(
                     networks[1],
-                    ensemble.weights,
-                    ensemble.combine,
                     slots=slots,
                     halting=halting,
                     threads=THREADS,
+                    keep_logits=True,
+                    join=join_by(ensemble.weights, ensemble.combine),
                 )
             )
         )

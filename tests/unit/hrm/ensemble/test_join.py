@@ -1,4 +1,4 @@
-"""Several engines answer as one: each member as alone, and what goes wrong stays where it is."""
+"""Several networks answer as one: each member as alone, and what goes wrong stays where it is."""
 
 import contextlib
 import threading
@@ -11,8 +11,8 @@ import torch
 
 from hrm.checkpoint import Checkpoint
 from hrm.ensemble.combiners import Strategy
-from hrm.ensemble.engine import EnsembleEngine
 from hrm.ensemble.ensemble import Ensemble
+from hrm.ensemble.join import join_by
 from hrm.inference.engine import Engine
 from hrm.inference.prediction import EngineClosedError, InferenceError, Prediction, Predictor
 from hrm.model.batch import ExampleError
@@ -44,14 +44,14 @@ def engine_of(
     slots: int = 3,
     halting: HaltedBy = HaltedBy.MAX_STEPS,
     max_steps: int | None = None,
-) -> Iterator[EnsembleEngine]:
-    engine = EnsembleEngine(
+) -> Iterator[Engine]:
+    engine = Engine(
         networks or [member.build() for member in ensemble.members],
-        ensemble.weights,
-        ensemble.combine,
         slots=slots,
         halting=halting,
         max_steps=max_steps,
+        keep_logits=True,
+        join=join_by(ensemble.weights, ensemble.combine),
     )
     with contextlib.closing(engine):
         yield engine
@@ -140,7 +140,9 @@ def test_an_error_of_the_combiner_belongs_to_the_example(members: list[Checkpoin
     def broken(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no")
 
-    engine = EnsembleEngine([members[0].build()], [1.0], broken, slots=1, max_steps=1)
+    engine = Engine(
+        members[0].build(), slots=1, max_steps=1, keep_logits=True, join=join_by([1.0], broken)
+    )
     with contextlib.closing(engine), pytest.raises(RuntimeError, match="no"):
         engine.submit(EXAMPLES[0]).result(DEADLINE)
 
