@@ -24,10 +24,8 @@ from hrm.checkpoint import (
 from hrm.ensemble.combiners import Strategy, vote, weighted_average
 from hrm.ensemble.join import Combine, join_by
 from hrm.ensemble.stacking import EnsembleError, Stacking
-from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
-from hrm.inference.engine import Engine
-from schemas import DEFAULT_MAX_MESSAGE_BYTES
+from hrm.inference.prediction import Predictor
 
 MAX_NAME_LENGTH = 80
 """Characters of an ensemble's name: it is a label of metrics and a column of tables."""
@@ -91,32 +89,14 @@ class Ensemble:
             return False
         return pair_hash(puzzle_id, input_sequence) in self.training.pair_hashes
 
-    def open(
-        self,
-        *,
-        device: str,
-        device_name: str | None = None,
-        inference: Inference,
-        worker: str,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-    ) -> Evaluator:
-        """As `Evaluator.open`, with all members on the torch device `device`."""
-        engine = Engine(
-            [inference.network(member, device) for member in self.members],
-            slots=inference.slots,
-            halting=inference.halting,
-            max_steps=inference.max_steps,
-            keep_logits=True,
-            join=join_by(self.weights, self.combine),
-            threads=inference.threads,
-        )
-        return Evaluator(
-            self,
-            inference.cached(engine, self.config),
-            device=device_name or device,
-            worker=worker,
-            max_message_bytes=max_message_bytes,
-        )
+    def open(self, inference: Inference, device: torch.device | str) -> Predictor:
+        """Load all members onto `device` and start to answer examples with them, as one.
+
+        As `Inference.open` does with a single checkpoint.
+        """
+        join = join_by(self.weights, self.combine)
+        engine = inference.engine(self.members, device, keep_logits=True, join=join)
+        return inference.cached(engine, self.config)
 
 
 def load_members(names: Sequence[str], folder: Path) -> list[Checkpoint]:

@@ -18,7 +18,6 @@ from hrm.ensemble.stacking import Stacking, fit_stacking
 from hrm.evaluation.recommendation import Measured, Recommendation, recommend
 from hrm.evaluation.report import EvaluationReport
 from hrm.inference.config import Inference
-from hrm.inference.engine import Engine
 from schemas import HRMExample, MessageRejected
 
 MAX_CALIBRATION_EXAMPLES = 10_000
@@ -149,14 +148,7 @@ def fit_for(
     with contextlib.ExitStack() as stack:
         engines = []
         for member in members:
-            engine = Engine(
-                inference.network(member, device),
-                slots=inference.slots,
-                halting=inference.halting,
-                max_steps=inference.max_steps,
-                keep_logits=True,
-                threads=inference.threads,
-            )
+            engine = inference.engine([member], device, keep_logits=True)
             stack.callback(engine.close)
             engines.append((member.digest, engine))
         return fit_stacking(engines, shares, examples, calibration)

@@ -9,16 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol, Self
 
-from hrm.checkpoint import CheckpointError, TrainingRecord, find_checkpoint, load_checkpoint
+from hrm.checkpoint import CheckpointError, TrainingRecord
 from hrm.data.categories import categorize
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.evaluation.scoring import Score, commonest_token, score
-from hrm.inference.config import Inference
-from hrm.inference.engine import Engine
 from hrm.inference.prediction import (
     EngineStatistics,
     InferenceError,
@@ -177,40 +174,6 @@ class Evaluator:
         self.converter = Converter(checkpoint.conversion)
         training = checkpoint.training
         self._baseline = commonest_token(training.target_token_counts) if training else None
-
-    @classmethod
-    def open(
-        cls,
-        checkpoint: str,
-        *,
-        folder: Path,
-        device: str,
-        device_name: str | None = None,
-        inference: Inference,
-        worker: str,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-    ) -> Self:
-        """Load `checkpoint`, a path or a name in `folder`, onto the torch device `device`.
-
-        `device_name` is what verdicts call it, where a process was pinned to one of several.
-
-        Raises `CheckpointError` where it cannot be found, read or used.
-        """
-        loaded = load_checkpoint(find_checkpoint(checkpoint, folder))
-        engine = Engine(
-            inference.network(loaded, device),
-            slots=inference.slots,
-            halting=inference.halting,
-            max_steps=inference.max_steps,
-            threads=inference.threads,
-        )
-        return cls(
-            loaded,
-            inference.cached(engine, loaded.config),
-            device=device_name or device,
-            worker=worker,
-            max_message_bytes=max_message_bytes,
-        )
 
     @property
     def checkpoint_name(self) -> str:

@@ -1,11 +1,13 @@
-"""How checkpoints answer: the settings of an engine, and networks made ready for one."""
+"""Settings of an engine, and the opening of checkpoints as predictors with these settings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hrm.checkpoint import Checkpoint
 from hrm.inference.cache import CachedPredictor
+from hrm.inference.engine import Engine, Join
 from hrm.inference.prediction import Predictor
 from hrm.kernels import accelerate, fastest_dtype
 from hrm.model.config import HRMConfig
@@ -15,30 +17,64 @@ from schemas import HaltedBy
 
 @dataclass(frozen=True)
 class Inference:
-    """How the engine of an evaluator works: see `Engine`."""
+    """How examples are answered: the settings of an `Engine` and of a cache before it."""
 
     slots: int
     halting: HaltedBy = HaltedBy.MAX_STEPS
     max_steps: int | None = None
     forward_dtype: torch.dtype = torch.float32
     threads: int | None = None
-    """Of the CPU; None: as many as torch uses."""
+    """Number of CPU threads; None: as many as torch uses."""
     cached_predictions: int = 0
-    """Predictions that are kept for equal examples: see `CachedPredictor`. 0: none."""
+    """Number of predictions kept for equal examples (`CachedPredictor`); 0: no cache."""
+
+    def open(self, checkpoint: Checkpoint, device: torch.device | str) -> Predictor:
+        """Load the checkpoint's network onto `device` and start to answer examples with it.
+
+        Raises `DeviceMemoryError` if the device has no room for a single example. The caller closes
+        the predictor.
+        """
+        return self.cached(self.engine([checkpoint], device), checkpoint.config)
+
+    def engine(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        device: torch.device | str,
+        *,
+        keep_logits: bool = False,
+        join: Join | None = None,
+    ) -> Engine:
+        """Start an engine of the checkpoints' networks on `device`, without a cache.
+
+        Args:
+            checkpoints: one, or several that answer as one.
+            device: where all networks run.
+            keep_logits: whether predictions carry their logits.
+            join: how the predictions of several checkpoints become one.
+        """
+        return Engine(
+            [self.network(checkpoint, device) for checkpoint in checkpoints],
+            slots=self.slots,
+            halting=self.halting,
+            max_steps=self.max_steps,
+            keep_logits=keep_logits,
+            join=join,
+            threads=self.threads,
+        )
 
     def network(self, checkpoint: Checkpoint, device: torch.device | str) -> HRM:
-        """The checkpoint's network on `device`, for inference only."""
+        """Build the checkpoint's network on `device`, for inference only."""
         return accelerate(checkpoint.build(device=device, forward_dtype=self.forward_dtype))
 
     def cached(self, predictor: Predictor, config: HRMConfig) -> Predictor:
-        """`predictor`, which takes what fits `config`, with the cache before it that is set."""
+        """Return `predictor`, whose examples fit `config`, behind a cache if there is to be one."""
         if not self.cached_predictions:
             return predictor
         return CachedPredictor(predictor, config, entries=self.cached_predictions)
 
 
 def dtype_of(name: str, device: torch.device | str) -> torch.dtype:
-    """The dtype that torch calls `name`; for `auto`, the fastest on `device`."""
+    """Return the dtype with torch's name `name`; for `auto`, the fastest on `device`."""
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype

@@ -8,6 +8,7 @@ from hrm.checkpoint import load_checkpoint, save_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble
+from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
 from hrm.model.network import HRM
 from tests.conftest import TINY
@@ -34,7 +35,8 @@ def test_a_worker_answers_as_the_ensemble_does_under_its_name_and_digest(
         verdicts = [client.result(each.message_id) for each in sent]
         metrics = worker.metrics()
         log = worker.log.read_text()
-    local = ensemble.open(device="cpu", inference=Inference(slots=4), worker="here")
+    predictor = ensemble.open(Inference(slots=4), "cpu")
+    local = Evaluator(ensemble, predictor, device="cpu", worker="here")
     wanted = {
         each.message_id: local.submit(each.model_dump_json()).result(30).predicted_sequence
         for each in sent

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hrm.checkpoint import load_checkpoint
 from hrm.data.files import RefusedLine
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.run import evaluate_file
@@ -14,10 +15,10 @@ from schemas import Verdict
 
 
 def opened(path: Path, **options: Any) -> Evaluator:  # noqa: ANN401
+    checkpoint = load_checkpoint(path)
     inference = Inference(**{"slots": 2, "max_steps": 3, **options})
-    return Evaluator.open(
-        str(path), folder=path.parent, device="cpu", inference=inference, worker="host:1"
-    )
+    predictor = inference.open(checkpoint, "cpu")
+    return Evaluator(checkpoint, predictor, device="cpu", worker="host:1")
 
 
 def jsonl(*lines: Any) -> io.BytesIO:  # noqa: ANN401

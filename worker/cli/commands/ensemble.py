@@ -25,10 +25,11 @@ from hrm.ensemble.report import (
     without_those_of,
 )
 from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
-from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.evaluator import Evaluator, Model
 from hrm.evaluation.report import EvaluationReport
 from hrm.evaluation.run import evaluate_file
 from hrm.inference.config import Inference, dtype_of
+from hrm.inference.prediction import Predictor
 from schemas import HaltedBy, HRMExample, SQEHRMError
 from worker.cli.commands.convert import open_with_progress, refused_line_printer
 from worker.cli.ensemble_options import ListCommand, ensemble_options
@@ -123,7 +124,7 @@ def command(
     ensemble = Ensemble(members, Strategy(strategy), weights, stacking)
     if written is not None and stacking is not None:
         _write(written, stacking.model_dump_json(indent=1))
-    report = build_report(ensemble, *run.evaluate(ensemble, checkpoints), left_out)
+    report = build_report(ensemble, *run.evaluate(ensemble), left_out)
     text = report.model_dump_json(indent=2)
     if output is not None:
         _write(output, text)
@@ -166,29 +167,27 @@ class _Run:
         )
         return stacking, len(examples) - len(others)
 
-    def evaluate(
-        self, ensemble: Ensemble, checkpoints: Sequence[str]
-    ) -> tuple[list[EvaluationReport], EvaluationReport]:
+    def evaluate(self, ensemble: Ensemble) -> tuple[list[EvaluationReport], EvaluationReport]:
         """Each member alone, and the ensemble."""
-        worker = f"{socket.gethostname()}:{os.getpid()}"
-        together = ensemble.open(device=self.device, inference=self.inference, worker=worker)
+        together = ensemble.open(self.inference, self.device)
         # What the ensemble takes, every member takes: a refused line is told once.
-        report = self._evaluate(together, refused_line_printer(self.data_path))
-        alone = []
-        for name in checkpoints:
-            member = Evaluator.open(
-                name,
-                folder=self.settings.checkpoint_dir,
-                device=self.device,
-                inference=self.inference,
-                worker=worker,
-            )
-            alone.append(self._evaluate(member, _tell_nobody))
+        report = self._evaluate(ensemble, together, refused_line_printer(self.data_path))
+        alone = [
+            self._evaluate(member, self.inference.open(member, self.device), _tell_nobody)
+            for member in ensemble.members
+        ]
         return alone, report
 
     def _evaluate(
-        self, evaluator: Evaluator, on_refused: Callable[[RefusedLine], None]
+        self, model: Model, predictor: Predictor, on_refused: Callable[[RefusedLine], None]
     ) -> EvaluationReport:
+        evaluator = Evaluator(
+            model,
+            predictor,
+            device=self.device,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            max_message_bytes=self.settings.max_message_bytes,
+        )
         with contextlib.closing(evaluator), self._reading(self.data_path, "Evaluating") as source:
             return evaluate_file(
                 source,

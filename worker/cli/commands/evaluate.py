@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hrm.checkpoint import find_checkpoint, load_checkpoint
 from hrm.data.files import BUFFER_BYTES, LineReader, replaced_file
 from hrm.data.vocabulary import Tokenizer
 from hrm.evaluation.baselines import Baseline, commonest
@@ -95,16 +96,17 @@ def command(
     pinned = _pin(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    evaluator = Evaluator.open(
-        settings.checkpoint,
-        folder=settings.checkpoint_dir,
+    loaded = load_checkpoint(find_checkpoint(settings.checkpoint, settings.checkpoint_dir))
+    inference = Inference(
+        slots=batch_size or DEFAULT_BATCH_SIZE["cuda" if pinned.is_cuda else "cpu"],
+        halting=HaltedBy(halting),
+        max_steps=max_steps,
+        forward_dtype=dtype_of(dtype, pinned.torch_name),
+    )
+    evaluator = Evaluator(
+        loaded,
+        inference.open(loaded, pinned.torch_name),
         device=pinned.torch_name,
-        inference=Inference(
-            slots=batch_size or DEFAULT_BATCH_SIZE["cuda" if pinned.is_cuda else "cpu"],
-            halting=HaltedBy(halting),
-            max_steps=max_steps,
-            forward_dtype=dtype_of(dtype, pinned.torch_name),
-        ),
         worker=f"{socket.gethostname()}:{os.getpid()}",
     )
     reader = LineReader(settings.max_message_bytes)

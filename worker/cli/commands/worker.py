@@ -86,10 +86,11 @@ def command(
     # After the device is pinned: these import torch.
     import torch  # noqa: PLC0415
 
+    from hrm.checkpoint import load_checkpoint  # noqa: PLC0415
     from hrm.ensemble.combiners import Strategy  # noqa: PLC0415
     from hrm.ensemble.ensemble import Ensemble, load_members  # noqa: PLC0415
     from hrm.ensemble.stacking import read_stacking  # noqa: PLC0415
-    from hrm.evaluation.evaluator import Evaluator  # noqa: PLC0415
+    from hrm.evaluation.evaluator import Evaluator, Model  # noqa: PLC0415
     from hrm.inference.config import Inference, dtype_of  # noqa: PLC0415
     from schemas import HaltedBy  # noqa: PLC0415
     from worker.process.run import run  # noqa: PLC0415
@@ -108,6 +109,7 @@ def command(
             threads=threads,
             cached_predictions=settings.cached_predictions,
         )
+        model: Model
         if checkpoints:
             ensemble = Ensemble(
                 load_members(checkpoints, settings.checkpoint_dir),
@@ -115,19 +117,14 @@ def command(
                 weights,
                 None if combiner is None else read_stacking(combiner),
             )
-            return ensemble.open(
-                device=pinned.torch_name,
-                device_name=pinned.name,
-                inference=inference,
-                worker=worker,
-                max_message_bytes=settings.max_message_bytes,
-            )
-        return Evaluator.open(
-            settings.checkpoint,
-            folder=settings.checkpoint_dir,
-            device=pinned.torch_name,
-            device_name=pinned.name,
-            inference=inference,
+            model, predictor = ensemble, ensemble.open(inference, pinned.torch_name)
+        else:
+            model = load_checkpoint(find_checkpoint(settings.checkpoint, settings.checkpoint_dir))
+            predictor = inference.open(model, pinned.torch_name)
+        return Evaluator(
+            model,
+            predictor,
+            device=pinned.name,
             worker=worker,
             max_message_bytes=settings.max_message_bytes,
         )

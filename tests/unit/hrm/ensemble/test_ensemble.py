@@ -18,6 +18,7 @@ from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import MAX_NAME_LENGTH, Ensemble
 from hrm.ensemble.report import fit_for, sound_examples, without_those_of
 from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
+from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
 from schemas import MessageRejected, RejectionReason, SQEMessage
 from tests.support.checkpoints import SHA256, TINY
@@ -141,10 +142,8 @@ def test_an_ensemble_takes_what_every_member_takes(pair: list[Checkpoint], tmp_p
     ensemble = Ensemble([larger, pair[1]])
     assert ensemble.config.num_puzzle_identifiers == 5
     assert ensemble.config.halt_max_steps == 16
-    inference = Inference(slots=1, max_steps=1)
-    with contextlib.closing(
-        ensemble.open(device="cpu", inference=inference, worker="w")
-    ) as evaluator:
+    predictor = ensemble.open(Inference(slots=1, max_steps=1), "cpu")
+    with contextlib.closing(Evaluator(ensemble, predictor, device="cpu", worker="w")) as evaluator:
         body = SQEMessage.create(agent_id="a", prompt="a", completion="b", puzzle_id=5)
         with pytest.raises(
             MessageRejected, match=r"checkpoint ensemble\(x\+b\) has puzzles 0 to 4"
@@ -172,9 +171,8 @@ def test_known_is_what_all_members_were_trained_on(tmp_path: Path) -> None:
 
 def test_an_evaluation_names_the_ensemble(pair: list[Checkpoint]) -> None:
     ensemble = Ensemble(pair)
-    evaluator = ensemble.open(
-        device="cpu", inference=Inference(slots=2, max_steps=2), worker="host:1"
-    )
+    predictor = ensemble.open(Inference(slots=2, max_steps=2), "cpu")
+    evaluator = Evaluator(ensemble, predictor, device="cpu", worker="host:1")
     with contextlib.closing(evaluator):
         run = Run(evaluator, jsonl(*LINES))
     assert {(each.checkpoint, each.checkpoint_digest) for each in run.verdicts} == {

@@ -34,6 +34,7 @@ from schemas import (
     Verdict,
 )
 from tests.support.checkpoints import RECORD, TINY, state_of
+from tests.support.evaluations import opened
 
 CONVERSION = ConversionConfig(puzzle_space=5)
 MESSAGE = {
@@ -56,13 +57,6 @@ def saved(
 ) -> Path:
     save_checkpoint(folder, state_of(config), config, conversion, training)
     return folder
-
-
-def opened(path: Path, **options: Any) -> Evaluator:  # noqa: ANN401
-    inference = Inference(**{"slots": 2, "max_steps": 3, **options})
-    return Evaluator.open(
-        str(path), folder=path.parent, device="cpu", inference=inference, worker="host:1"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -361,14 +355,9 @@ def test_what_is_no_message(shared: Evaluator, body: Any, reason: RejectionReaso
 
 
 def test_the_byte_limit_is_the_evaluators(checkpoint: Path) -> None:
-    evaluator = Evaluator.open(
-        "tiny",
-        folder=checkpoint.parent,
-        device="cpu",
-        inference=Inference(slots=1, max_steps=1),
-        worker="host:1",
-        max_message_bytes=18,
-    )
+    loaded = load_checkpoint(checkpoint)
+    predictor = Inference(slots=1, max_steps=1).open(loaded, "cpu")
+    evaluator = Evaluator(loaded, predictor, device="cpu", worker="host:1", max_message_bytes=18)
     try:
         assert evaluator.submit(MESSAGE).result(TIMEOUT).act_steps == 1
         refused = refusal(evaluator, {**MESSAGE, "completion": "agent tests"})
@@ -417,8 +406,3 @@ def test_a_puzzle_space_beyond_the_table_is_refused_at_the_start(tmp_path: Path)
     too_wide = saved(tmp_path / "wide", conversion=ConversionConfig(puzzle_space=6))
     with pytest.raises(CheckpointError, match="puzzle_space 6 exceeds its table of 5 puzzles"):
         opened(too_wide)
-
-
-def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
-        opened(tmp_path / "absent")

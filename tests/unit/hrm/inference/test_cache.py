@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.cache import CachedPredictor
-from hrm.inference.config import Inference
 from hrm.inference.prediction import (
     EngineClosedError,
     EngineFullError,
@@ -26,6 +25,7 @@ from hrm.inference.prediction import (
 from hrm.model.batch import ExampleError
 from hrm.model.config import HRMConfig
 from schemas import Difficulty, ExampleMetadata, HaltedBy, HRMExample, SQEMessage
+from tests.support.evaluations import opened
 
 CHECKPOINTS = Path(__file__).parents[4] / "checkpoints"
 CONFIG = HRMConfig(seq_len=6, num_puzzle_identifiers=5)
@@ -402,13 +402,7 @@ def test_threads_may_share_one() -> None:
 
 @pytest.fixture(scope="module")
 def evaluator() -> Iterator[Evaluator]:
-    evaluator = Evaluator.open(
-        "sqe-demo",
-        folder=CHECKPOINTS,
-        device="cpu",
-        inference=Inference(slots=4, cached_predictions=100),
-        worker="host:1",
-    )
+    evaluator = opened(CHECKPOINTS / "sqe-demo", slots=4, max_steps=None, cached_predictions=100)
     yield evaluator
     evaluator.close()
 
