@@ -32,7 +32,7 @@ MAX_NAME_LENGTH = 80
 
 _MIN_MEMBERS = 2
 
-_HAVE_TO_AGREE: dict[str, Callable[[Checkpoint], object]] = {
+SHARED_FIELDS: dict[str, Callable[[Checkpoint], object]] = {
     "vocab_size": lambda member: member.config.vocab_size,
     "seq_len": lambda member: member.config.seq_len,
     "word_hash": lambda member: member.conversion.word_hash,
@@ -122,7 +122,7 @@ def check_members(members: Sequence[Checkpoint]) -> None:
                     "give it a larger weight if it should count for more"
                 )
     for other in others:
-        for field, value_of in _HAVE_TO_AGREE.items():
+        for field, value_of in SHARED_FIELDS.items():
             ours, theirs = value_of(first), value_of(other)
             if ours != theirs:
                 raise EnsembleError(

@@ -15,7 +15,7 @@ from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, check_members, normalised
 from hrm.ensemble.stacking import Stacking, fit_stacking
-from hrm.evaluation.recommendation import Measured, Recommendation, recommend
+from hrm.evaluation.recommendation import CheckpointFigures, Recommendation, recommend
 from hrm.evaluation.report import EvaluationReport
 from hrm.inference.config import Inference
 from schemas import HRMExample, MessageRejected
@@ -80,10 +80,10 @@ def build_report(
     )
 
 
-def _measured(report: EvaluationReport) -> Measured:
+def _measured(report: EvaluationReport) -> CheckpointFigures:
     overall = report.overall
     known = (report.by_known or {}).get("known")
-    return Measured(
+    return CheckpointFigures(
         checkpoint=report.setting.checkpoint,
         halting=report.setting.halting,
         solved=overall.solved,
@@ -115,9 +115,7 @@ def sound_examples(
             on_refused(RefusedLine.of(index, rejected))
 
 
-def without_those_of(
-    calibration: Sequence[HRMExample], data: Iterator[HRMExample]
-) -> list[HRMExample]:
+def exclude_seen(calibration: Sequence[HRMExample], data: Iterator[HRMExample]) -> list[HRMExample]:
     """The examples of `calibration` whose puzzle and input do not occur in `data`.
 
     A combiner has to be fitted on other examples than it is evaluated on, or its figures say
@@ -130,7 +128,7 @@ def without_those_of(
     return [each for each, own in zip(calibration, hashes, strict=True) if own in left]
 
 
-def fit_for(
+def fit_stacking_for(
     members: Sequence[Checkpoint],
     weights: Sequence[float] | None,
     examples: Sequence[HRMExample],

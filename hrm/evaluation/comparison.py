@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrm.checkpoint import Checkpoint
 from hrm.checkpoint.inspection import CHUNK, Inspection, TensorStatistics, inspect_checkpoint
-from hrm.evaluation.recommendation import Measured, Recommendation, labels_of, recommend
+from hrm.evaluation.recommendation import CheckpointFigures, Recommendation, labels_of, recommend
 
 CONVERGED_BELOW = 0.01
 """Weights have converged when no tensor moved further than this share of its norm.
@@ -62,13 +62,13 @@ class Comparison(_Figures):
     converged_below: float = CONVERGED_BELOW
     data: str | None = Field(description="What was measured on; null where nothing was.")
     refused_lines: int = Field(description="Of the data: neither a message nor an example.")
-    measured: tuple[Measured, ...]
+    measured: tuple[CheckpointFigures, ...]
     recommendations: tuple[Recommendation, ...]
 
 
 def compare_checkpoints(
     checkpoints: Sequence[Checkpoint],
-    measured: Sequence[Measured] = (),
+    measured: Sequence[CheckpointFigures] = (),
     *,
     data: str | None = None,
     refused_lines: int = 0,

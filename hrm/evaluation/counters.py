@@ -22,7 +22,7 @@ from hrm.evaluation.report import (
     Setting,
 )
 from hrm.evaluation.scoring import score
-from hrm.evaluation.statistics import IntegerHistogram, PositiveHistogram, Running, Share
+from hrm.evaluation.statistics import IntegerHistogram, PositiveHistogram, RunningStatistics, Share
 from schemas import (
     MAX_SEQUENCE_LENGTH,
     VOCABULARY_SIZE,
@@ -49,8 +49,8 @@ class PredictionCounter:
         self._solved = 0
         self._correct = 0
         self._targets = 0
-        self._by_example = Running()
-        self._similarity = Running()
+        self._by_example = RunningStatistics()
+        self._similarity = RunningStatistics()
 
     def add(self, correct: int, targets: int, edit_similarity: float) -> None:
         """Count one prediction with `correct` of `targets` tokens right."""
@@ -83,8 +83,8 @@ class FiguresCounter:
         self._steps = IntegerHistogram()
         self._steps_solved = IntegerHistogram()
         self._halted_by: Counter[HaltedBy] = Counter()
-        self._q_halt = Running()
-        self._q_continue = Running()
+        self._q_halt = RunningStatistics()
+        self._q_continue = RunningStatistics()
         self._q_flips = IntegerHistogram()
         self._q_right = 0
         self._seconds = PositiveHistogram()

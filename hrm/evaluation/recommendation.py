@@ -30,7 +30,7 @@ class _Report(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Measured(_Report):
+class CheckpointFigures(_Report):
     """One checkpoint's inference over the messages under one halting rule."""
 
     checkpoint: str
@@ -71,7 +71,7 @@ def measure_messages(
     lines: Iterable[tuple[int, Content]],
     rules: Sequence[HaltedBy],
     device: torch.device | str = "cpu",
-) -> list[Measured]:
+) -> list[CheckpointFigures]:
     """Run every checkpoint over the same messages, under each of `rules`.
 
     lines: each with its index from 0; read once, and never held all at once. Each checkpoint
@@ -92,7 +92,7 @@ def measure_messages(
     return [candidate.measured(rule) for rule in rules for candidate in candidates]
 
 
-def recommend(measured: Sequence[Measured]) -> list[Recommendation]:
+def recommend(measured: Sequence[CheckpointFigures]) -> list[Recommendation]:
     """For each halting rule the checkpoint that solves most, if its interval lies above the rest.
 
     Without measurements there is one recommendation, which says that there can be none.
@@ -134,10 +134,10 @@ class _Candidate:
         for rule, parts in self._parts.items():
             parts.append(measure(self._network, batch, rule))
 
-    def measured(self, rule: HaltedBy) -> Measured:
+    def measured(self, rule: HaltedBy) -> CheckpointFigures:
         parts = self._parts[rule]
         total = sum(part.examples for part in parts)
-        return Measured(
+        return CheckpointFigures(
             checkpoint=self._label,
             halting=rule,
             solved=Share.measured(sum(part.solved for part in parts), total),
@@ -158,7 +158,7 @@ class _Candidate:
         return example
 
 
-def _recommend(rule: HaltedBy, measured: Sequence[Measured]) -> Recommendation:
+def _recommend(rule: HaltedBy, measured: Sequence[CheckpointFigures]) -> Recommendation:
     ordered = sorted(measured, key=lambda figures: figures.solved.count, reverse=True)
     best = ordered[0]
     others = [figures for figures in ordered[1:] if _reaches(figures.solved, best.solved)]

@@ -73,7 +73,7 @@ class MedianSummary(Summary):
     median: float | None = None
 
 
-class Running:
+class RunningStatistics:
     """Mean, spread and range of any finite numbers (Welford, 1962)."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class PositiveHistogram:
     """Figures of positive numbers, such as seconds: exact but for the median, within 2.5 %."""
 
     def __init__(self) -> None:
-        self._running = Running()
+        self._running = RunningStatistics()
         self._buckets: Counter[int] = Counter()
 
     def add(self, value: float) -> None:

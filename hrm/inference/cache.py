@@ -48,7 +48,7 @@ class _Kept(NamedTuple):
 
 
 @dataclass
-class _Work:
+class _Pending:
     """An example with the predictor, and who waits for its prediction."""
 
     inner: Future[Prediction]
@@ -74,7 +74,7 @@ class CachedPredictor:
         self._config = config
         self._entries = entries
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
-        self._work: dict[_Key, _Work] = {}
+        self._pending: dict[_Key, _Pending] = {}
         self._hits = 0
         self._misses = 0
         self._closed = False
@@ -139,35 +139,35 @@ class CachedPredictor:
             future: Future[Prediction] = Future()
             future.set_result(kept.prediction())
             return future
-        work = self._work.get(key)
-        return None if work is None else self._attach(key, work)
+        pending = self._pending.get(key)
+        return None if pending is None else self._attach(key, pending)
 
     def _begin(self, key: _Key, inner: Future[Prediction]) -> Future[Prediction]:
         """A future for what `inner` is going to answer, from now on to all equal examples."""
-        mine = _Work(inner)
+        mine = _Pending(inner)
         with self._lock:
             self._misses += 1
             # Another thread may have begun the same meanwhile: then its work is for both.
-            work = self._work.setdefault(key, mine)
-            future = self._attach(key, work)
-        if work is mine:
-            inner.add_done_callback(partial(self._answer, key, work))
+            pending = self._pending.setdefault(key, mine)
+            future = self._attach(key, pending)
+        if pending is mine:
+            inner.add_done_callback(partial(self._answer, key, pending))
         else:
             inner.cancel()
         return future
 
-    def _attach(self, key: _Key, work: _Work) -> Future[Prediction]:
+    def _attach(self, key: _Key, pending: _Pending) -> Future[Prediction]:
         future: Future[Prediction] = Future()
-        future.add_done_callback(partial(self._give_up_if_cancelled, key, work))
-        work.futures.append(future)
+        future.add_done_callback(partial(self._give_up_if_cancelled, key, pending))
+        pending.futures.append(future)
         return future
 
-    def _answer(self, key: _Key, work: _Work, inner: Future[Prediction]) -> None:
+    def _answer(self, key: _Key, pending: _Pending, inner: Future[Prediction]) -> None:
         with self._lock:
-            self._forget(key, work)
+            self._forget(key, pending)
             if not inner.cancelled() and inner.exception() is None:
                 self._keep(key, inner.result())
-        for future in work.futures:
+        for future in pending.futures:
             if not future.set_running_or_notify_cancel():
                 continue
             error = inner.exception()
@@ -176,19 +176,21 @@ class CachedPredictor:
             else:
                 future.set_exception(error)
 
-    def _give_up_if_cancelled(self, key: _Key, work: _Work, future: Future[Prediction]) -> None:
+    def _give_up_if_cancelled(
+        self, key: _Key, pending: _Pending, future: Future[Prediction]
+    ) -> None:
         if not future.cancelled():
             return
         with self._lock:
-            if not all(other.cancelled() for other in work.futures):
+            if not all(other.cancelled() for other in pending.futures):
                 return
-            self._forget(key, work)
-        work.inner.cancel()
+            self._forget(key, pending)
+        pending.inner.cancel()
 
-    def _forget(self, key: _Key, work: _Work) -> None:
-        """From now on nobody waits for `work` who does not yet."""
-        if self._work.get(key) is work:
-            del self._work[key]
+    def _forget(self, key: _Key, pending: _Pending) -> None:
+        """From now on nobody waits for `pending` who does not yet."""
+        if self._pending.get(key) is pending:
+            del self._pending[key]
 
     def _keep(self, key: _Key, prediction: Prediction) -> None:
         self._kept[key] = _Kept.of(prediction)

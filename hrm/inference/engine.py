@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 MIN_QUEUE_LIMIT = 1024
 """Examples that may wait, or twice the slots where these are many: all slots can free at once."""
 
-THREADS_OF_AN_EXAMPLE = 2
+THREADS_PER_EXAMPLE = 2
 """So many of a CPU take 3.0 ms for a step of one example, of which one takes 5.0: hardly more than
 for a share of two examples, and the first is through sooner. More were not measured."""
 
@@ -66,7 +66,7 @@ Join = Callable[[Sequence[Prediction]], Prediction]
 
 
 @dataclass(eq=False)
-class _Work:
+class _Ticket:
     """An example on its way through the engine."""
 
     example: HRMExample
@@ -128,18 +128,18 @@ class Engine:
         self._team = Team(threads or torch.get_num_threads())
         self._slots = slots
         self._slot_reductions = self._steps = self._occupied = self._refills = 0
-        self._waiting: deque[_Work] = deque()
-        self._fresh: list[_Work] = []
+        self._waiting: deque[_Ticket] = deque()
+        self._fresh: list[_Ticket] = []
         """In slots, but in no lane yet."""
-        self._active: dict[_Work, None] = {}
+        self._active: dict[_Ticket, None] = {}
         """In slots, the oldest first."""
-        self._answers: list[tuple[int, Answers[_Work]]] = []
+        self._answers: list[tuple[int, Answers[_Ticket]]] = []
         """What halted, by network, and was not delivered yet."""
         self._cancelled: deque[Future[Prediction]] = deque()
         """Since the last turn."""
         self._closed = False
         self._changed = threading.Condition()
-        self._lanes: list[Lane[_Work]] = []
+        self._lanes: list[Lane[_Ticket]] = []
         self._make_lanes()
         end_openmp_threads()  # that it took to load the network: they would slow the engine's
         self._thread = threading.Thread(target=self._run, name="hrm-engine", daemon=True)
@@ -180,9 +180,9 @@ class Engine:
         """
         for network in self.networks:
             check_fits(example, network.config)
-        work = _Work(example, max_steps)
+        ticket = _Ticket(example, max_steps)
         # Not the engine itself, which a future may outlive.
-        work.future.add_done_callback(partial(_note_if_cancelled, self._cancelled))
+        ticket.future.add_done_callback(partial(_note_if_cancelled, self._cancelled))
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine is closed")
@@ -190,9 +190,9 @@ class Engine:
                 raise EngineFullError(
                     f"{self.queue_limit} examples wait already: submit again when one is answered"
                 )
-            self._waiting.append(work)
+            self._waiting.append(ticket)
             self._changed.notify_all()
-        return work.future
+        return ticket.future
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
         """Wait until the queue has room or the engine closes; False after `timeout` seconds."""
@@ -226,7 +226,7 @@ class Engine:
 
     def _take(self) -> bool:
         """Give free slots to waiting examples; wait while there is no work. False at the end."""
-        refused: list[_Work] = []
+        refused: list[_Ticket] = []
         with self._changed:
             self._changed.wait_for(
                 lambda: self._active or self._answers or self._waiting or self._closed
@@ -237,9 +237,9 @@ class Engine:
                 self._waiting.clear()
             at_work = bool(self._active)
             while self._waiting and len(self._active) < self._slots:
-                work = self._waiting.popleft()
-                self._active[work] = None
-                self._fresh.append(work)
+                ticket = self._waiting.popleft()
+                self._active[ticket] = None
+                self._fresh.append(ticket)
                 self._refills += at_work
             self._changed.notify_all()
             goes_on = bool(self._active or self._answers) or not self._closed
@@ -248,14 +248,14 @@ class Engine:
         _settle([*cancelled, *refused], EngineClosedError("the engine is closed"))
         return goes_on
 
-    def _drop_cancelled(self) -> set[_Work]:
+    def _drop_cancelled(self) -> set[_Ticket]:
         """Take what was cancelled since the last turn out of slots and queue, and return it."""
         futures = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
         if not futures:
             return set()
-        dropped = {work for work in (*self._active, *self._waiting) if work.future in futures}
-        self._active = {work: None for work in self._active if work not in dropped}
-        self._waiting = deque(work for work in self._waiting if work not in dropped)
+        dropped = {ticket for ticket in (*self._active, *self._waiting) if ticket.future in futures}
+        self._active = {ticket: None for ticket in self._active if ticket not in dropped}
+        self._waiting = deque(ticket for ticket in self._waiting if ticket not in dropped)
         return dropped
 
     def _turn(self) -> None:
@@ -266,13 +266,13 @@ class Engine:
             error = raised
         if error is None:
             return
-        works = self._in_work()
+        tickets = self._in_work()
         self._clear()
         if is_out_of_memory(error) and self._slots > 1:
             error = None  # with its traceback, whose frames hold memory of the device
-            self._go_on_with_fewer_slots(works)
+            self._go_on_with_fewer_slots(tickets)
         else:
-            _settle(works, error)
+            _settle(tickets, error)
 
     def _step(self) -> None:
         """One ACT step over all examples in slots, and the answers of those that halt."""
@@ -281,8 +281,8 @@ class Engine:
             if fresh:
                 lane.admit(
                     fresh,
-                    [work.example for work in fresh],
-                    [work.max_steps or limit for work in fresh],
+                    [ticket.example for ticket in fresh],
+                    [ticket.max_steps or limit for ticket in fresh],
                 )
         chosen = self._chosen()
         launch(self._lanes, self._team, chosen)
@@ -290,8 +290,8 @@ class Engine:
         with self._changed:
             self._steps += bool(computed)
             self._occupied += len(computed)
-        for work in computed:
-            work.steps += 1
+        for ticket in computed:
+            ticket.steps += 1
         self._deliver()  # what halted at the step before, while the device computes this one
         for number, lane in enumerate(self._lanes):
             answers = lane.finish()
@@ -299,43 +299,43 @@ class Engine:
                 continue
             self._answers.append((number, answers))
             with self._changed:
-                for work in answers.occupants:
-                    work.halted += 1
-                    if work.halted == len(self._lanes):
-                        del self._active[work]
+                for ticket in answers.occupants:
+                    ticket.halted += 1
+                    if ticket.halted == len(self._lanes):
+                        del self._active[ticket]
         if not self._lanes[0].is_asynchronous:
             self._deliver()
 
-    def _chosen(self) -> Sequence[_Work] | None:
+    def _chosen(self) -> Sequence[_Ticket] | None:
         """The examples that this turn is for, the oldest first among equals; None: all in slots."""
         if len(self._active) == self._slots or not self._lanes[0].needs_threads:
             return None
         threads = self._team.threads
-        count = threads if threads > THREADS_OF_AN_EXAMPLE else 1
+        count = threads if threads > THREADS_PER_EXAMPLE else 1
         return heapq.nsmallest(count, self._active, key=self._rank)
 
-    def _rank(self, work: _Work) -> int:
+    def _rank(self, ticket: _Ticket) -> int:
         """The lowest is for the next turn: see the module's docstring."""
         if self.halting is HaltedBy.Q:
-            return work.steps
-        return (work.max_steps or self.max_steps) - work.steps
+            return ticket.steps
+        return (ticket.max_steps or self.max_steps) - ticket.steps
 
     def _deliver(self) -> None:
         """Answer what has halted at every network, and fail what one could not answer."""
         answered = [(number, list(answers.read())) for number, answers in self._answers]
         self._answers.clear()
         for number, predictions in answered:
-            for work, prediction in predictions:
+            for ticket, prediction in predictions:
                 if isinstance(prediction, InferenceError):
-                    self._leave(work)
-                    work.settle(prediction)
+                    self._leave(ticket)
+                    ticket.settle(prediction)
                     continue
-                work.predictions[number] = prediction
-                if len(work.predictions) == len(self._lanes):
-                    work.settle(self._joined(work))
+                ticket.predictions[number] = prediction
+                if len(ticket.predictions) == len(self._lanes):
+                    ticket.settle(self._joined(ticket))
 
-    def _joined(self, work: _Work) -> Prediction | Exception:
-        predictions = [prediction for _, prediction in sorted(work.predictions.items())]
+    def _joined(self, ticket: _Ticket) -> Prediction | Exception:
+        predictions = [prediction for _, prediction in sorted(ticket.predictions.items())]
         if self._join is None:
             return predictions[0]
         try:
@@ -343,17 +343,17 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - it belongs to the example
             return error
 
-    def _leave(self, work: _Work) -> None:
+    def _leave(self, ticket: _Ticket) -> None:
         """Free the slot of an example that one network failed, at the others too."""
-        if work in self._active:
-            del self._active[work]
+        if ticket in self._active:
+            del self._active[ticket]
             for lane in self._lanes:
-                lane.remove({work})
+                lane.remove({ticket})
 
-    def _in_work(self) -> list[_Work]:
+    def _in_work(self) -> list[_Ticket]:
         """What is in slots or halted but not answered yet, the oldest first."""
-        halted = (work for _, answers in self._answers for work in answers.occupants)
-        return [work for work in dict.fromkeys((*halted, *self._active)) if not work.settled]
+        halted = (ticket for _, answers in self._answers for ticket in answers.occupants)
+        return [ticket for ticket in dict.fromkeys((*halted, *self._active)) if not ticket.settled]
 
     def _clear(self) -> None:
         self._fresh.clear()
@@ -362,14 +362,15 @@ class Engine:
         for lane in self._lanes:
             lane.clear()
 
-    def _go_on_with_fewer_slots(self, works: Sequence[_Work]) -> None:
+    def _go_on_with_fewer_slots(self, tickets: Sequence[_Ticket]) -> None:
         """Put `works` back to the front of the queue; they begin again at their first step."""
         with self._changed:
             self._waiting.extendleft(
-                _Work(work.example, work.max_steps, work.future) for work in reversed(works)
+                _Ticket(ticket.example, ticket.max_steps, ticket.future)
+                for ticket in reversed(tickets)
             )
             # A GPU's memory is taken for all slots in advance, a CPU's for those in work.
-            taken = self._slots if self._lanes[0].is_asynchronous else len(works)
+            taken = self._slots if self._lanes[0].is_asynchronous else len(tickets)
             self._reduce_slots(taken // 2)
         self._make_lanes()
 
@@ -418,6 +419,6 @@ def _note_if_cancelled(cancelled: deque[Future[Prediction]], future: Future[Pred
         cancelled.append(future)
 
 
-def _settle(works: Iterable[_Work], error: Exception) -> None:
-    for work in works:
-        work.settle(error)
+def _settle(tickets: Iterable[_Ticket], error: Exception) -> None:
+    for ticket in tickets:
+        ticket.settle(error)

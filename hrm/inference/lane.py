@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hrm.inference.prediction import InferenceError, Prediction
-from hrm.inference.threads import Team, Work
+from hrm.inference.threads import RowWork, Team
 from hrm.inference.transfers import ToHost, to_device
 from hrm.kernels.graphs import Capture, Graphs, cuda_capture
 from hrm.model.batch import encode_inputs
@@ -177,7 +177,7 @@ class Lane(Generic[Occupant]):
         self._occupants.clear()
         self._sent = None
 
-    def begin(self, chosen: Collection[Occupant] | None = None) -> list[tuple[Work, int]]:
+    def begin(self, chosen: Collection[Occupant] | None = None) -> list[tuple[RowWork, int]]:
         """Prepare a step over the rows of `chosen`, or over all, which are brought together.
 
         Returns what computes them, and how many each.

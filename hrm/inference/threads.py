@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
-Work = Callable[[int, int], None]
+RowWork = Callable[[int, int], None]
 """Computes the rows from the first number up to, not including, the second."""
 
 _PAUSE = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)
@@ -43,7 +43,7 @@ class Team:
         self.threads = threads
         self._others = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="hrm-rows")
 
-    def run(self, works: Sequence[tuple[Work, int]]) -> None:
+    def run(self, works: Sequence[tuple[RowWork, int]]) -> None:
         """Have each work compute its number of rows: all rows are shared as if they were one's.
 
         Where rows are fewer than threads, torch splits operations too. Raises what a work raises,
@@ -70,7 +70,7 @@ class Team:
         self._others.shutdown()
 
     @torch.inference_mode()
-    def _run(self, works: Sequence[tuple[Work, int]], first: int, end: int, parts: int) -> None:
+    def _run(self, works: Sequence[tuple[RowWork, int]], first: int, end: int, parts: int) -> None:
         """Compute these of all rows."""
         torch.set_num_threads(self.threads // parts)  # of this thread
         for work, count in works:

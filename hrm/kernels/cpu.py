@@ -59,7 +59,7 @@ def accelerate(network: HRM) -> str:
     if is_switched_off():
         return f"plain torch, because {SWITCH} is off"
     dtype = network.forward_dtype
-    unfit = why_not_fused(network)
+    unfit = unsupported_reason(network)
     found = KernelsUnavailableError(unfit) if unfit else kernels()
     if isinstance(found, Kernels):
         used = f"C++ ({found.compiler.label})"
@@ -95,7 +95,7 @@ def _keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
 
 
-def why_not_fused(network: HRM) -> str | None:
+def unsupported_reason(network: HRM) -> str | None:
     """Reason why neither `FusedLevel` nor `FusedBlock` supports `network`, or None."""
     config = network.config
     if network.forward_dtype not in DTYPES:
@@ -191,9 +191,9 @@ def interleaved(gate_up: Tensor, size: int) -> Tensor:
 class FusedLevel(nn.Module):
     """A `Level` for inference, computed entirely in C++.
 
-    Needs a network for which `why_not_fused` returns None, and `has_level`. The weights are neither
-    parameters nor in a state dict. Threads share the rows of an example; with enough examples,
-    `hrm.inference.threads` gives each thread examples of its own.
+    Needs a network for which `unsupported_reason` returns None, and `has_level`. The weights are
+    neither parameters nor in a state dict. Threads share the rows of an example; with enough
+    examples, `hrm.inference.threads` gives each thread examples of its own.
     """
 
     def __init__(self, level: Level, dtype: torch.dtype, kernels: Kernels) -> None:
@@ -271,7 +271,7 @@ def checked_rotary(rotary: Tensor | None, length: int, head_dim: int) -> Tensor:
 class FusedBlock(nn.Module):
     """A `Block` for inference: `block`'s own matrix products, and C++ for the rest.
 
-    Needs a network for which `why_not_fused` returns None.
+    Needs a network for which `unsupported_reason` returns None.
     """
 
     def __init__(self, block: Block, dtype: torch.dtype, kernels: Kernels) -> None:

@@ -36,10 +36,10 @@ Form = Callable[[Block], nn.Module]
 SWITCH = "SQE_GPU_KERNELS"
 """Environment variable that turns kernels off; see above."""
 
-MEASURED = 512
+TIMED_BATCH = 512
 """Batch size with which forms are timed: a lane under load, when speed matters."""
 
-CHECKED = (1, 33)
+CHECKED_BATCHES = (1, 33)
 """Batch sizes with which a form is checked: 1, for which torch has separate code, and one that is
 not a multiple of any kernel's tiles.
 """
@@ -142,7 +142,7 @@ class FusedBlock(nn.Module):
         return rows.view(batch, length, size)
 
 
-class Trial:
+class BlockBenchmark:
     """A block of `network` with which forms are checked and timed."""
 
     def __init__(self, network: HRM) -> None:
@@ -168,7 +168,7 @@ class Trial:
         """
         rotary = self.network.rotary
         exact, fast = copy.deepcopy(self.block).float(), form(self.block)
-        for batch in CHECKED:
+        for batch in CHECKED_BATCHES:
             x = self.input(batch)
             truth = exact(x.float(), rotary)
             error, allowed = ((b(x, rotary).float() - truth).abs() for b in (fast, self.block))
@@ -197,26 +197,26 @@ def accelerate(network: HRM) -> str:
     # In inference mode, as in later calls: compiled code works only with such tensors.
     on_device = torch.cuda.device_of(network.H_init)  # type: ignore[no-untyped-call]
     with on_device, torch.inference_mode():
-        form, used = chosen(Trial(network))
+        form, used = chosen(BlockBenchmark(network))
     if form is not None:
         fuse(network, form)
     return used
 
 
-def chosen(trial: Trial) -> tuple[Form | None, str]:
+def chosen(benchmark: BlockBenchmark) -> tuple[Form | None, str]:
     """The fastest correct form, or None for the plain block, with a description."""
-    compiled = attempt("torch.compile", partial(compiled_form, trial))
-    by_triton = attempt("Triton", partial(triton_form, trial))
+    compiled = attempt("torch.compile", partial(compiled_form, benchmark))
+    by_triton = attempt("Triton", partial(triton_form, benchmark))
     if isinstance(by_triton, str):
         if isinstance(compiled, str):
             return None, f"plain torch, because {compiled}"
         return compiled, f"fused by torch.compile, because {by_triton}"
     if isinstance(compiled, str):
         return by_triton, f"fused by Triton, because {compiled}"
-    x = trial.input(MEASURED)
-    blocks = [form(trial.block) for form in (compiled, by_triton)]
+    x = benchmark.input(TIMED_BATCH)
+    blocks = [form(benchmark.block) for form in (compiled, by_triton)]
     timed = attempt(
-        "measuring", lambda: seconds([partial(b, x, trial.network.rotary) for b in blocks])
+        "measuring", lambda: seconds([partial(b, x, benchmark.network.rotary) for b in blocks])
     )
     if isinstance(timed, str):
         return compiled, f"fused by torch.compile, because {timed}"
@@ -235,27 +235,29 @@ def attempt(name: str, make: Callable[[], R | str]) -> R | str:
         return f"{name} failed: {said[:200]}"
 
 
-def compiled_form(trial: Trial) -> Form:
+def compiled_form(benchmark: BlockBenchmark) -> Form:
     """The form with matrix products by cuBLAS and the rest compiled by torch, checked."""
     form = partial(FusedBlock, functions=Functions.compiled())
-    trial.check(form)
+    benchmark.check(form)
     return form
 
 
-def triton_form(trial: Trial) -> Form | str:
+def triton_form(benchmark: BlockBenchmark) -> Form | str:
     """The Triton form with the fastest tiles for this device, checked, or why there is none."""
     if os.environ.get(SWITCH) == "compiled":
         return f"{SWITCH} is compiled"
     from hrm.kernels import cuda_triton  # noqa: PLC0415 - triton may be missing
 
-    unfit = cuda_triton.why_not(trial.network)
+    unfit = cuda_triton.unsupported_reason(benchmark.network)
     if unfit:
         return unfit
-    x, rotary = trial.input(MEASURED), trial.network.rotary
-    tiles = cuda_triton.tuned(trial.block, lambda block: seconds([partial(block, x, rotary)])[0])
+    x, rotary = benchmark.input(TIMED_BATCH), benchmark.network.rotary
+    tiles = cuda_triton.tuned(
+        benchmark.block, lambda block: seconds([partial(block, x, rotary)])[0]
+    )
     logger.info("Triton: %s", tiles)
     form = partial(cuda_triton.FusedBlock, tiles=tiles)
-    trial.check(form)
+    benchmark.check(form)
     return form
 
 

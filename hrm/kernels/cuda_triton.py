@@ -81,7 +81,7 @@ On an H100, at the sizes of the v9 checkpoints, all fit: none spills a register.
 """
 
 
-def why_not(network: HRM) -> str | None:
+def unsupported_reason(network: HRM) -> str | None:
     """Reason why `FusedBlock` does not support `network` on its device, or None."""
     config = network.config
     length = config.puzzle_emb_len + config.seq_len
@@ -116,7 +116,9 @@ def tuned(block: Block, seconds: Callable[["FusedBlock"], float]) -> Tiles:
 
 
 class FusedBlock(nn.Module):
-    """A `Block` for inference in bfloat16; needs a network for which `why_not` returns None."""
+    """A `Block` for inference in bfloat16; needs a network for which `unsupported_reason` returns
+    None.
+    """
 
     def __init__(self, block: Block, tiles: Tiles) -> None:
         super().__init__()

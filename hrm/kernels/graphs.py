@@ -11,8 +11,8 @@ from functools import partial
 
 import torch
 
-Work = Callable[[], None]
-Capture = Callable[[Work], Work]
+Launch = Callable[[], None]
+Capture = Callable[[Launch], Launch]
 """Captures work on a device, and returns a function that makes the device repeat it."""
 
 WARM_UP_RUNS = 3
@@ -52,16 +52,16 @@ def cuda_capture(stream: torch.cuda.Stream) -> Capture:
     """Return a function that captures on `stream`, which must be current at every replay."""
     pool = torch.cuda.graph_pool_handle()
 
-    def capture(work: Work) -> Work:
+    def capture(launch: Launch) -> Launch:
         for _ in range(WARM_UP_RUNS):
-            work()
+            launch()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Only calls of this thread can invalidate the capture; other threads, such as one that
         # reads the memory in use, may go on.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            work()
-        replay: Work = graph.replay
+            launch()
+        replay: Launch = graph.replay
         return replay
 
     return capture

@@ -12,8 +12,8 @@ from hrm.data.conversion import Content
 from hrm.data.files import LineReader, RefusedLine
 from hrm.evaluation.comparison import compare_checkpoints
 from hrm.evaluation.recommendation import (
+    CheckpointFigures,
     ComparisonError,
-    Measured,
     labels_of,
     measure_messages,
 )
@@ -95,7 +95,7 @@ def compare(
         load_checkpoint(find_checkpoint(name, settings.checkpoint_dir)) for name in checkpoints
     ]
     labels_of(loaded)
-    measured: list[Measured] = []
+    measured: list[CheckpointFigures] = []
     refused: list[RefusedLine] = []
     if data_path is not None:
         with _lines(data_path, LineReader(settings.max_message_bytes), refused) as lines:

@@ -20,9 +20,9 @@ from hrm.ensemble.ensemble import Ensemble, load_members
 from hrm.ensemble.report import (
     MAX_CALIBRATION_EXAMPLES,
     build_report,
-    fit_for,
+    exclude_seen,
+    fit_stacking_for,
     sound_examples,
-    without_those_of,
 )
 from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
 from hrm.evaluation.evaluator import Evaluator, Model
@@ -151,13 +151,13 @@ class _Run:
         with self._examples(calibration, converter, refused_line_printer(calibration)) as source:
             examples = list(islice(source, MAX_CALIBRATION_EXAMPLES))
         with self._examples(self.data_path, converter, _tell_nobody) as data:
-            others = without_those_of(examples, data)
+            others = exclude_seen(examples, data)
         if not others:
             raise EnsembleError(
                 f"{calibration} has no pair that {self.data_path} lacks: a combiner is fitted on "
                 "other pairs than it is evaluated on"
             )
-        stacking = fit_for(
+        stacking = fit_stacking_for(
             members,
             weights,
             others,

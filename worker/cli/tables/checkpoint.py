@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hrm.checkpoint.inspection import Component, ConfigurationValue, Inspection, TensorStatistics
 from hrm.evaluation.comparison import CONVERGED_BELOW, Comparison, StepChange, TensorChange
-from hrm.evaluation.recommendation import Measured, Recommendation
+from hrm.evaluation.recommendation import CheckpointFigures, Recommendation
 from schemas import HaltedBy
 
 WIDTH = 100
@@ -210,7 +210,7 @@ def _step_verdict(step: StepChange) -> str:
     )
 
 
-def _measured_table(data: str, measured: Sequence[Measured]) -> Table:
+def _measured_table(data: str, measured: Sequence[CheckpointFigures]) -> Table:
     table = _table(
         f"Inference on {data}",
         *("", "halting", "known", "solved", "rate", "95 % interval", "tokens", "Q right", "steps"),

@@ -16,7 +16,7 @@ from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import MAX_NAME_LENGTH, Ensemble
-from hrm.ensemble.report import fit_for, sound_examples, without_those_of
+from hrm.ensemble.report import exclude_seen, fit_stacking_for, sound_examples
 from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
 from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
@@ -50,7 +50,7 @@ def refusal(
 def fit(members: list[Checkpoint]) -> Stacking:
     examples = [example(puzzle, 0, 5, 11) for puzzle in range(4)]
     inference = Inference(slots=2, max_steps=2)
-    return fit_for(members, None, examples, "cal", device="cpu", inference=inference)
+    return fit_stacking_for(members, None, examples, "cal", device="cpu", inference=inference)
 
 
 @pytest.mark.parametrize(
@@ -233,17 +233,17 @@ def test_a_file_that_holds_no_combiner_is_refused(
 def test_examples_that_a_member_cannot_take_are_not_fitted_on(pair: list[Checkpoint]) -> None:
     inference = Inference(slots=2, max_steps=1)
     far, near = example(99, 0, 11), example(1, 0, 11, target=(0, 11))
-    stacking = fit_for(pair, None, [far, near], "cal", device="cpu", inference=inference)
+    stacking = fit_stacking_for(pair, None, [far, near], "cal", device="cpu", inference=inference)
     assert (stacking.examples, stacking.tokens) == (1, 2)
     with pytest.raises(EnsembleError, match="cal: no example to fit a combiner on"):
-        fit_for(pair, None, [far], "cal", device="cpu", inference=inference)
+        fit_stacking_for(pair, None, [far], "cal", device="cpu", inference=inference)
 
 
 def test_pairs_of_the_data_are_left_out_of_the_calibration() -> None:
     calibration = [example(1, 0, 3, 11), example(1, 0, 4, 11), example(2, 0, 3, 11)]
     data = [example(1, 0, 3, 11, target=(0, 9, 11)), example(3, 0, 4, 11)]
-    assert without_those_of(calibration, iter(data)) == calibration[1:]
-    assert without_those_of(calibration, iter(calibration)) == []
+    assert exclude_seen(calibration, iter(data)) == calibration[1:]
+    assert exclude_seen(calibration, iter(calibration)) == []
 
 
 def test_examples_are_read_from_every_form_of_line() -> None:

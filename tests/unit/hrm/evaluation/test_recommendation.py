@@ -11,8 +11,8 @@ from hrm.data.conversion import AcceptedPair, Converter
 from hrm.evaluation import recommendation
 from hrm.evaluation.measurement import measure
 from hrm.evaluation.recommendation import (
+    CheckpointFigures,
     ComparisonError,
-    Measured,
     labels_of,
     measure_messages,
     recommend,
@@ -113,9 +113,9 @@ def test_checkpoints_of_one_name_are_told_apart_by_path(save: Save) -> None:
 # What follows.
 
 
-def measured(rule: HaltedBy, of: int, **solved: int) -> list[Measured]:
+def measured(rule: HaltedBy, of: int, **solved: int) -> list[CheckpointFigures]:
     return [
-        Measured(
+        CheckpointFigures(
             checkpoint=name,
             halting=rule,
             solved=Share.measured(count, of),

@@ -11,7 +11,7 @@ from hrm.evaluation.statistics import (
     IntegerHistogram,
     MedianSummary,
     PositiveHistogram,
-    Running,
+    RunningStatistics,
     Share,
     Summary,
     wilson_interval,
@@ -67,7 +67,7 @@ FLOATS = st.floats(-1e6, 1e6)
 
 @given(st.lists(FLOATS, min_size=1))
 def test_running_figures_are_those_of_the_list(values: list[float]) -> None:
-    running = Running()
+    running = RunningStatistics()
     for value in values:
         running.add(value)
     summary = running.summary()
@@ -100,7 +100,7 @@ def test_the_median_of_seconds_is_right_within_its_bound(values: list[float]) ->
 
 
 def test_no_value_has_no_figures() -> None:
-    assert Running().summary() == Summary()
+    assert RunningStatistics().summary() == Summary()
     assert IntegerHistogram().summary() == MedianSummary()
     assert PositiveHistogram().summary() == MedianSummary()
     assert MedianSummary().median is None

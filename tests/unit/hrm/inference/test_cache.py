@@ -347,7 +347,7 @@ def test_whatever_happens_everyone_gets_the_answer_to_their_own(
     for asked in stub.asked:
         if not asked.future.done():
             asked.answer()
-    assert not cache._work
+    assert not cache._pending
     for puzzle, future in futures:
         assert future.done()
         if not future.cancelled() and future.exception() is None:
@@ -397,7 +397,7 @@ def test_threads_may_share_one() -> None:
     assert misses == len(stub.asked)
     assert hits > misses / 4
     assert len(cache._kept) <= 10
-    assert not cache._work
+    assert not cache._pending
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hrm.inference.engine import Engine
 from hrm.inference.prediction import EngineClosedError, InferenceError, Prediction
-from hrm.inference.threads import Work
+from hrm.inference.threads import RowWork
 from hrm.model.batch import ExampleError
 from hrm.model.network import HRM, State
 from hrm.model.reference_loop import evaluate_batch
@@ -27,7 +27,7 @@ DEADLINE = 30
 
 Predictions = Future[Prediction]
 
-Works = list[tuple[Work, int]]
+Works = list[tuple[RowWork, int]]
 """What `Lane.begin` returns."""
 
 

@@ -98,7 +98,7 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The result of each form's attempt, and the times that they are measured to take."""
     given = SimpleNamespace(compiled=PLAIN, triton=OtherBlock, seconds=[3.0, 2.0])
 
-    def attempted(name: str, _: cuda.Trial) -> cuda.Form | str:
+    def attempted(name: str, _: cuda.BlockBenchmark) -> cuda.Form | str:
         found: cuda.Form | str | Exception = getattr(given, name)
         if isinstance(found, Exception):
             raise found
@@ -115,7 +115,7 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(cuda, "compiled_form", partial(attempted, "compiled"))
     monkeypatch.setattr(cuda, "triton_form", partial(attempted, "triton"))
     monkeypatch.setattr(cuda, "seconds", seconds)
-    monkeypatch.setattr(cuda, "MEASURED", 2)
+    monkeypatch.setattr(cuda, "TIMED_BATCH", 2)
     return given
 
 
@@ -176,7 +176,7 @@ def test_kernels_can_be_turned_off(forms: SimpleNamespace, monkeypatch: pytest.M
 
 def test_triton_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cuda.SWITCH, "compiled")
-    assert cuda.triton_form(cuda.Trial(network())) == "SQE_GPU_KERNELS is compiled"
+    assert cuda.triton_form(cuda.BlockBenchmark(network())) == "SQE_GPU_KERNELS is compiled"
 
 
 def test_blocks_stay_plain_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +188,8 @@ def test_blocks_stay_plain_without_triton(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
 def test_a_wrong_form_is_refused(dtype: torch.dtype) -> None:
-    trial = cuda.Trial(network(dtype).to(dtype))
-    trial.check(PLAIN)
+    benchmark = cuda.BlockBenchmark(network(dtype).to(dtype))
+    benchmark.check(PLAIN)
 
     def last_row_is_wrong(gate_up: Tensor) -> Tensor:
         gated = cuda.swiglu(gate_up)
@@ -203,7 +203,7 @@ def test_a_wrong_form_is_refused(dtype: torch.dtype) -> None:
     ):
         wrong = partial(cuda.FusedBlock, functions=cuda.Functions(swiglu=swiglu))
         with pytest.raises(ArithmeticError, match=r"wrong by (nan|\d)"):
-            trial.check(wrong)
+            benchmark.check(wrong)
 
 
 def test_the_best_round_of_each_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,9 +151,9 @@ def accelerated() -> tuple[str, set[str], list[float], int]:
     plain = network()
     fast = copy.deepcopy(plain)
     with (
-        mock.patch.object(cuda_triton, "why_not", return_value=None),
+        mock.patch.object(cuda_triton, "unsupported_reason", return_value=None),
         mock.patch.object(cuda.Functions, "compiled", cuda.Functions),
-        mock.patch.multiple(cuda, seconds=seconds, MEASURED=1, CHECKED=(1, 3)),
+        mock.patch.multiple(cuda, seconds=seconds, TIMED_BATCH=1, CHECKED_BATCHES=(1, 3)),
     ):
         said = cuda.accelerate(fast)
     steps = zip(step_from(fast), step_from(plain), strict=True)
@@ -226,7 +226,7 @@ def test_a_network_that_is_not_supported_gets_the_reason(
     what: str | None,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    said = cuda_triton.why_not(network(dtype, **fields))
+    said = cuda_triton.unsupported_reason(network(dtype, **fields))
     assert said == (what and f"there is no Triton for {what}")
 
 
