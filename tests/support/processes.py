@@ -22,7 +22,7 @@ REAL = (str(Path(sys.executable).with_name("sqe-hrm")), "worker")
 STUB = (sys.executable, "-m", "tests.support.stub_worker")
 """The worker around a stub for the evaluator, whose prompts say what it does."""
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 DEADLINE = 30.0
 """Seconds for anything to happen: far more than it takes, also beside other work."""
