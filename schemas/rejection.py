@@ -3,9 +3,19 @@
 Knows the fixed list of reasons and the form of a dead letter; not where dead letters are kept.
 """
 
+import base64
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import AwareDatetime, Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
 from schemas.errors import SQEHRMError
 
@@ -64,10 +74,23 @@ class Rejection(BaseModel):
     detail: str = Field(description="One line that names the field and the fix.")
 
 
-class DeadLetter(Rejection):
-    """A refused message, with everything needed to fix it and send it again."""
+OriginalBytes = Annotated[
+    bytes,
+    BeforeValidator(lambda v: base64.b64decode(v, validate=True) if isinstance(v, str) else v),
+    PlainSerializer(lambda raw: base64.b64encode(raw).decode(), when_used="json"),
+    WithJsonSchema({"type": "string", "format": "base64"}),
+]
+"""Bytes in Python; base64 in JSON, which cannot hold every byte."""
 
-    body: Base64Bytes = Field(description="The message's original bytes.")
-    queue: str | None = Field(description="The queue the message came from.")
-    worker: str = Field(description="Host name and process of the worker that refused the message.")
+
+class DeadLetter(Rejection):
+    """A refused message with everything needed to fix and send it again.
+
+    An entry of the stream has the same fields, except that `message_id` is empty instead of null
+    and `body` holds the bytes themselves.
+    """
+
+    body: OriginalBytes = Field(description="The original bytes, as base64.")
+    queue: str = Field(description="The queue it came from.")
+    worker: str = Field(description="Host name and process of the worker that refused it.")
     rejected_at: AwareDatetime

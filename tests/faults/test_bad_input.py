@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from schemas import RejectionReason, SQEMessage, Verdict
-from tests.support.processes import entries, wait_for
+from schemas import DeadLetter, RejectionReason, SQEMessage, Verdict
+from tests.support.processes import wait_for
 from tests.support.stubs import message
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, create_app
 from worker.broker.keys import (
@@ -22,6 +22,7 @@ from worker.broker.keys import (
     UNACKED_INDEX,
     delivery_tag,
 )
+from worker.broker.streams import read_dead_letters
 
 if TYPE_CHECKING:
     from tests.conftest import Site
@@ -40,14 +41,14 @@ def changed(**fields: Any) -> str:  # noqa: ANN401
     return json.dumps({name: value for name, value in fields.items() if value is not ...})
 
 
-def new_letters(site: "Site", before: int, count: int = 1) -> list[dict[str, bytes]]:
+def new_letters(site: "Site", before: int, count: int = 1) -> list[DeadLetter]:
     """The dead letters since there were `before`; the worker has to be ready and empty, too."""
     wait_for(lambda: site.store.xlen(DEAD_LETTERS) >= before + count, "a dead letter")
     wait_for(lambda: not site.store.exists(UNACKED, LIVE_QUEUE), "acknowledged")
     site.client.result(site.client.submit(message()))
     assert site.worker.is_ready()
     assert site.store.xlen(DEAD_LETTERS) == before + count
-    return entries(site.store, DEAD_LETTERS)[-count:]
+    return list(read_dead_letters(site.store))[-count:]
 
 
 MESSAGES = [
@@ -89,13 +90,12 @@ def test_a_bad_message_is_a_dead_letter_and_an_answer(
     answer = create_app(site.redis_url).send_task(EVALUATE, args=[body]).get(timeout=30)
     assert answer["reason"] == reason
     (letter,) = new_letters(site, before)
-    assert letter["reason"].decode() == reason
-    assert letter["detail"].decode() == answer["detail"]
+    assert (letter.reason, letter.detail) == (reason, answer["detail"])
     sent = (
         body.encode(errors="surrogatepass") if isinstance(body, str) else json.dumps(body).encode()
     )
-    assert letter["body"].replace(b" ", b"") == sent.replace(b" ", b"")
-    assert letter["queue"] == b"sqe.evaluate"
+    assert letter.body.replace(b" ", b"") == sent.replace(b" ", b"")
+    assert letter.queue == "sqe.evaluate"
     assert site.worker.metrics()[f"rejected_total{{reason={reason}}}"] == counted + 1
 
 
@@ -125,7 +125,7 @@ def test_a_batch_over_256_is_one_dead_letter_with_all_of_it(site: "Site") -> Non
     answer = create_app(site.redis_url).send_task(EVALUATE_BATCH, args=[batch]).get(timeout=30)
     assert "a batch may have 256" in answer["detail"]
     (letter,) = new_letters(site, before)
-    assert json.loads(letter["body"])[0] == [batch]
+    assert json.loads(letter.body)[0] == [batch]
 
 
 def test_bad_neighbours_in_a_batch_stop_none(site: "Site") -> None:
@@ -169,7 +169,7 @@ def test_an_item_that_is_no_task_is_a_dead_letter(site: "Site", item: bytes) -> 
     before = site.store.xlen(DEAD_LETTERS)
     site.store.lpush(LIVE_QUEUE, item)
     (letter,) = new_letters(site, before)
-    assert letter["body"] == item
+    assert letter.body == item
 
 
 DIGITS = "9" * 5000
@@ -235,7 +235,7 @@ def test_hostile_items_end_no_worker_and_spoil_no_figure(site: "Site", way: str)
         assert verdict.timings.queue is not None, "from created_at"
         assert 0 <= verdict.timings.queue <= verdict.timings.total < 60
     letters = new_letters(site, before, len(NO_TASKS))
-    assert sorted(letter["body"] for letter in letters) == sorted(NO_TASKS)
+    assert sorted(letter.body for letter in letters) == sorted(NO_TASKS)
     metrics = site.worker.metrics()
     assert all(map(math.isfinite, metrics.values()))
     assert metrics["errors_total{kind=internal}"] == 0
@@ -268,7 +268,7 @@ def test_hostile_numbers_in_a_batch_stop_no_neighbour(site: "Site") -> None:
     site.store.lpush(BACKFILL_QUEUE, item)
     verdict = site.client.result(good.message_id)
     assert verdict.timings.queue is not None
-    reasons = sorted(letter["reason"].decode() for letter in new_letters(site, before, 3))
+    reasons = sorted(letter.reason for letter in new_letters(site, before, 3))
     assert reasons == ["not_a_message", "wrong_type", "wrong_type"]
     assert all(map(math.isfinite, site.worker.metrics().values()))
 
@@ -301,7 +301,9 @@ def test_foreign_entries_of_the_unacknowledged_index_are_one_series(site: "Site"
 def test_a_flood_of_garbage_is_worked_off(site: "Site") -> None:
     before = site.store.xlen(DEAD_LETTERS)
     site.store.lpush(LIVE_QUEUE, *(f"garbage {number}".encode() for number in range(300)))
-    assert {letter["reason"] for letter in new_letters(site, before, 300)} == {b"not_json"}
+    assert {letter.reason for letter in new_letters(site, before, 300)} == {
+        RejectionReason.NOT_JSON
+    }
 
 
 def test_an_unknown_task_answers_whoever_waits_for_it(site: "Site") -> None:

@@ -1,7 +1,6 @@
 """worker.delivery.outcomes and worker.broker.backlog against a real Redis."""
 
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,12 @@ import redis
 from celery.result import AsyncResult
 
 from schemas import Rejection, RejectionReason
-from tests.support.processes import entries
 from tests.support.stubs import DIGEST, message, verdict
 from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.backlog import read_backlog
 from worker.broker.keys import DEAD_LETTERS, FAILURES, UNACKED_INDEX, delivery_tag
+from worker.broker.streams import read_dead_letters, read_failures
 from worker.delivery.outcomes import Answer, Delivery, DeliveryAborted
 from worker.settings import Settings
 
@@ -71,20 +70,13 @@ def test_another_checkpoint_counts_for_itself(delivery: Delivery) -> None:
     assert delivery.deliver([first, second]) == [True, True]
 
 
-def test_a_dead_letter_shows_its_fields_and_the_raw_bytes(
-    delivery: Delivery, store: redis.Redis
-) -> None:
-    delivery.deliver([refusal(delivery)])
-    (fields,) = entries(store, DEAD_LETTERS)
-    assert datetime.fromisoformat(fields.pop("rejected_at").decode()).tzinfo is UTC
-    assert fields == {
-        "reason": b"not_json",
-        "detail": b"why",
-        "message_id": b"m1",
-        "queue": b"sqe.evaluate",
-        "worker": b"w:1",
-        "body": b"\xff body",
-    }
+def test_each_stream_keeps_what_its_readers_need(delivery: Delivery, store: redis.Redis) -> None:
+    delivery.deliver([failure(delivery), refusal(delivery)])
+    (kept,) = read_failures(store)
+    assert (kept.verdict.message_id, kept.message.message_id) == ("m1", "m1")
+    (letter,) = read_dead_letters(store)
+    assert (letter.reason, letter.detail, letter.message_id) == ("not_json", "why", "m1")
+    assert (letter.body, letter.queue, letter.worker) == (b"\xff body", "sqe.evaluate", "w:1")
 
 
 def test_a_result_is_one_of_celerys(delivery: Delivery, redis_url: str) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas import MessageRejected, Rejection, RejectionReason, SQEMessage, Verdict
-from tests.support.processes import DEADLINE, REAL, entries, wait_for
+from tests.support.processes import DEADLINE, REAL, wait_for
 from tests.support.stubs import message
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, create_app
-from worker.broker.keys import DEAD_LETTERS, FAILURES, QUEUES, UNACKED, queue_lists, result
+from worker.broker.keys import DEAD_LETTERS, QUEUES, UNACKED, queue_lists, result
+from worker.broker.streams import read_failures
 from worker.client import ResultTimeout
 
 if TYPE_CHECKING:
@@ -121,14 +122,9 @@ def test_an_unsolved_message_is_in_the_failure_stream_once(site: "Site") -> None
         verdict = site.client.result(site.client.submit(sent))
         assert not verdict.solved, "random weights know nothing"
         wait_for(lambda: all_done(site), "acknowledged")
-    (failure,) = [
-        entry
-        for entry in entries(site.store, FAILURES)
-        if entry["message_id"].decode() == sent.message_id
-    ]
-    assert Verdict.model_validate_json(failure["verdict"]).message_id == sent.message_id
-    assert SQEMessage.model_validate_json(failure["message"]) == sent
-    assert failure["failure_pattern"].decode() == verdict.failure_pattern
+    (failure,) = [each for each in read_failures(site.store) if each.message == sent]
+    assert failure.verdict.message_id == sent.message_id
+    assert failure.verdict.failure_pattern == verdict.failure_pattern
 
 
 def test_a_message_delivered_twice_is_answered_twice_and_counted_once(site: "Site") -> None:

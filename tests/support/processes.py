@@ -11,9 +11,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self
 
-import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 REAL = (str(Path(sys.executable).with_name("sqe-hrm")), "worker")
@@ -26,14 +25,6 @@ ROOT = Path(__file__).parents[2]
 
 DEADLINE = 30.0
 """Seconds for anything to happen: far more than it takes, also beside other work."""
-
-
-def entries(store: redis.Redis, stream: str) -> list[dict[str, bytes]]:
-    """The fields of every entry, the oldest first."""
-    return [
-        {name.decode(): value for name, value in fields.items()}
-        for _, fields in cast("Any", store.xrange(stream))
-    ]
 
 
 def wait_for(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:

@@ -1,8 +1,8 @@
 """Every name this project uses in Redis, in one place: queues, streams, markers, results.
 
-Only names. Who reads and writes them: `worker.delivery.transport` (queues and what is delivered but
-not acknowledged), `worker.delivery.outcomes` (markers, streams, results), `worker.client`
-(results).
+Only names. Their readers and writers are `worker.delivery.transport` (queues, and deliveries that
+are not acknowledged), `worker.delivery.outcomes` (markers, streams, results),
+`worker.broker.streams` (streams) and `worker.client` (results).
 """
 
 LIVE_QUEUE = "sqe.evaluate"

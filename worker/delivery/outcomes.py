@@ -6,6 +6,7 @@ again; the message stays unacknowledged all the while. Knows no metrics and no m
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import threading
@@ -16,8 +17,9 @@ from datetime import UTC, datetime
 
 import redis
 
-from schemas import Rejection, SQEMessage, Verdict
+from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
+from worker.broker.streams import Failure, fields_of, stream_of
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -61,9 +63,8 @@ class Answer:
     """Redis key: `keys.counted` or `keys.refused`."""
     result_ids: tuple[str, ...]
     """Ids under which someone may wait for it."""
-    stream: str | None = None
-    """The stream that keeps it, if any, and the fields of its entry."""
-    entry: tuple[tuple[str, str | bytes], ...] = ()
+    record: Failure | DeadLetter | None = None
+    """What a stream keeps of it; None for a solved message."""
 
 
 class Delivery:
@@ -95,24 +96,11 @@ class Delivery:
         self, verdict: Verdict, message: SQEMessage, task_id: str | None, digest: str
     ) -> Answer:
         """The answer to a message that was evaluated; `task_id` where it was a task of its own."""
-        entry: tuple[tuple[str, str | bytes], ...] = ()
-        if not verdict.solved:
-            entry = (
-                ("message_id", verdict.message_id),
-                ("agent_id", verdict.agent_id),
-                ("checkpoint", verdict.checkpoint),
-                ("failure_pattern", str(verdict.failure_pattern)),
-                ("category", verdict.category),
-                ("evaluated_at", verdict.evaluated_at.isoformat()),
-                ("verdict", verdict.model_dump_json()),
-                ("message", message.model_dump_json(exclude_none=True)),
-            )
         return Answer(
             outcome=verdict,
             marker=keys.counted(digest, verdict.message_id),
             result_ids=_distinct(verdict.message_id, task_id),
-            stream=None if verdict.solved else keys.FAILURES,
-            entry=entry,
+            record=None if verdict.solved else Failure(verdict=verdict, message=message),
         )
 
     def dead_letter(
@@ -125,22 +113,18 @@ class Delivery:
         result_ids: tuple[str | None, ...],
     ) -> Answer:
         """The answer to a message that is refused; `identity` tells its delivery from others."""
-        fields: tuple[tuple[str, str | bytes], ...] = (
-            ("reason", rejection.reason),
-            ("detail", rejection.detail),
-            ("message_id", rejection.message_id or ""),
-            ("queue", queue),
-            ("worker", self._worker),
-            ("rejected_at", datetime.now(UTC).isoformat()),
-            ("body", body),
-        )
         digest = hashlib.sha256(identity.encode() + b"\0" + body).hexdigest()
         return Answer(
             outcome=rejection,
             marker=keys.refused(digest[:32]),  # 128 bits: no two deliveries share one
             result_ids=_distinct(*result_ids),
-            stream=keys.DEAD_LETTERS,
-            entry=fields,
+            record=DeadLetter(
+                **rejection.model_dump(),
+                body=body,
+                queue=queue,
+                worker=self._worker,
+                rejected_at=datetime.now(UTC),
+            ),
         )
 
     def deliver(self, answers: Sequence[Answer], *, batch_id: str | None = None) -> list[bool]:
@@ -169,13 +153,10 @@ class Delivery:
         outcomes = [answer.outcome.model_dump_json() for answer in answers]
         with self._client.pipeline(transaction=False) as pipe:
             for place, (answer, outcome) in enumerate(zip(answers, outcomes, strict=True)):
-                names = [
-                    answer.marker,
-                    answer.stream or keys.FAILURES,
-                    *map(keys.result, answer.result_ids),
-                ]
+                record = answer.record
+                stream = keys.FAILURES if record is None else stream_of(record)
+                names = [answer.marker, stream, *map(keys.result, answer.result_ids)]
                 results = [_result(outcome, task_id, now) for task_id in answer.result_ids]
-                entry = self._stream_arguments(answer)
                 self._script(
                     names,
                     [
@@ -183,7 +164,7 @@ class Delivery:
                         settings.counted_expires,
                         settings.result_expires,
                         *results,
-                        *entry,
+                        *self._stream_arguments(record),
                     ],
                     client=pipe,
                 )
@@ -195,12 +176,12 @@ class Delivery:
             replies = pipe.execute()
         return [bool(reply) for reply in replies[: len(answers)]]
 
-    def _stream_arguments(self, answer: Answer) -> list[str | bytes | int]:
-        if answer.stream is None:
+    def _stream_arguments(self, record: Failure | DeadLetter | None) -> list[str | bytes | int]:
+        if record is None:
             return []
-        dead = answer.stream == keys.DEAD_LETTERS
+        dead = isinstance(record, DeadLetter)
         length = self._settings.dead_letters_maxlen if dead else self._settings.failures_maxlen
-        return [length, "*", *(part for field in answer.entry for part in field)]
+        return [length, "*", *itertools.chain.from_iterable(fields_of(record).items())]
 
 
 def _distinct(*ids: str | None) -> tuple[str, ...]:

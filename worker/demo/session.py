@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from schemas import SQEHRMError
 from worker.broker import keys
 from worker.broker.app import ENQUEUED_AT, EVALUATE, create_app
+from worker.broker.streams import entries_added
 from worker.child import end_child, start_child
 from worker.client import Client
 from worker.demo.tally import Account, Tally
@@ -130,7 +131,7 @@ def exchange(
         contextlib.closing(create_app(redis_url)) as app,
         redis.Redis.from_url(redis_url) as store,
     ):
-        letters_before = _stream_entries(store)
+        letters_before = entries_added(store, keys.DEAD_LETTERS)
         tally.started = time.monotonic()
         waiting: dict[str, Sent] = {}
         last = time.monotonic()
@@ -165,7 +166,7 @@ def exchange(
             dead_letters=tally.rejections.total(),
             evaluations_total=worker.counter("evaluations_total"),
             rejected_total=worker.counter("rejected_total"),
-            stream_length=_stream_entries(store) - letters_before,
+            stream_length=entries_added(store, keys.DEAD_LETTERS) - letters_before,
             mistaken=tally.mistaken,
         )
 
@@ -190,13 +191,6 @@ def _asked_to_stop() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stream_entries(store: redis.Redis) -> int:
-    """Entries ever added to the dead-letter stream, whatever was trimmed since."""
-    if not store.exists(keys.DEAD_LETTERS):
-        return 0
-    return int(store.xinfo_stream(keys.DEAD_LETTERS)["entries-added"])
 
 
 def _free_port() -> int:

@@ -28,7 +28,7 @@ REJECTION = {"message_id": None, "reason": "not_json", "detail": "not JSON"}
 LETTER = {
     **REJECTION,
     "body": "AA==",
-    "queue": None,
+    "queue": "sqe.evaluate",
     "worker": "host:1",
     "rejected_at": "2026-01-31T12:00:00Z",
 }
