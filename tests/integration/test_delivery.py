@@ -7,13 +7,14 @@ import pytest
 import redis
 from celery.result import AsyncResult
 
-from schemas import Rejection, RejectionReason
+from schemas import MessageRejected, RejectionReason
 from tests.support.stubs import DIGEST, message, verdict
 from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.backlog import read_backlog
 from worker.broker.keys import DEAD_LETTERS, FAILURES, UNACKED_INDEX, delivery_tag
 from worker.broker.streams import read_dead_letters, read_failures
+from worker.delivery.envelope import Refusal
 from worker.delivery.outcomes import Answer, Delivery, DeliveryAborted
 from worker.settings import Settings
 
@@ -35,9 +36,9 @@ def failure(delivery: Delivery, message_id: str = "m1") -> Answer:
 
 
 def refusal(delivery: Delivery, identity: str = "task-1/0") -> Answer:
-    rejection = Rejection(message_id="m1", reason=RejectionReason.NOT_JSON, detail="why")
+    rejected = MessageRejected(RejectionReason.NOT_JSON, "why")
     return delivery.dead_letter(
-        rejection, b"\xff body", queue="sqe.evaluate", identity=identity, result_ids=("m1",)
+        Refusal(b"\xff body", "sqe.evaluate", identity, "m1", ("m1",), rejected)
     )
 
 

@@ -57,6 +57,48 @@ class Envelope:
     keep_result: bool
     """Whether the sender wants the outcome under the task's id, too."""
 
+    def refuse(self, rejected: MessageRejected) -> "Refusal":
+        """Build the refusal of the whole task."""
+        return Refusal(
+            body=self.body,
+            queue=self.queue,
+            identity=self.task_id,
+            message_id=self.task_id,
+            result_ids=(self.task_id,),
+            rejected=rejected,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One thing that is refused, and everything its dead letter and its answer need."""
+
+    body: bytes
+    """The original bytes: of the item, of the task's arguments, or of one message."""
+    queue: str
+    identity: str
+    """Tells this delivery from others, so that it is counted once."""
+    message_id: str | None
+    """The message's own id if one could be read, else the task's."""
+    result_ids: tuple[str | None, ...]
+    """Ids under which someone may wait for the answer."""
+    rejected: MessageRejected
+
+
+def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
+    """The envelope in `item`, delivered from `queue` as `tag`, or its refusal. Raises nothing."""
+    try:
+        return read_envelope(item, queue)
+    except EnvelopeRejected as rejected:
+        return Refusal(
+            body=item,
+            queue=queue,
+            identity=tag,
+            message_id=rejected.task_id,
+            result_ids=(rejected.task_id,),
+            rejected=rejected,
+        )
+
 
 def read_envelope(item: bytes, queue: str) -> Envelope:
     """The envelope that `item` of `queue` holds. Raises `EnvelopeRejected` and nothing else."""

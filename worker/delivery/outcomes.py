@@ -20,6 +20,7 @@ import redis
 from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
 from worker.broker.streams import Failure, fields_of, stream_of
+from worker.delivery.envelope import Refusal
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -103,25 +104,22 @@ class Delivery:
             record=None if verdict.solved else Failure(verdict=verdict, message=message),
         )
 
-    def dead_letter(
-        self,
-        rejection: Rejection,
-        body: bytes,
-        *,
-        queue: str,
-        identity: str,
-        result_ids: tuple[str | None, ...],
-    ) -> Answer:
-        """The answer to a message that is refused; `identity` tells its delivery from others."""
-        digest = hashlib.sha256(identity.encode() + b"\0" + body).hexdigest()
+    def dead_letter(self, refusal: Refusal) -> Answer:
+        """The answer to what is refused."""
+        rejection = Rejection(
+            message_id=refusal.message_id,
+            reason=refusal.rejected.reason,
+            detail=refusal.rejected.detail,
+        )
+        digest = hashlib.sha256(refusal.identity.encode() + b"\0" + refusal.body).hexdigest()
         return Answer(
             outcome=rejection,
             marker=keys.refused(digest[:32]),  # 128 bits: no two deliveries share one
-            result_ids=_distinct(*result_ids),
+            result_ids=_distinct(*refusal.result_ids),
             record=DeadLetter(
                 **rejection.model_dump(),
-                body=body,
-                queue=queue,
+                body=refusal.body,
+                queue=refusal.queue,
                 worker=self._worker,
                 rejected_at=datetime.now(UTC),
             ),

@@ -17,13 +17,12 @@ from typing import Any
 
 from schemas import (
     MessageRejected,
-    Rejection,
     RejectionReason,
     SQEHRMError,
     SQEMessage,
     Verdict,
 )
-from worker.delivery.envelope import Envelope, EnvelopeRejected
+from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
 from worker.delivery.outcomes import Answer, Delivery, Outcome
 from worker.evaluator import Evaluator, Pending
 from worker.telemetry.metrics import ErrorKind, Metrics
@@ -106,35 +105,12 @@ class Service:
             self._count(answer.outcome, wrong, first=first)
         return [answer.outcome for answer in answers]
 
-    def refuse(self, envelope: Envelope, rejected: MessageRejected) -> Outcome:
-        """A task whose arguments hold no messages becomes one dead letter."""
-        return self._deliver_refusal(
-            rejected, envelope.body, envelope.queue, envelope.task_id, envelope.task_id
-        )
-
-    def refuse_item(
-        self, item: bytes, queue: str, identity: str, rejected: MessageRejected, task_id: str | None
-    ) -> Outcome:
-        """An item of the queue that is no task becomes one dead letter."""
-        return self._deliver_refusal(rejected, item, queue, identity, task_id)
-
-    def _deliver_refusal(
-        self,
-        rejected: MessageRejected,
-        body: bytes,
-        queue: str,
-        identity: str,
-        task_id: str | None,
-    ) -> Outcome:
+    def refuse(self, refusal: Refusal) -> Outcome:
+        """Make an item or a task that holds no messages one dead letter; returns its answer."""
+        rejected = refusal.rejected
         if isinstance(rejected, EnvelopeRejected) and rejected.unexpected:
             self._metrics.error(ErrorKind.INTERNAL)
-        answer = self._delivery.dead_letter(
-            Rejection(message_id=task_id, reason=rejected.reason, detail=rejected.detail),
-            body,
-            queue=queue,
-            identity=identity,
-            result_ids=(task_id,),
-        )
+        answer = self._delivery.dead_letter(refusal)
         (first,) = self._delivery.deliver([answer])
         self._count(answer.outcome, Counter(), first=first)
         return answer.outcome
@@ -193,18 +169,16 @@ class Service:
         batch: bool,
     ) -> Answer:
         own_id = _own_id(body)
-        return self._delivery.dead_letter(
-            Rejection(
-                message_id=own_id or envelope.task_id,
-                reason=rejected.reason,
-                detail=rejected.detail,
-            ),
-            _original_bytes(body),
+        refusal = Refusal(
+            body=_original_bytes(body),
             queue=envelope.queue,
             identity=f"{envelope.task_id}/{position}",
+            message_id=own_id or envelope.task_id,
             # The task's id of a batch is for the list of all outcomes.
             result_ids=(own_id, None if batch else envelope.task_id),
+            rejected=rejected,
         )
+        return self._delivery.dead_letter(refusal)
 
     def _count(self, outcome: Outcome, wrong: Counter[tuple[int, int]], *, first: bool) -> None:
         if not first:

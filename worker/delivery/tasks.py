@@ -43,7 +43,7 @@ def register_tasks(app: Celery, service: Service) -> None:
                 with reading():
                     bodies = read(envelope.body)
             except MessageRejected as rejected:
-                service.refuse(envelope, rejected)
+                service.refuse(envelope.refuse(rejected))
                 return
             service.process(envelope, bodies, batch=batch)
         except (SQEHRMError, DeliveryAborted) as error:

@@ -22,7 +22,6 @@ from typing import Any
 from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 
-from schemas import MessageRejected
 from worker.broker.keys import (
     UNACKED,
     UNACKED_INDEX,
@@ -31,13 +30,13 @@ from worker.broker.keys import (
     queue_lists,
     queue_of,
 )
-from worker.delivery.envelope import read_envelope
+from worker.delivery.envelope import Refusal, read_item
 
 OnReply = Callable[[], None]
 """Called after each reply of Redis to a request for messages."""
 
-OnRefused = Callable[[bytes, str, str, MessageRejected], None]
-"""Takes item, queue, delivery tag and reason; stores the dead letter or raises."""
+OnRefused = Callable[[Refusal], object]
+"""Stores the dead letter, or raises."""
 
 WAIT_SECONDS = 0.5
 """How long an idle worker waits for a live message before it looks at all queues again; so long may
@@ -187,10 +186,9 @@ class Channel(redis.Channel):
 
     def _hand_over(self, item: bytes, tag: str) -> None:
         queue = queue_of(tag)
-        try:
-            envelope = read_envelope(item, queue)  # raises nothing else, whatever the item is
-        except MessageRejected as rejected:
-            self.on_refused(item, queue, tag, rejected)
+        envelope = read_item(item, queue, tag)
+        if isinstance(envelope, Refusal):
+            self.on_refused(envelope)
             self.qos._remove_from_indices(tag).execute()  # noqa: SLF001 - kombu's, for subclasses
             return
         # Only what was checked goes on to kombu and Celery.

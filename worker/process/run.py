@@ -21,10 +21,8 @@ from celery.worker import state as celery_state
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from schemas import MessageRejected
 from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
 from worker.broker.backlog import read_backlog
-from worker.delivery.envelope import EnvelopeRejected
 from worker.delivery.outcomes import Delivery
 from worker.delivery.service import Service
 from worker.delivery.tasks import register_tasks
@@ -188,11 +186,6 @@ def _configure(
     app: Celery, settings: Settings, service: Service, readiness: health.Readiness
 ) -> None:
     """What only a worker needs of Celery's settings."""
-
-    def on_refused(item: bytes, queue: str, tag: str, rejected: MessageRejected) -> None:
-        task_id = rejected.task_id if isinstance(rejected, EnvelopeRejected) else None
-        service.refuse_item(item, queue, tag, rejected, task_id)
-
     options: dict[str, Any] = {
         "visibility_timeout": settings.visibility_timeout,
         "unacked_restore_interval": min(RESTORE_SECONDS, settings.visibility_timeout / 2),
@@ -201,7 +194,7 @@ def _configure(
         # The queues in their order: live messages overtake a backlog.
         "queue_order_strategy": "priority",
         "on_reply": readiness.broker_replied,
-        "on_refused": on_refused,
+        "on_refused": service.refuse,
     }
     app.conf.update(
         broker_transport="worker.delivery.transport:Transport",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from schemas import MessageRejected, RejectionReason
 from worker.broker.app import EVALUATE, create_app
 from worker.delivery import envelope
-from worker.delivery.envelope import Envelope, EnvelopeRejected, read_envelope
+from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal, read_envelope, read_item
 
 BODY = b'[["{}"], {}, {}]'
 
@@ -139,6 +139,22 @@ def test_a_refused_task_is_known_by_its_id_where_it_has_one() -> None:
     with pytest.raises(EnvelopeRejected) as caught:
         read_envelope(item(headers={"task": "other"}), "q")
     assert caught.value.task_id == "t1"
+
+
+@pytest.mark.parametrize(
+    ("sent", "task_id"), [(b"garbage", None), (item(headers={"task": "other"}), "t1")]
+)
+def test_a_refusal_says_what_was_refused_where_and_who_waits(
+    sent: bytes, task_id: str | None
+) -> None:
+    refusal = read_item(sent, "q", "q/1")
+    assert isinstance(refusal, Refusal)
+    assert (refusal.body, refusal.queue, refusal.identity) == (sent, "q", "q/1")
+    assert (refusal.message_id, refusal.result_ids) == (task_id, (task_id,))
+
+
+def test_a_sound_item_has_no_refusal() -> None:
+    assert read_item(item(), "q", "q/1") == read_envelope(item(), "q")
 
 
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))

@@ -17,7 +17,7 @@ from schemas import (
     Verdict,
 )
 from tests.support.stubs import StubEvaluator, StubPending, message
-from worker.delivery.envelope import Envelope, EnvelopeRejected
+from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
 from worker.delivery.outcomes import Answer, Delivery
 from worker.delivery.service import (
     CLOCK_SKEW,
@@ -294,7 +294,7 @@ def test_without_the_producers_word_the_time_runs_from_the_message(world: World)
 def test_a_task_without_messages_is_one_dead_letter(world: World) -> None:
     envelope = Envelope("t", "task-1", "sqe.evaluate", b"[1]", None, keep_result=True)
     rejected = MessageRejected(RejectionReason.NOT_A_MESSAGE, "why")
-    outcome = world.service.refuse(envelope, rejected)
+    outcome = world.service.refuse(envelope.refuse(rejected))
     assert outcome == Rejection(message_id="task-1", reason=rejected.reason, detail="why")
     assert world.letter_bodies() == [b"[1]"]
     assert world.count("rejected_total", reason="not_a_message") == 1
@@ -304,7 +304,7 @@ def test_an_item_whose_reading_failed_is_one_dead_letter_and_an_error_of_this_wo
     world: World,
 ) -> None:
     rejected = EnvelopeRejected(RejectionReason.NOT_A_MESSAGE, "why", "task-1", unexpected=True)
-    world.service.refuse_item(b"item", "sqe.evaluate", "tag", rejected, "task-1")
+    world.service.refuse(Refusal(b"item", "sqe.evaluate", "tag", "task-1", ("task-1",), rejected))
     assert world.letter_bodies() == [b"item"]
     assert world.count("errors_total", kind="internal") == 1
     assert world.count("rejected_total", reason="not_a_message") == 1

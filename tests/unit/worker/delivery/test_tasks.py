@@ -8,7 +8,7 @@ import pytest
 from schemas import MessageRejected, RejectionReason
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH, create_app
 from worker.delivery import tasks
-from worker.delivery.envelope import Envelope
+from worker.delivery.envelope import Envelope, Refusal
 from worker.delivery.tasks import message_of, messages_of, register_tasks
 
 
@@ -69,11 +69,11 @@ def test_a_number_of_one_message_is_no_reason_to_refuse_its_neighbours(number: s
 def test_an_error_while_arguments_are_read_refuses_the_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    refused: list[MessageRejected] = []
+    refused: list[Refusal] = []
 
     class Service:
-        def refuse(self, _envelope: Envelope, rejected: MessageRejected) -> None:
-            refused.append(rejected)
+        def refuse(self, refusal: Refusal) -> None:
+            refused.append(refusal)
 
     def broken(_body: bytes) -> None:
         raise OverflowError("hush")
@@ -84,5 +84,6 @@ def test_an_error_while_arguments_are_read_refuses_the_task(
     register_tasks(app, service)
     for task in (EVALUATE, EVALUATE_BATCH):
         app.tasks[task](Envelope(task, "t1", "q", b"[]", None, keep_result=True))
-    assert [rejected.reason for rejected in refused] == [RejectionReason.NOT_A_MESSAGE] * 2
-    assert all("OverflowError" in rejected.detail for rejected in refused)
+    assert [each.rejected.reason for each in refused] == [RejectionReason.NOT_A_MESSAGE] * 2
+    assert all("OverflowError" in each.rejected.detail for each in refused)
+    assert [(each.queue, each.identity, each.body) for each in refused] == [("q", "t1", b"[]")] * 2
