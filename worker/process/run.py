@@ -1,18 +1,19 @@
-"""Runs one worker in this process: health server, evaluator, Celery consumer, and their end.
+"""Run one worker in this process: health server, evaluator, Celery consumer, and their end.
 
-Knows how the parts are put together and how they stop; each part's rules are its own. The device
-has to be pinned (`worker.process.devices`) before this module is imported, since it imports torch.
+Knows how the parts are put together and how they stop; each part's rules are its own. Imports no
+torch: `open_evaluator` does, after the device was pinned (`worker.process.devices`).
 """
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
-from typing import Any
 
 import redis
 from celery import Celery
@@ -35,22 +36,138 @@ from worker.telemetry.metrics import ErrorKind, Metrics
 logger = logging.getLogger(__name__)
 
 SCRAPE_TIMEOUT = 1.0
-"""Seconds for the queues' lengths: a scrape has ten, and without Redis it must not wait long."""
+"""Seconds to read the queues' lengths. A scrape has ten, and must not wait long without Redis."""
 
 RESTORE_SECONDS = 10.0
-"""Between two looks at the messages of dead workers, at most."""
+"""Longest time between two searches for the messages of dead workers."""
 
 MUTEX_SECONDS = 30
-"""A worker killed while it looks keeps others from it for so long."""
+"""Seconds until the restore lock of a killed worker expires; other workers wait that long."""
 
 BROKEN = 1
 """Exit status of a worker that cannot evaluate any more."""
 
 
-class Shutdown:
-    """The end of a worker: stops taking messages at once, and what is under way after the grace.
+def run(
+    *,
+    redis_url: str,
+    settings: Settings,
+    device: devices.Device,
+    queues: tuple[str, ...],
+    open_evaluator: Callable[[str], Evaluator],
+) -> int:
+    """Evaluate messages until SIGTERM or SIGINT; returns the exit status.
 
-    `give_up` is called when the grace period is over; messages then go back to their queues.
+    Args:
+        redis_url: Broker and result backend.
+        settings: The operator's settings.
+        device: The pinned device.
+        queues: Queues to take messages from, the most urgent first.
+        open_evaluator: Loads the checkpoint; its argument is this worker's name.
+
+    Raises:
+        SQEHRMError: The device, the checkpoint or the metrics port cannot be used.
+    """
+    return _Worker(redis_url, settings, device, queues).run(open_evaluator)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """The parts that every step of a worker needs, and the steps from its start to its end."""
+
+    redis_url: str
+    settings: Settings
+    device: devices.Device
+    queues: tuple[str, ...]
+    name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    metrics: Metrics = field(default_factory=Metrics)
+    readiness: health.Readiness = field(default_factory=health.Readiness)
+
+    def run(self, open_evaluator: Callable[[str], Evaluator]) -> int:
+        """Serve metrics and health from the start, load the checkpoint, consume until told to stop.
+
+        Returns the exit status.
+        """
+        host, port = self.settings.metrics_host, self.settings.metrics_port
+        with health.serve(host, port, self.metrics.registry, self.readiness) as url:
+            logger.info("serving %s/metrics, /healthz and /readyz", url)
+            devices.check(self.device)
+            with contextlib.closing(open_evaluator(self.name)) as evaluator:
+                self.readiness.loaded()
+                self._watch(evaluator)
+                self._log_start(evaluator)
+                return self._consume(evaluator)
+
+    def _watch(self, evaluator: Evaluator) -> None:
+        """Show the evaluator and the queues in the metrics."""
+        self.metrics.watch_engine(
+            evaluator,
+            memory=partial(devices.memory, self.device),
+            cached=self.settings.cached_predictions > 0,
+        )
+        self.metrics.watch_queues(partial(read_backlog, _client(self.redis_url, SCRAPE_TIMEOUT)))
+
+    def _log_start(self, evaluator: Evaluator) -> None:
+        logger.info(
+            "checkpoint %s (%s) on %s with %d slots, dtype %s, halting %s, cache of %d, queues %s",
+            evaluator.checkpoint_name,
+            evaluator.checkpoint_digest[:12],
+            self.device.name,
+            evaluator.statistics.slots,
+            evaluator.dtype,
+            evaluator.halting,
+            self.settings.cached_predictions,
+            ", ".join(self.queues),
+        )
+
+    def _consume(self, evaluator: Evaluator) -> int:
+        """Take messages until a signal or an error ends it; returns the exit status."""
+        delivery = Delivery(
+            _client(self.redis_url, SOCKET_TIMEOUT),
+            self.settings,
+            worker=self.name,
+            on_error=partial(self.metrics.error, ErrorKind.REDIS),
+        )
+
+        def give_up() -> None:
+            delivery.give_up()
+            evaluator.close()
+
+        shutdown = Shutdown(self.settings.shutdown_grace_seconds, self.readiness, give_up)
+        service = Service(evaluator, delivery, self.metrics, on_broken=shutdown.on_broken)
+        controller = self._controller(service, concurrency=evaluator.statistics.slots)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, shutdown.on_signal)
+        controller.start()
+        shutdown.end()
+        logger.info("stopped")
+        return controller.exitcode or os.EX_OK
+
+    def _controller(self, service: Service, concurrency: int) -> WorkController:
+        """Build Celery's worker: the consumer of the queues, and one thread per slot."""
+        app = create_app(self.redis_url)
+        register_tasks(app, service)
+        _configure(app, self.settings, service, self.readiness)
+        app.set_default()  # for the pool's threads
+        return WorkController(
+            app=app,
+            hostname=self.name,
+            pool_cls="threads",
+            concurrency=concurrency,
+            queues=list(self.queues),
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+        )
+
+
+class Shutdown:
+    """The end of a worker: it takes no more messages, and finishes those it has within the grace.
+
+    Args:
+        grace_seconds: Time to finish what is under way.
+        readiness: Told that the worker stops.
+        give_up: Called when the grace period is over; messages then go back to their queues.
     """
 
     def __init__(
@@ -65,159 +182,67 @@ class Shutdown:
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Begin; a second signal changes nothing."""
-        self.begin(f"received {signal.Signals(number).name}", os.EX_OK)
+        self._begin(f"received {signal.Signals(number).name}", os.EX_OK)
 
-    def begin(self, reason: str, status: int) -> None:
-        """Stop taking messages, finish what is under way, exit with `status`."""
+    def on_broken(self, reason: str) -> None:
+        """Begin, because no message can be evaluated here any more."""
+        logger.error("this worker cannot go on: %s", reason)
+        self._begin("broken", BROKEN)
+
+    def end(self) -> None:
+        """Cancel the grace period: everything is finished."""
+        self._timer.cancel()
+
+    def _begin(self, reason: str, status: int) -> None:
+        """Stop taking messages, finish those under way, exit with `status`."""
         if not self._begun.acquire(blocking=False):
             return
-        logger.info("%s: finishing, for at most %g s", reason, self._grace_seconds)
+        logger.info("%s: finishing within %g s", reason, self._grace_seconds)
         self._readiness.stopping()
         celery_state.should_stop = status
         self._timer.start()
-
-    def end(self) -> None:
-        """All is done; the grace period no longer matters."""
-        self._timer.cancel()
 
     def _expire(self) -> None:
         logger.warning("the grace period is over: unfinished messages go back to their queues")
         self._give_up()
 
 
-def run(
-    *,
-    redis_url: str,
-    settings: Settings,
-    device: devices.Device,
-    queues: tuple[str, ...],
-    open_evaluator: Callable[[str], Evaluator],
-) -> int:
-    """Evaluate messages until SIGTERM or SIGINT; returns the exit status.
-
-    `open_evaluator` loads the checkpoint, given this worker's name. Raises `SQEHRMError` when the
-    device, the checkpoint or the port cannot be used.
-    """
-    worker = f"{socket.gethostname()}:{os.getpid()}"
-    metrics = Metrics()
-    readiness = health.Readiness()
-    serving = health.serve(
-        settings.metrics_host, settings.metrics_port, metrics.registry, readiness
-    )
-    with serving as url:
-        logger.info("serving %s/metrics, /healthz and /readyz", url)
-        devices.check(device)
-        evaluator = open_evaluator(worker)
-        readiness.loaded()
-        metrics.watch_engine(
-            evaluator,
-            memory=partial(devices.memory, device),
-            cached=settings.cached_predictions > 0,
-        )
-        metrics.watch_queues(partial(read_backlog, _client(redis_url, SCRAPE_TIMEOUT)))
-        try:
-            logger.info(
-                "checkpoint %s (%s) on %s with %d slots, dtype %s, halting %s, cache of %d, "
-                "queues %s",
-                evaluator.checkpoint_name,
-                evaluator.checkpoint_digest[:12],
-                device.name,
-                evaluator.statistics.slots,
-                evaluator.dtype,
-                evaluator.halting,
-                settings.cached_predictions,
-                ", ".join(queues),
-            )
-            return _consume(redis_url, settings, queues, worker, evaluator, metrics, readiness)
-        finally:
-            evaluator.close()
-
-
-def _consume(
-    redis_url: str,
-    settings: Settings,
-    queues: tuple[str, ...],
-    worker: str,
-    evaluator: Evaluator,
-    metrics: Metrics,
-    readiness: health.Readiness,
-) -> int:
-    delivery = Delivery(
-        _client(redis_url, SOCKET_TIMEOUT),
-        settings,
-        worker=worker,
-        on_error=partial(metrics.error, ErrorKind.REDIS),
-    )
-
-    def give_up() -> None:
-        delivery.give_up()
-        evaluator.close()
-
-    shutdown = Shutdown(settings.shutdown_grace_seconds, readiness, give_up)
-
-    def on_broken(reason: str) -> None:
-        logger.error("this worker cannot go on: %s", reason)
-        shutdown.begin("broken", BROKEN)
-
-    service = Service(evaluator, delivery, metrics, on_broken=on_broken)
-    app = create_app(redis_url)
-    register_tasks(app, service)
-    _configure(app, settings, service, readiness)
-    app.set_default()  # for the pool's threads
-    controller = WorkController(
-        app=app,
-        hostname=worker,
-        pool_cls="threads",
-        concurrency=evaluator.statistics.slots,
-        queues=list(queues),
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, shutdown.on_signal)
-    controller.start()
-    shutdown.end()
-    logger.info("stopped")
-    return controller.exitcode or os.EX_OK
-
-
 def _configure(
     app: Celery, settings: Settings, service: Service, readiness: health.Readiness
 ) -> None:
-    """What only a worker needs of Celery's settings."""
-    options: dict[str, Any] = {
-        "visibility_timeout": settings.visibility_timeout,
-        "unacked_restore_interval": min(RESTORE_SECONDS, settings.visibility_timeout / 2),
-        "unacked_restore_throttle": 1,
-        "unacked_mutex_expire": MUTEX_SECONDS,
-        # The queues in their order: live messages overtake a backlog.
-        "queue_order_strategy": "priority",
-        "on_reply": readiness.broker_replied,
-        "on_refused": service.refuse,
-    }
+    """Add the Celery settings that only a worker needs."""
     app.conf.update(
         broker_transport="worker.delivery.transport:Transport",
-        broker_transport_options={**app.conf.broker_transport_options, **options},
-        # For as long as it takes, at the start as later, and for whatever Redis says (a full
-        # memory, a replica that became read-only).
+        broker_transport_options={
+            **app.conf.broker_transport_options,
+            "visibility_timeout": settings.visibility_timeout,
+            "unacked_restore_interval": min(RESTORE_SECONDS, settings.visibility_timeout / 2),
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": MUTEX_SECONDS,
+            # The queues in their order: live messages overtake a backlog.
+            "queue_order_strategy": "priority",
+            "on_reply": readiness.broker_replied,
+            "on_refused": service.refuse,
+        },
+        # Retry without end, at the start and later, and whatever Redis says (a full memory, a
+        # replica that became read-only).
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
         worker_consumer="worker.delivery.consumer:Consumer",
-        # As many messages in hand as slots: the rest is for other workers.
+        # Never more messages in hand than slots: the rest is for other workers.
         worker_prefetch_multiplier=1,
         worker_enable_prefetch_count_reduction=False,
         # Threads cannot be ended; a message that is evaluated twice is counted once.
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # Whoever can write to Redis must not command the worker.
+        # Anyone who can write to Redis must not command the worker.
         worker_enable_remote_control=False,
         worker_send_task_events=False,
     )
 
 
 def _client(redis_url: str, timeout: float) -> redis.Redis:
-    """A client that does not try again by itself: who uses it knows better whether to."""
+    """Build a client that does not retry by itself: each caller has its own rule for that."""
     return redis.Redis.from_url(
         redis_url,
         socket_timeout=timeout,
