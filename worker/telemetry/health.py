@@ -48,7 +48,7 @@ class Readiness:
         """Redis answered a request for messages just now."""
         self._last_reply = time.monotonic()
 
-    def obstacle(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why this worker is not ready, or None when it is."""
         if self._stopping:
             return "shutting down"
@@ -78,9 +78,9 @@ def serve(host: str, port: int, registry: CollectorRegistry, readiness: Readines
             elif path == "/healthz":
                 self._answer(HTTPStatus.OK, b"alive\n")
             elif path == "/readyz":
-                obstacle = readiness.obstacle()
-                status = HTTPStatus.SERVICE_UNAVAILABLE if obstacle else HTTPStatus.OK
-                self._answer(status, f"{obstacle or 'ready'}\n".encode())
+                reason = readiness.not_ready_reason()
+                status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+                self._answer(status, f"{reason or 'ready'}\n".encode())
             else:
                 self._answer(HTTPStatus.NOT_FOUND, b"/metrics, /healthz or /readyz\n")
 
