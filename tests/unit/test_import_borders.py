@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "worker.client",
         "worker.broker",
         "worker.telemetry",
-        "worker.child",
+        "worker.process",
     },
     "worker.cli": {"schemas", "hrm", "worker"},
     "worker.__main__": {"worker.cli"},
@@ -196,6 +196,7 @@ assert CliRunner().invoke(cli, {arguments}).exit_code == 0
         # A worker must pin its device before it loads torch, which also takes seconds.
         (HELP.format(arguments=["worker", "--help"]), {"torch"}),
         (HELP.format(arguments=["demo", "--help"]), {"torch"}),
+        ("import worker.process.child_worker, worker.process.run", {"torch"}),
     ],
 )
 def test_modules_that_need_no_model_load_none(statement: str, heavy: set[str]) -> None:

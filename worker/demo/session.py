@@ -7,35 +7,24 @@ what is counted `worker.demo.tally`, what is shown `worker.demo.view`.
 import contextlib
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 import redis
-from prometheus_client.parser import text_string_to_metric_families
 
-from schemas import SQEHRMError
 from worker.broker import keys
 from worker.broker.app import ENQUEUED_AT, EVALUATE, create_app
 from worker.broker.streams import entries_added
-from worker.child import end_child, start_child
 from worker.client import Client
 from worker.demo.tally import Account, Tally
 from worker.demo.traffic import Sent
-from worker.telemetry.metrics import PREFIX
+from worker.process.child_worker import ChildWorker, start_worker
 
 LOG = Path(".sqe") / "demo-worker.log"
-
-START_SECONDS = 120.0
-"""For importing torch and loading the checkpoint, also on a slow and busy machine."""
 
 DRAIN_SECONDS = 60.0
 """Without any outcome, after which what is left is given up as lost."""
@@ -44,49 +33,18 @@ POLL_SECONDS = 0.02
 """Between two looks for outcomes: a fraction of an evaluation."""
 
 
-class DemoError(SQEHRMError):
-    """The demo's worker does not do what it should."""
-
-
-@dataclass(frozen=True)
-class WorkerProcess:
-    """The demo's worker."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-
-    def check(self) -> None:
-        """Raise `DemoError` if it has ended."""
-        if self.process.poll() is None:
-            return
-        lines = LOG.read_text(errors="replace").strip().splitlines()
-        raise DemoError(f"the worker ended: {lines[-1] if lines else 'no log'} (see {LOG})")
-
-    def counter(self, name: str) -> int:
-        """A counter of its /metrics, summed over the labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:  # noqa: S310
-            text = answer.read().decode()
-        return int(
-            sum(
-                sample.value
-                for family in text_string_to_metric_families(text)
-                for sample in family.samples
-                if sample.name == f"{PREFIX}_{name}"
-            )
-        )
-
-    def is_ready(self) -> bool:
-        """Whether /readyz says so."""
-        with contextlib.suppress(urllib.error.URLError):
-            urllib.request.urlopen(f"{self.url}/readyz", timeout=10).close()  # noqa: S310
-            return True
-        return False
-
-
 @contextlib.contextmanager
-def running_worker(redis_url: str, port: int, options: list[str]) -> Iterator[WorkerProcess]:
-    """`sqe-hrm worker` in a process of its own, ready; stopped cleanly at the end."""
-    port = port or _free_port()
+def running_worker(redis_url: str, port: int, options: Sequence[str]) -> Iterator[ChildWorker]:
+    """Run `sqe-hrm worker` in a process of its own, ready; it is stopped cleanly at the end.
+
+    Args:
+        redis_url: Where it takes its messages from.
+        port: Port of its metrics; 0 takes a free one.
+        options: More options of `sqe-hrm worker`.
+
+    Raises:
+        ChildWorkerError: The worker ended, or is not ready in time.
+    """
     LOG.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "worker", "worker", "--metrics-port", str(port), *options]
     environ = {
@@ -96,24 +54,13 @@ def running_worker(redis_url: str, port: int, options: list[str]) -> Iterator[Wo
         "SQE_REDIS_URL": redis_url,
         "SQE_METRICS_HOST": "127.0.0.1",
     }
-    with LOG.open("wb") as log:
-        process = start_child(command, log=log, environ=environ)
-    worker = WorkerProcess(process, f"http://127.0.0.1:{port}")
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not worker.is_ready():
-            worker.check()
-            if time.monotonic() > deadline:
-                raise DemoError(f"the worker is not ready after {START_SECONDS:g} s: see {LOG}")
-            time.sleep(POLL_SECONDS)
-        yield worker
-    finally:
-        end_child(process)
+    with start_worker(command, log=LOG, environ=environ) as worker:
+        yield worker.wait_until_ready()
 
 
 def exchange(
     redis_url: str,
-    worker: WorkerProcess,
+    worker: ChildWorker,
     messages: Iterator[Sent],
     tally: Tally,
     *,
@@ -160,12 +107,13 @@ def exchange(
                     break
                 worker.check()
                 time.sleep(POLL_SECONDS)
+        figures = worker.scrape()
         return Account(
             sent=tally.sent.total(),
             verdicts=tally.verdicts.total(),
             dead_letters=tally.rejections.total(),
-            evaluations_total=worker.counter("evaluations_total"),
-            rejected_total=worker.counter("rejected_total"),
+            evaluations_total=int(figures.total("evaluations_total")),
+            rejected_total=int(figures.total("rejected_total")),
             stream_length=entries_added(store, keys.DEAD_LETTERS) - letters_before,
             mistaken=tally.mistaken,
         )
@@ -191,10 +139,3 @@ def _asked_to_stop() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -2,7 +2,8 @@
 
 - `metrics`: the figures that Prometheus scrapes
 - `health`: the HTTP side: `/metrics`, `/healthz`, `/readyz`
-- `logs`: the log's form
+- `logs`: the log's format
+- `scrape`: reads a worker's `/metrics` and other pages
 
 May import `schemas`, `hrm.data` and `worker.evaluator`.
 """
