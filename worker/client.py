@@ -108,7 +108,7 @@ class Client:
 
     def submit(self, message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
         """Enqueue a message; returns its id. Raises `BrokerUnreachable`."""
-        self._send(EVALUATE, _text(message), message.message_id, queue)
+        self._send_body(_text(message), message.message_id, queue)
         return message.message_id
 
     def submit_many(self, messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
@@ -179,6 +179,10 @@ class Client:
                 if each is not None:
                     found[message_id] = _outcome(each)
         return found
+
+    def _send_body(self, body: str, message_id: str, queue: str = LIVE_QUEUE) -> None:
+        """Enqueue a message's text, also one that the workers will refuse."""
+        self._send(EVALUATE, body, message_id, queue)
 
     def _send(self, task: str, argument: Any, task_id: str, queue: str) -> None:  # noqa: ANN401
         if queue not in keys.QUEUES:

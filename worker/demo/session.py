@@ -5,6 +5,7 @@ what is counted `worker.demo.tally`, what is shown `worker.demo.view`.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -17,7 +18,6 @@ from types import FrameType
 import redis
 
 from worker.broker import keys
-from worker.broker.app import ENQUEUED_AT, EVALUATE, create_app
 from worker.broker.streams import entries_added
 from worker.client import Client
 from worker.demo.tally import Account, Tally
@@ -73,37 +73,23 @@ def exchange(
     Everything is noted in `tally`, which `on_change` sees after each look for outcomes. Ctrl-C and
     SIGTERM end the sending early.
     """
-    with (
-        Client(redis_url) as client,
-        contextlib.closing(create_app(redis_url)) as app,
-        redis.Redis.from_url(redis_url) as store,
-    ):
+    with Client(redis_url) as client, redis.Redis.from_url(redis_url) as store:
         letters_before = entries_added(store, keys.DEAD_LETTERS)
-        tally.started = time.monotonic()
         waiting: dict[str, Sent] = {}
-        last = time.monotonic()
+        tally.started = tally.last_answer = time.monotonic()
         with _asked_to_stop() as asked:
             while True:
                 sending = time.monotonic() < tally.started + seconds and not asked.is_set()
-                while sending and len(waiting) < in_flight:
-                    sent = next(messages)
+                room = in_flight - len(waiting) if sending else 0
+                for sent in itertools.islice(messages, room):
                     waiting[sent.message_id] = sent
                     tally.note_sent(sent)
-                    # Not by the client, which would refuse the malformed ones.
-                    app.send_task(
-                        EVALUATE,
-                        args=[sent.body],
-                        task_id=sent.message_id,
-                        queue=keys.LIVE_QUEUE,
-                        headers={ENQUEUED_AT: time.time()},
-                        ignore_result=True,
-                        argsrepr="(...)",
-                    )
+                    client._send_body(sent.body, sent.message_id)  # noqa: SLF001 - also malformed
                 for message_id, outcome in client.poll(list(waiting)).items():
                     tally.note_outcome(waiting.pop(message_id), outcome)
-                    last = time.monotonic()
                 on_change(tally)
-                if not sending and (not waiting or time.monotonic() > last + DRAIN_SECONDS):
+                given_up = time.monotonic() > tally.last_answer + DRAIN_SECONDS
+                if not sending and (not waiting or given_up):
                     break
                 worker.check()
                 time.sleep(POLL_SECONDS)
