@@ -298,6 +298,31 @@ def test_foreign_entries_of_the_unacknowledged_index_are_one_series(site: "Site"
     assert series not in site.worker.metrics()
 
 
+def test_an_item_under_a_foreign_tag_is_evaluated_or_a_dead_letter(site: "Site") -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    site.store.set("foreign-string", "not a list")
+    tags = [b"nobody-reads-this/1", b"foreign-string/1", DEAD_LETTERS.encode() + b"/1", b"\xff/1"]
+    sound = [message() for _ in tags]
+    garbage = [b"garbage under " + tag for tag in tags]
+    items: dict[Any, Any] = {
+        **{
+            tag + b"-sound": task_item(each.model_dump_json())
+            for tag, each in zip(tags, sound, strict=True)
+        },
+        **{tag + b"-garbage": item for tag, item in zip(tags, garbage, strict=True)},
+    }
+    # As if a worker that died had left them behind.
+    site.store.hset(UNACKED, mapping=items)
+    site.store.zadd(UNACKED_INDEX, dict.fromkeys(items, 1.0))
+    ids = [each.message_id for each in sound]
+    assert {verdict.message_id for verdict in site.client.results(ids)} == set(ids)
+    letters = new_letters(site, before, len(garbage))
+    assert sorted(letter.body for letter in letters) == sorted(garbage)
+    assert {letter.queue for letter in letters} == {LIVE_QUEUE}
+    assert not site.store.exists(UNACKED_INDEX, "nobody-reads-this")
+    assert site.store.get("foreign-string") == b"not a list"
+
+
 def test_a_flood_of_garbage_is_worked_off(site: "Site") -> None:
     before = site.store.xlen(DEAD_LETTERS)
     site.store.lpush(LIVE_QUEUE, *(f"garbage {number}".encode() for number in range(300)))

@@ -23,6 +23,8 @@ from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 
 from worker.broker.keys import (
+    LIVE_QUEUE,
+    QUEUES,
     UNACKED,
     UNACKED_INDEX,
     UNACKED_MUTEX,
@@ -60,10 +62,11 @@ return false
 PUT_BACK = """#!lua flags=allow-oom
 -- KEYS: unacked, its index, the queue. ARGV: the delivery tag.
 local item = redis.call('HGET', KEYS[1], ARGV[1])
+-- At the end that is taken first, since it has waited longest. The push comes first, because a
+-- script that fails keeps the changes it has made.
+if item then redis.call('RPUSH', KEYS[3], item) end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
--- At the end that is taken first: it has waited longest.
-if item then redis.call('RPUSH', KEYS[3], item) end
 """
 
 
@@ -94,9 +97,16 @@ class QoS(redis.QoS):
             virtual.QoS.ack(self, tag)
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ANN401, ARG002, FBT001, FBT002 - kombu's
-        """Put a message back into its queue, unless it was acknowledged meanwhile."""
+        """Put a message back into its queue, unless it was acknowledged meanwhile.
+
+        Anyone may write any tag into the index. An item under a tag of no queue of this project
+        goes to the live queue, where it is evaluated or becomes a dead letter: nobody would read it
+        in the key that its tag names.
+        """
+        queue = queue_of(bytes_to_str(tag))  # bytes, when kombu read it from the index
+        if queue not in QUEUES:
+            queue = LIVE_QUEUE
         with self.channel.conn_or_acquire(client) as connected:
-            queue = queue_of(bytes_to_str(tag))  # bytes, when kombu read it from the index
             connected.eval(PUT_BACK, 3, UNACKED, UNACKED_INDEX, queue, tag)
 
     def renew(self) -> None:
