@@ -1,4 +1,4 @@
-# Each target sets up .venv by itself; nothing has to be installed before but Python 3.11 or later.
+# Each target sets up .venv if needed. Only Python 3.11 or later has to be installed before.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,26 +15,26 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[worker,dev]'
 	touch $@
 
-demo: $(READY)  ## Redis, a worker and an agent for half a minute, then what was measured
+demo: $(READY)  ## run Redis, a worker and an agent for half a minute, then print the results
 	$(BIN)/sqe-hrm demo
 
-test: $(READY)  ## every test
+test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
 
-fmt: $(READY)  ## format the code, and fix what can be fixed by itself
+fmt: $(READY)  ## format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## the speed ratios, side by side in one run
+bench: $(READY)  ## measure speed ratios, side by side in one run
 	$(BIN)/python -m tests.benchmarks
 
 schemas: $(READY)  ## publish the JSON Schemas from the models
 	$(BIN)/sqe-hrm schema --output schemas/v1
 
-clean:  ## remove what the targets made
+clean:  ## remove everything that the targets created
 	rm -rf $(VENV) .sqe .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
