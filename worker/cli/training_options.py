@@ -18,9 +18,8 @@ from hrm.training.examples import MAX_PUZZLES
 from hrm.training.state import Option
 from hrm.training.trainer import TrainingConfig
 from schemas import first_problem
+from worker.cli.options import all_of, data_path_option, device_option
 from worker.process import devices
-
-_FILE = click.Path(exists=True, dir_okay=False)
 
 _NOT_OPTIONS = {"beta1", "beta2"}
 """Of the recipe: nobody needs to tune them."""
@@ -56,12 +55,7 @@ def _of_the_recipe() -> Iterator[Callable[..., Any]]:
 
 
 _OPTIONS = (
-    click.option(
-        "--data-path",
-        required=True,
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="JSONL of accepted messages, or of pairs of prompt and completion.",
-    ),
+    data_path_option("JSONL file of accepted messages or prompt-completion pairs."),
     click.option(
         "--output",
         required=True,
@@ -70,13 +64,17 @@ _OPTIONS = (
     ),
     click.option("--resume", is_flag=True, help="Go on with the run in --output."),
     click.option("--init-from", metavar="CHECKPOINT", help="Start with its weights and its sizes."),
-    click.option("--held-out", type=_FILE, help="JSONL to measure on and never train on."),
+    click.option(
+        "--held-out",
+        type=click.Path(exists=True, dir_okay=False),
+        help="JSONL to measure on and never train on.",
+    ),
     click.option(
         "--held-out-share",
         type=FiniteRange(0, 1, min_open=True, max_open=True),
         help="Share of --data-path to hold out instead, drawn by --seed.",
     ),
-    click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]"),
+    device_option(),
     click.option(
         "--forward-dtype",
         default="auto",
@@ -131,11 +129,7 @@ _OPTIONS = (
 )
 
 
-def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """All options, in the order of the help."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+training_options = all_of(*_OPTIONS)
 
 
 def forward_dtype(options: Mapping[str, Option], device: devices.Device) -> Option:

@@ -12,40 +12,27 @@ from rich.table import Table
 from hrm.data.analysis import DatasetStatistics, analyze_file
 from hrm.data.config import WordHash
 from hrm.data.vocabulary import VOCABULARY, Tokenizer
-from schemas import MAX_SEQUENCE_LENGTH, Difficulty, SQEHRMError
-from worker.cli.commands.convert import open_with_progress, refused_line_printer
+from schemas import MAX_SEQUENCE_LENGTH, Difficulty
+from worker.cli.files import read_with_progress, refused_line_printer
+from worker.cli.options import data_path_option, json_option, word_hash_option
 
 BAR_WIDTH = 8
 """Characters of the longest bar: both token histograms fit side by side in 80 columns."""
 
 
 @click.command("analyze")
-@click.option(
-    "--data-path",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSONL file of messages, bare pairs, or converted examples.",
-)
-@click.option(
-    "--word-hash",
-    type=click.Choice(WordHash, case_sensitive=False),
-    default=WordHash.MD5.value,
-    show_default=True,
-    help="Digest for words that are not in the vocabulary.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@data_path_option()
+@word_hash_option
+@json_option
 def command(data_path: Path, word_hash: WordHash, as_json: bool) -> None:  # noqa: FBT001
     """Count a file's messages, lengths, difficulties, categories and tokens.
 
-    A line that holds neither message nor example is reported on stderr with its number.
+    A line that is neither a message nor an example is reported on stderr with its number.
     """
-    try:
-        with open_with_progress(data_path, "Analyzing") as source:
-            statistics = analyze_file(
-                source, Tokenizer(word_hash), on_refused=refused_line_printer(data_path)
-            )
-    except OSError as error:
-        raise SQEHRMError(f"cannot read {data_path}: {error.strerror}") from None
+    with read_with_progress(data_path, "Analyzing") as source:
+        statistics = analyze_file(
+            source, Tokenizer(word_hash), on_refused=refused_line_printer(data_path)
+        )
     if as_json:
         click.echo(statistics.model_dump_json(indent=2))
         return

@@ -18,9 +18,9 @@ from hrm.evaluation.recommendation import (
     measure_messages,
 )
 from schemas import HaltedBy, SQEHRMError
-from worker.cli.commands.convert import open_with_progress, refused_line_printer
+from worker.cli.files import read_with_progress, refused_line_printer
+from worker.cli.options import ANY_CONTENT, data_path_option, device_option, json_option, use_device
 from worker.cli.tables.checkpoint import print_comparison, print_inspection
-from worker.process import devices
 from worker.settings import Settings
 
 RULES = {
@@ -42,7 +42,7 @@ def command() -> None:
 
 @command.command("inspect")
 @click.argument("checkpoint")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def inspect_(checkpoint: str, as_json: bool) -> None:  # noqa: FBT001 - click passes flags by name
     """Show a checkpoint's parts, sizes, configuration and numbers.
 
@@ -59,20 +59,16 @@ def inspect_(checkpoint: str, as_json: bool) -> None:  # noqa: FBT001 - click pa
 
 @command.command("compare")
 @click.argument("checkpoints", nargs=-1, required=True)
-@click.option(
-    "--data-path",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="JSONL of messages, bare pairs, or converted examples to measure solve rates on.",
-)
+@data_path_option(f"{ANY_CONTENT[:-1]} to measure solve rates on.", required=False)
 @click.option(
     "--halting",
     type=click.Choice(list(RULES)),
     default="both",
     show_default=True,
-    help="Under which rule, with --data-path.",
+    help="Halting rule to measure under, with --data-path.",
 )
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: SQE_DEVICE or cpu]")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@device_option()
+@json_option
 def compare(
     checkpoints: tuple[str, ...],
     data_path: Path | None,
@@ -90,7 +86,7 @@ def compare(
         raise click.UsageError("name at least two checkpoints, or use: sqe-hrm checkpoint inspect")
     settings = Settings.from_env(device=device)
     # What can be refused at once is refused before anything takes its time.
-    torch_device = "cpu" if data_path is None else _pin(settings.device)
+    torch_device = "cpu" if data_path is None else use_device(settings).torch_name
     loaded = [
         load_checkpoint(find_checkpoint(name, settings.checkpoint_dir)) for name in checkpoints
     ]
@@ -114,16 +110,6 @@ def compare(
         print_comparison(comparison)
 
 
-def _pin(name: str) -> str:
-    """The device as torch calls it."""
-    try:
-        device = devices.pin(name)
-        devices.check(device)
-    except devices.DeviceError as error:
-        raise click.UsageError(str(error)) from None
-    return device.torch_name
-
-
 @contextlib.contextmanager
 def _lines(
     path: Path, reader: LineReader, refused: list[RefusedLine]
@@ -131,7 +117,7 @@ def _lines(
     """What the lines of `path` hold; refused ones are printed on stderr and added to `refused`."""
     print_refused = refused_line_printer(path)
     try:
-        with open_with_progress(path, "Measuring") as source:
+        with read_with_progress(path, "Measuring") as source:
 
             def sound() -> Iterator[tuple[int, Content]]:
                 for index, content in reader.contents(source):
@@ -142,7 +128,5 @@ def _lines(
                         yield index, content
 
             yield sound()
-    except OSError as error:
-        raise SQEHRMError(f"cannot read {path}: {error.strerror}") from None
     except ComparisonError as error:
         raise SQEHRMError(f"{path}: {error}") from None

@@ -1,60 +1,27 @@
 """`sqe-hrm convert`: a file of SQE messages into a file of HRM examples."""
 
-import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import click
-import rich.progress
-from rich.console import Console
 
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.data.conversion import Converter
-from hrm.data.files import (
-    BUFFER_BYTES,
-    ConvertedFile,
-    LineReader,
-    RefusedLine,
-    convert_file,
-    replaced_file,
-)
+from hrm.data.files import ConvertedFile, LineReader, convert_file, replaced_file
 from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError
+from worker.cli.files import (
+    check_outputs,
+    check_strict,
+    open_with_progress,
+    refused_line_printer,
+)
+from worker.cli.options import data_path_option, json_option, strict_option, word_hash_option
 
 STDOUT = Path("-")
-
-
-@contextmanager
-def open_with_progress(path: Path, description: str) -> Iterator[BinaryIO]:
-    """`path` to read, with a bar of the bytes read on stderr where that is a terminal."""
-    with (
-        rich.progress.open(
-            path,
-            "rb",
-            buffering=0,
-            description=description,
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        ) as raw,
-        # The bar sits below the buffer, so that it is told of blocks and not of every line.
-        # It is a raw stream, though declared as any binary file.
-        io.BufferedReader(raw, BUFFER_BYTES) as source,  # type: ignore[type-var]
-    ):
-        yield source
-
-
-def refused_line_printer(path: Path) -> Callable[[RefusedLine], None]:
-    """Prints a refused line of `path` on stderr, as compilers name a line."""
-
-    def print_line(line: RefusedLine) -> None:
-        click.echo(f"{path}:{line.number}: {line.reason}: {line.detail}", err=True)
-
-    return print_line
 
 
 def _open_output(path: Path) -> AbstractContextManager[BinaryIO]:
@@ -87,48 +54,37 @@ def _print_summary(
 
 
 @click.command("convert")
-@click.option(
-    "--data-path",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSONL file of messages, or of bare {prompt, completion} pairs.",
-)
+@data_path_option("JSONL file of messages or prompt-completion pairs.")
 @click.option(
     "--output",
     required=True,
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="JSONL file of examples to write; - for standard output.",
+    help="JSONL file to write the examples to; - for standard output.",
 )
-@click.option(
-    "--word-hash",
-    type=click.Choice(WordHash, case_sensitive=False),
-    default=WordHash.MD5.value,
-    show_default=True,
-    help="Digest for words that are not in the vocabulary.",
-)
+@word_hash_option
 @click.option(
     "--puzzle-policy",
     type=click.Choice(PuzzlePolicy, case_sensitive=False),
     default=PuzzlePolicy.LINE_INDEX.value,
     show_default=True,
-    help="Puzzle id of a message that has none.",
+    help="Where a message without a puzzle id gets one: from its line number or its prompt.",
 )
 @click.option(
     "--puzzle-space",
     type=click.IntRange(min=1),
     default=ConversionConfig().puzzle_space,
     show_default=True,
-    help="How many puzzle ids the policy gives.",
+    help="Number of puzzle ids that the policy assigns.",
 )
 @click.option(
     "--max-message-bytes",
     type=click.IntRange(min=1),
     default=DEFAULT_MAX_MESSAGE_BYTES,
     show_default=True,
-    help="Limit of a prompt and its completion together.",
+    help="Largest size of a prompt and its completion together.",
 )
-@click.option("--strict", is_flag=True, help="Exit 1 if any line was refused.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@strict_option()
+@json_option
 def command(
     data_path: Path,
     output: Path,
@@ -141,11 +97,11 @@ def command(
 ) -> None:
     """Convert SQE messages into HRM examples, line by line.
 
-    A line that holds no message is reported on stderr with its number, and the rest goes on. The
-    summary goes to stdout, or to stderr where stdout has the examples.
+    A line that is not a message is reported on stderr with its number, and skipped. The summary
+    goes to stdout, or to stderr if the examples go to stdout.
     """
-    if output.exists() and output.samefile(data_path):
-        raise click.UsageError(f"--output {output} is the data itself: name another file")
+    if output != STDOUT:
+        check_outputs((data_path,), (output,))
     config = ConversionConfig(
         word_hash=word_hash, puzzle_policy=puzzle_policy, puzzle_space=puzzle_space
     )
@@ -164,7 +120,5 @@ def command(
         raise SQEHRMError(f"cannot convert {data_path} to {output}: {error.strerror}") from None
     seconds = time.perf_counter() - started
     _print_summary(result, seconds, to_stderr=output == STDOUT, as_json=as_json)
-    if strict and result.refused:
-        raise SQEHRMError(
-            f"{data_path}: {result.refused.total()} refused: mend the lines named, or drop --strict"
-        )
+    if strict:
+        check_strict(data_path, result.refused.total())

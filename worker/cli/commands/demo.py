@@ -12,6 +12,12 @@ from rich.console import Console
 
 from hrm.checkpoint.names import find_checkpoint
 from worker.broker import embedded
+from worker.cli.options import (
+    checkpoint_option,
+    data_path_option,
+    device_option,
+    halting_option,
+)
 from worker.demo.session import exchange, running_worker
 from worker.demo.tally import Tally
 from worker.demo.traffic import Mixture, read_accepted, traffic
@@ -25,27 +31,32 @@ SHARE = click.FloatRange(0, 1)
 
 
 @click.command("demo")
-@click.option("--checkpoint", default="sqe-demo", show_default=True, help="Name or path.")
-@click.option(
-    "--data-path",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Accepted messages as JSONL.  [default: the checkpoint's messages.jsonl]",
+@checkpoint_option(default="sqe-demo")
+@data_path_option(
+    f"JSONL file of accepted messages.  [default: {MESSAGES} beside the checkpoint]",
+    required=False,
 )
-@click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(1))
-@click.option("--forever", is_flag=True, help="Keep it up until Ctrl-C.")
+@click.option(
+    "--seconds",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="How long to send messages.",
+)
+@click.option("--forever", is_flag=True, help="Send messages until Ctrl-C.")
 @click.option(
     "--changed",
     default=0.3,
     show_default=True,
     type=SHARE,
-    help="Share of messages with words inserted, dropped or replaced.",
+    help="Share of messages in which words are inserted, dropped or replaced.",
 )
 @click.option(
     "--words",
     default=0.05,
     show_default=True,
     type=SHARE,
-    help="Share of the words that are changed in such a message, at least one.",
+    help="Share of the words to change in each of these messages, at least one word.",
 )
 @click.option(
     "--malformed",
@@ -59,14 +70,17 @@ SHARE = click.FloatRange(0, 1)
     default=16,
     show_default=True,
     type=click.IntRange(1),
-    help="Messages the agent leaves unanswered at a time.",
+    help="Messages that the agent has unanswered at a time.",
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda:N.")
+@device_option(default="cpu")
+@halting_option
 @click.option(
-    "--halting", default="max_steps", show_default=True, type=click.Choice(["max_steps", "q"])
+    "--metrics-port",
+    default=0,
+    show_default=True,
+    help="Port of the worker's /metrics; 0 for a free one.",
 )
-@click.option("--metrics-port", default=0, show_default=True, help="0 takes a free one.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Seed for all random choices.")
 def command(
     checkpoint: str,
     data_path: Path | None,
@@ -83,8 +97,8 @@ def command(
 ) -> None:
     """Start Redis and a worker, and send it known, changed and malformed messages.
 
-    Every figure comes from inference with the checkpoint. Exits 0 when every message had exactly
-    one outcome and the worker's own counters agree.
+    Every figure comes from inference with the checkpoint. The exit status is 0 if every message
+    had exactly one outcome and the worker's own counters agree.
     """
     if changed + malformed > 1:
         raise click.UsageError("--changed and --malformed exceed 1 together")

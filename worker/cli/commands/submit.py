@@ -14,8 +14,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hrm.data.files import LineReader, RefusedLine, replaced_file
+from hrm.data.files import LineReader, RefusedLine
 from schemas import Rejection, SQEHRMError, SQEMessage, Verdict
+from worker.cli.files import check_outputs, writing
+from worker.cli.options import NEW_FILE, json_option, strict_option
 from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client
 from worker.settings import Settings
 
@@ -48,19 +50,30 @@ class _Summary:
     "--data-path",
     required=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True),
-    help="JSONL of messages, or of bare prompts and completions; - for standard input.",
+    help="JSONL file of messages or prompt-completion pairs; - for standard input.",
 )
-@click.option("--queue", type=click.Choice(list(QUEUES)), default="backfill", show_default=True)
-@click.option("--agent-id", default="file", show_default=True, help="Of bare pairs.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Outcomes as JSONL."
+    "--queue",
+    type=click.Choice(list(QUEUES)),
+    default="backfill",
+    show_default=True,
+    help="Workers empty live before backfill.",
 )
-@click.option("--no-wait", is_flag=True, help="Enqueue and leave; verdicts stay in Redis a while.")
 @click.option(
-    "--timeout", default=60.0, show_default=True, help="Seconds without any outcome to give up at."
+    "--agent-id", default="file", show_default=True, help="Agent id of lines that have none."
 )
-@click.option("--strict", is_flag=True, help="Exit 1 if a line is no message or one is rejected.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+@click.option("--output", type=NEW_FILE, help="File to write the outcomes to, as JSONL.")
+@click.option(
+    "--no-wait", is_flag=True, help="Return once enqueued. Redis keeps the verdicts for a while."
+)
+@click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    help="Seconds without any outcome after which to give up.",
+)
+@strict_option("any line was refused or any message rejected")
+@json_option
 def command(
     data_path: Path,
     queue: str,
@@ -73,15 +86,16 @@ def command(
 ) -> None:
     """Enqueue the messages of a file and collect their verdicts.
 
-    A line that is no message is reported, and the rest goes on.
+    A line that is not a message is reported on stderr, and skipped.
     """
     if no_wait and output is not None:
         raise click.UsageError("--no-wait leaves before there is an outcome to write to --output")
+    check_outputs((data_path,), (output,))
     summary = _Summary()
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(Client())
         source = cast("BinaryIO", stack.enter_context(click.open_file(str(data_path), "rb")))
-        sink = stack.enter_context(replaced_file(output)) if output is not None else None
+        sink = stack.enter_context(writing(output)) if output is not None else None
         messages = _messages(source, agent_id, summary)
         on_progress = _progress(stack)
         while batch := list(itertools.islice(messages, AT_ONCE)):

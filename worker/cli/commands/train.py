@@ -26,6 +26,7 @@ from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Option, RunRecord, SavedStep
 from hrm.training.trainer import Trainer, TrainingConfig
 from schemas import HRMExample, SQEHRMError, first_problem
+from worker.cli.options import use_device
 from worker.cli.tables.training import summary, training_display
 from worker.cli.training_options import (
     check_together,
@@ -69,9 +70,7 @@ def command(
     last step: train on with --init-from.
     """
     settings = Settings.from_env(device=device)
-    pinned = _pin(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    pinned = use_device(settings)
     saved = latest_step(output) if resume else None
     asked, base = _settled(ctx, options, pinned, output, saved, settings.checkpoint_dir)
     recipe = recipe_of(asked)
@@ -139,15 +138,6 @@ class _Data:
         )
         assert training is not None  # noqa: S101 - a file without messages is refused
         return training, held_out
-
-
-def _pin(name: str) -> devices.Device:
-    try:
-        device = devices.pin(name)
-        devices.check(device)
-    except devices.DeviceError as error:
-        raise click.UsageError(str(error)) from None
-    return device
 
 
 def _settled(

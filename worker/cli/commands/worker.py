@@ -9,9 +9,17 @@ import click
 from hrm.checkpoint.names import find_checkpoint, weights_file
 from worker.broker import embedded
 from worker.broker.keys import QUEUES
-from worker.cli.ensemble_options import DEFAULT_STRATEGY, ListCommand, ensemble_options
-from worker.cli.inference_options import device_option, dtype_option, halting_option
-from worker.process import devices
+from worker.cli.options import (
+    DEFAULT_STRATEGY,
+    ListCommand,
+    checkpoint_option,
+    device_option,
+    dtype_option,
+    ensemble_options,
+    halting_option,
+    max_steps_option,
+    pin,
+)
 from worker.settings import Settings
 from worker.telemetry.logs import configure_logging
 
@@ -22,25 +30,36 @@ CPU_SLOTS = 4
 
 
 @click.command("worker", cls=ListCommand)
-@click.option("--checkpoint", help="Name or path.  [default: SQE_CHECKPOINT or sqe-demo]")
+@checkpoint_option()
 @ensemble_options(
-    required=False, combiner_help="Of stacking: the file that sqe-hrm ensemble saved."
+    required=False, combiner_help="File of the stacking combiner, as saved by sqe-hrm ensemble."
 )
-@device_option
+@device_option()
 @click.option(
-    "--slots", type=int, help="Messages at once.  [default: 4 a thread on cpu, 64 on cuda]"
+    "--slots",
+    type=int,
+    help="Messages evaluated at once.  [default: SQE_SLOTS, or 4 per thread on cpu, 64 on cuda]",
 )
 @halting_option
 @dtype_option(default="auto")
-@click.option("--max-steps", type=click.IntRange(min=1), help="ACT steps.  [default: checkpoint's]")
-@click.option("--metrics-port", type=int, help="0 takes a free one.  [default: 9108]")
+@max_steps_option(limit=None)
+@click.option(
+    "--metrics-port",
+    type=int,
+    help="Port of /metrics, /healthz and /readyz; 0 for a free one.  "
+    "[default: SQE_METRICS_PORT or 9108]",
+)
 @click.option(
     "--queues",
     default=",".join(QUEUES),
     show_default=True,
-    help="Which to take from, the most urgent first.",
+    help="Queues to take messages from, the most urgent first.",
 )
-@click.option("--threads", type=int, help="Of torch on cpu.  [default: one per core]")
+@click.option(
+    "--threads",
+    type=int,
+    help="Number of CPU threads for torch.  [default: SQE_THREADS or one per core]",
+)
 def command(
     checkpoint: str | None,
     checkpoints: tuple[str, ...],
@@ -58,9 +77,9 @@ def command(
 ) -> None:
     """Evaluate messages from the queues until SIGTERM or Ctrl-C.
 
-    With --checkpoints, several answer as one, under a name and a digest of their own.
+    With --checkpoints, several checkpoints answer as one, under a name and a digest of their own.
 
-    Without SQE_REDIS_URL, a Redis server is started in this folder.
+    Without SQE_REDIS_URL, the worker starts a Redis server that keeps its data in this folder.
     """
     _check_ensemble(checkpoint, checkpoints, weights, strategy, combiner)
     chosen = tuple(name.strip() for name in queues.split(","))
@@ -78,10 +97,7 @@ def command(
     for name in checkpoints or (settings.checkpoint,):
         weights_file(find_checkpoint(name, settings.checkpoint_dir))
     configure_logging()
-    try:
-        pinned = devices.pin(settings.device)
-    except devices.DeviceError as error:
-        raise click.UsageError(str(error)) from None
+    pinned = pin(settings.device, check=False)
 
     # After the device is pinned: these import torch.
     import torch  # noqa: PLC0415

@@ -15,7 +15,7 @@ from tests.support.checkpoints import RECORD, SHA256, TINY
 from tests.support.ensembles import WIDER, save_member
 from worker.cli.commands.ensemble import command
 from worker.cli.commands.worker import command as worker
-from worker.cli.ensemble_options import STRATEGIES
+from worker.cli.options import STRATEGIES
 
 PAIRS = [
     {"prompt": "security test", "completion": "agent data test"},

@@ -152,7 +152,7 @@ def test_refused_lines_are_told_by_number_and_strict_fails(tmp_path: Path, data:
     told = [line.split(": ")[:2] for line in lenient.stderr.splitlines()]
     assert told == [[f"{data}:2", "not_json"], [f"{data}:3", "missing_field"]]
     strict = evaluate(data, "--strict", "--output", output)
-    assert refusal(strict) == f"{data}: 2 refused: mend the lines named, or drop --strict"
+    assert refusal(strict) == f"{data}: 2 refused: fix the lines named, or drop --strict"
     assert strict.exit_code == 1
     # What was measured is not thrown away.
     assert EvaluationReport.model_validate_json(output.read_text()).overall.examples == 1
@@ -201,4 +201,4 @@ def test_users_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:
 
 def test_help_warns_of_files_converted_otherwise() -> None:
     shown = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
-    assert "if it was converted with another word hash or policy than the checkpoint's" in shown
+    assert "if they were converted with another word hash or policy than the checkpoint's" in shown
