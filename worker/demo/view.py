@@ -128,6 +128,11 @@ def _unsolved(tally: Tally) -> Table:
 
 
 def _rate(solved_of: tuple[int, int]) -> str:
-    """A share; a dash where nothing was evaluated."""
+    """The solved share in percent: 0 and 100 only if it is exactly that, a dash without any."""
     solved, evaluated = solved_of
-    return f"{solved / evaluated:.1%}" if evaluated else "-"
+    if not evaluated:
+        return "-"
+    percentage = round(100 * solved / evaluated, 1)
+    if 0 < solved < evaluated:
+        percentage = min(max(percentage, 0.1), 99.9)
+    return f"{percentage:.1f} %"

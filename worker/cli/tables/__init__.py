@@ -1,1 +1,1 @@
-"""What the commands print: one module for each report. Computes no figure."""
+"""What the commands print: one module for each report, and `style` for all. Computes no figure."""

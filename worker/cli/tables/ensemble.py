@@ -3,18 +3,14 @@
 Knows `hrm.ensemble.report.EnsembleReport` and rich; computes no figure.
 """
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hrm.ensemble.report import EnsembleReport
 from hrm.evaluation.report import EvaluationReport
-
-WIDTH = 100
-"""Columns where there is no terminal to ask."""
-
-NOTHING = "no example"
+from worker.cli.tables.evaluation import NO_EXAMPLE
+from worker.cli.tables.style import interval, number, percent, print_parts, table
 
 _COLUMNS = ("solved", "95 % interval", "tokens", "edit", "Q right", "steps", "ms each")
 """Tokens right, mean edit similarity, how often the Q head was right, mean ACT steps, and
@@ -23,14 +19,10 @@ milliseconds by the clock for an example."""
 
 def print_ensemble(report: EnsembleReport) -> None:
     """Print `report` on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
-    # Paths may be long, and one in two pieces cannot be copied: the terminal wraps them.
-    console.print(_heading(report), soft_wrap=True)
-    console.print(_table(report), "", sep="\n")
+    parts: list[RenderableType] = [_heading(report), _table(report)]
     if report.recommendation is not None:
-        console.print(Text(report.recommendation.reason), soft_wrap=True)
+        parts.append(Text(report.recommendation.reason, no_wrap=True))
+    print_parts(*(("", part) for part in parts))
 
 
 def _heading(report: EnsembleReport) -> Text:
@@ -55,37 +47,34 @@ def _heading(report: EnsembleReport) -> Text:
         f"{text}{together.overall.examples:,} examples evaluated, "
         f"{sum(lines.refused.values()):,} refused\n"
         f"halting {setting.halting}, at most {setting.max_steps} steps; "
-        f"{setting.device}, {setting.dtype}, batch size {setting.batch_size}\n"
+        f"{setting.device}, {setting.dtype}, batch size {setting.batch_size}",
+        # Paths may be long, and one in two pieces cannot be copied: the terminal wraps them.
+        no_wrap=True,
     )
 
 
 def _table(report: EnsembleReport) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
+    made = table("", *_COLUMNS)
     for member in report.members:
         setting = member.setting
         # Steps of two runs have the same names.
         name = f"{setting.checkpoint} ({setting.checkpoint_digest[:6]})"
-        table.add_row(Text(name), *_cells(member))
-    table.add_section()
-    table.add_row(Text("ensemble", "bold"), *_cells(report.ensemble))
-    return table
+        made.add_row(Text(name), *_cells(member))
+    made.add_section()
+    made.add_row(Text("ensemble", "bold"), *_cells(report.ensemble))
+    return made
 
 
 def _cells(report: EvaluationReport) -> tuple[str, ...]:
-    overall, solved, milliseconds = report.overall, report.overall.solved, 0.0
-    if not overall.examples or solved.low is None or solved.high is None:
-        return (NOTHING,)
-    if report.seconds.per_example is not None:
-        milliseconds = 1000 * report.seconds.per_example
+    overall, seconds = report.overall, report.seconds.per_example
+    if not overall.examples:
+        return (NO_EXAMPLE,)
     return (
-        f"{solved.count:,} of {solved.of:,}",
-        f"{100 * solved.low:.1f} to {100 * solved.high:.1f} %",
-        f"{100 * (overall.token_accuracy or 0.0):.2f} %",
-        f"{overall.edit_similarity.mean:.4f}",
-        f"{100 * (overall.q_right.share or 0.0):.1f} %",
-        f"{overall.act_steps.mean:.2f}",
-        f"{milliseconds:,.1f}",
+        f"{overall.solved.count:,} of {overall.solved.of:,}",
+        interval(overall.solved),
+        percent(overall.token_accuracy, 2),
+        number(overall.edit_similarity.mean, 4),
+        percent(overall.q_right.share),
+        number(overall.act_steps.mean, 4),
+        number(None if seconds is None else 1000 * seconds),
     )

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hrm.evaluation.measurement import BothRules, RuleFigures
 from hrm.training.fit import Measurement
 from hrm.training.trainer import StepReport
+from worker.cli.tables.style import interval, number, percent
 
 
 class TrainingDisplay:
@@ -33,8 +34,9 @@ class TrainingDisplay:
         self._loss = report.loss
         if report.accuracy is not None:
             self._halted = (
-                f"  tokens {report.accuracy:4.0%}  solved {report.solved:4.0%}"
-                f"  Q right {report.q_accuracy:4.0%}  ACT steps {report.act_steps:4.1f}"
+                f"  tokens {percent(report.accuracy, 0):>5}  solved {percent(report.solved, 0):>5}"
+                f"  Q right {percent(report.q_accuracy, 0):>5}"
+                f"  ACT steps {number(report.act_steps):>4}"
             )
         self._bar.update(
             self._task,
@@ -75,9 +77,9 @@ def _both(rules: BothRules) -> str:
 
 def _figures(figures: RuleFigures) -> str:
     rate = figures.solve_rate
-    interval = "" if rate.low is None else f" ({rate.low:.0%} to {rate.high:.0%})"
+    within = "" if rate.low is None else f" ({interval(rate, 0)})"
     return (
-        f"{figures.solved}/{figures.examples} solved{interval}, "
-        f"tokens {figures.token_accuracy:.1%}, Q right {figures.q_accuracy:.1%}, "
-        f"{figures.mean_act_steps:.1f} steps"
+        f"{figures.solved}/{figures.examples} solved{within}, "
+        f"tokens {percent(figures.token_accuracy)}, Q right {percent(figures.q_accuracy)}, "
+        f"{number(figures.mean_act_steps)} steps"
     )

@@ -114,13 +114,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data.jsonl"
 
 
-def test_the_command_prints_means_with_one_digit(path: Path) -> None:
+def test_the_command_prints_means_with_three_digits(path: Path) -> None:
     path.write_bytes(lines(*MESSAGES))
     result = CliRunner().invoke(command, ["--data-path", str(path)])
     assert (result.exit_code, result.stderr) == (0, "")
     rows = [row.split() for row in result.stdout.splitlines()]
-    assert ["input", "10.7", "3.3", "0", "0"] in rows
-    assert ["target", "172.7", "35.7", "1", "1"] in rows
+    assert ["input", "10.7", "3.33", "0", "0"] in rows
+    assert ["target", "173", "35.7", "1", "1"] in rows
     assert ["medium", "1", "33.3", "%", "████"] in rows
     assert ["3", "data", "0", "0.0", "%", "100", "93.5", "%", "████████"] in rows
     assert "unknown" not in result.stdout
@@ -130,7 +130,7 @@ def test_the_command_names_the_figures_that_converted_examples_lack(path: Path) 
     path.write_bytes(lines(*examples()))
     result = CliRunner().invoke(command, ["--data-path", str(path)])
     rows = [row.split() for row in result.stdout.splitlines()]
-    assert ["target", "172.7", "35.7", "unknown", "1"] in rows
+    assert ["target", "173", "35.7", "unknown", "1"] in rows
     assert "unknown: an example has none" in result.stdout
 
 

@@ -1,0 +1,80 @@
+"""An analysed file on the screen: its lines, lengths, categories and tokens.
+
+Knows `hrm.data.analysis.DatasetStatistics` and rich; counts nothing.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from hrm.data.analysis import DatasetStatistics
+from hrm.data.vocabulary import VOCABULARY
+from schemas import MAX_SEQUENCE_LENGTH, Difficulty
+from worker.cli.tables.style import number, percent, print_parts, table
+
+BAR_WIDTH = 8
+"""Characters of the longest bar: both token histograms fit side by side in 80 columns."""
+
+
+def print_statistics(data_path: Path, statistics: DatasetStatistics) -> None:
+    """Print the tables of `statistics`, counted in the file `data_path`, on stdout."""
+    print_parts(
+        (str(data_path), _lines_table(statistics)),
+        ("Lengths", _lengths_table(statistics)),
+        ("Difficulty", _shares_table(statistics.difficulties)),
+        ("Category", _shares_table(_categories(statistics))),
+        ("Tokens", _tokens_table(statistics)),
+    )
+
+
+def _lines_table(statistics: DatasetStatistics) -> Table:
+    made = table("lines", "count")
+    made.add_row("messages", f"{statistics.messages:,}")
+    made.add_row("converted examples", f"{statistics.examples:,}")
+    made.add_row("refused", f"{sum(statistics.refused.values()):,}")
+    for reason, count in statistics.refused.items():
+        made.add_row(f"  {reason}", f"{count:,}")
+    return made
+
+
+def _lengths_table(statistics: DatasetStatistics) -> Table:
+    made = table("", "mean characters", "mean tokens", "cut", f"of {MAX_SEQUENCE_LENGTH} tokens")
+    for name, side in (("input", statistics.inputs), ("target", statistics.targets)):
+        cut = f"{side.cut:,}" if statistics.messages else "unknown"
+        means = (number(side.mean_characters), number(side.mean_tokens))
+        made.add_row(name, *means, cut, f"{side.full:,}")
+    return made
+
+
+def _categories(statistics: DatasetStatistics) -> dict[str, int]:
+    counts: dict[str, int] = {str(name): count for name, count in statistics.categories.items()}
+    if statistics.examples:
+        counts["unknown: an example has none"] = statistics.examples
+    return counts
+
+
+def _shares_table(counts: Mapping[Difficulty, int] | Mapping[str, int]) -> Table:
+    made = table("", "count", "share", "", left=(0, 3))
+    total = sum(counts.values())
+    for name, count in counts.items():
+        made.add_row(name, f"{count:,}", *_share(count, total, max(counts.values())))
+    return made
+
+
+def _tokens_table(statistics: DatasetStatistics) -> Table:
+    made = table("", "input", "share", "", "target", "share", "", left=(0, 3, 6))
+    sides = (statistics.inputs.token_counts, statistics.targets.token_counts)
+    for token, name in enumerate(VOCABULARY):
+        cells = [f"{token:2} {name}"]
+        for counts in sides:
+            cells += [f"{counts[token]:,}", *_share(counts[token], sum(counts), max(counts))]
+        made.add_row(*cells)
+    return made
+
+
+def _share(count: int, total: int, most: int) -> tuple[str, str]:
+    """A count's percentage, and its bar beside the longest."""
+    if not count:
+        return percent(0), ""
+    return percent(count / total), "█" * max(1, round(BAR_WIDTH * count / most))
