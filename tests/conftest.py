@@ -9,23 +9,14 @@ import redis
 
 from hrm.checkpoint import save_checkpoint
 from hrm.data.config import ConversionConfig
-from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
+from tests.support.networks import tiny
 from tests.support.processes import REAL, Worker
 from worker.broker import embedded
 from worker.client import Client
 
-TINY = HRMConfig(
-    num_puzzle_identifiers=1000,
-    puzzle_emb_ndim=32,
-    hidden_size=32,
-    num_heads=4,
-    expansion=1.0,
-    H_layers=1,
-    L_layers=1,
-    halt_max_steps=2,
-)
-"""A network that evaluates in a millisecond and has no idea."""
+TINY = tiny(num_puzzle_identifiers=1000, seq_len=100, halt_max_steps=2)
+"""A network that evaluates messages of any length in a millisecond, and knows none of them."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tiny checkpoints, in every part like large ones, for the tests of those."""
+"""Tiny checkpoints with all parts of large ones."""
 
 import json
 from collections.abc import Mapping
@@ -15,17 +15,9 @@ from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, pai
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
+from tests.support.networks import tiny
 
-TINY = HRMConfig(
-    hidden_size=16,
-    num_heads=2,
-    seq_len=7,
-    H_layers=1,
-    L_layers=2,
-    H_cycles=3,
-    num_puzzle_identifiers=5,
-    puzzle_emb_ndim=16,
-)
+TINY = tiny(seq_len=7, L_layers=2, H_cycles=3)
 SHA256 = ConversionConfig(
     word_hash=WordHash.SHA256, puzzle_policy=PuzzlePolicy.LINE_INDEX, puzzle_space=5
 )

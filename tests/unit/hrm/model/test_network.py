@@ -13,6 +13,7 @@ from torch import Tensor
 from hrm.checkpoint import load_checkpoint
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM, State
+from tests.support.networks import tiny_network
 
 REFERENCE = Path(__file__).parents[3] / "fixtures" / "hrm_reference"
 TOLERANCE = 1e-4
@@ -34,12 +35,6 @@ def network(reference: dict[str, Any]) -> HRM:
     network = HRM(HRMConfig(**reference["config"]))
     network.load_state_dict(load_checkpoint(REFERENCE / "reference_checkpoint.pt").state)
     return network.eval()
-
-
-def tiny(**fields: Any) -> HRM:  # noqa: ANN401
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_heads": 2, "H_layers": 1, "L_layers": 1, "seq_len": 6}
-    return HRM(HRMConfig(**{**sizes, "num_puzzle_identifiers": 3, "puzzle_emb_ndim": 16, **fields}))
 
 
 @torch.inference_mode()
@@ -94,8 +89,8 @@ def test_v9_has_the_published_number_of_parameters() -> None:
 
 
 def test_a_new_network_almost_never_halts_and_knows_no_puzzle() -> None:
-    network = tiny()
-    ((_, q_logits),) = steps(network, torch.zeros(2, 6, dtype=torch.int64), torch.tensor([0, 2]), 1)
+    network = tiny_network()
+    ((_, q_logits),) = steps(network, torch.zeros(2, 8, dtype=torch.int64), torch.tensor([0, 2]), 1)
     assert q_logits.eq(-5).all()
     assert network.state_dict()["puzzle_emb.weights"].eq(0).all()
 
@@ -112,25 +107,25 @@ def test_a_new_network_almost_never_halts_and_knows_no_puzzle() -> None:
 def test_puzzle_positions_come_first_and_give_no_token_logits(
     fields: dict[str, Any], leading: int
 ) -> None:
-    network = tiny(**fields)
-    assert network.initial_state(2).z_H.shape == (2, leading + 6, 16)
-    inputs = torch.zeros(2, 6, dtype=torch.int64)
+    network = tiny_network(**fields)
+    assert network.initial_state(2).z_H.shape == (2, leading + 8, 16)
+    inputs = torch.zeros(2, 8, dtype=torch.int64)
     ((logits, q_logits),) = steps(network, inputs, torch.tensor([0, 1]), 1)
-    assert logits.shape == (2, 6, 12)
+    assert logits.shape == (2, 8, 12)
     assert q_logits.shape == (2, 2)
 
 
 def test_the_puzzle_embedding_is_padded_with_zeros_over_its_positions() -> None:
-    network = tiny(puzzle_emb_ndim=20)
+    network = tiny_network(puzzle_emb_ndim=20)
     row = torch.arange(1.0, 21.0)
-    x = network.embed(torch.zeros(1, 6, dtype=torch.int64), row[None])
+    x = network.embed(torch.zeros(1, 8, dtype=torch.int64), row[None])
     assert x[0, :2].flatten().tolist() == [4 * n for n in range(1, 21)] + [0] * 12
 
 
 def test_learned_positions_replace_rotary_ones() -> None:
-    network = tiny(pos_encodings="learned")
+    network = tiny_network(pos_encodings="learned")
     assert network.rotary is None
-    inputs = torch.tensor([[0, 5, 5, 11, 0, 0]])
+    inputs = torch.tensor([[0, 5, 5, 11, 0, 0, 0, 0]])
     tokens = network.embed_tokens.embedding_weight[inputs[0]]
     positions = network.embed_pos.embedding_weight[1:]
     x = network.embed(inputs, network.puzzle_embedding(torch.tensor([0])))
@@ -138,17 +133,17 @@ def test_learned_positions_replace_rotary_ones() -> None:
 
 
 def test_order_matters_with_rotary_positions() -> None:
-    network = tiny()
-    inputs = torch.tensor([[0, 1, 2, 11, 0, 0], [0, 2, 1, 11, 0, 0]])
+    network = tiny_network()
+    inputs = torch.tensor([[0, 1, 2, 11, 0, 0, 0, 0], [0, 2, 1, 11, 0, 0, 0, 0]])
     ((logits, _),) = steps(network, inputs, torch.tensor([0, 0]), 1)
-    # The last position holds the same token in both inputs, and sees the same tokens in a different
-    # order.
-    assert not torch.allclose(logits[0, 5], logits[1, 5])
+    # The last position holds the same token in both inputs, and sees the same tokens
+    # in a different order.
+    assert not torch.allclose(logits[0, -1], logits[1, -1])
 
 
 def test_only_the_last_call_of_each_level_carries_gradients() -> None:
-    network = tiny(H_cycles=2, L_cycles=2)
-    inputs = torch.zeros(1, 6, dtype=torch.int64)
+    network = tiny_network(H_cycles=2, L_cycles=2)
+    inputs = torch.zeros(1, 8, dtype=torch.int64)
     x = network.embed(inputs, network.puzzle_embedding(torch.tensor([0])))
     z_H, z_L = (z.clone().requires_grad_() for z in network.initial_state(1))
     calls: list[bool] = []

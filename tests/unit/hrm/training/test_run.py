@@ -13,25 +13,15 @@ from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.evaluation.measurement import BothRules, RuleFigures
 from hrm.model.batch import Batch
-from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 from hrm.training.fit import Measurement, Progress
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import STATE, RunRecord, step_folders
 from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig
 from tests.support.checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
+from tests.support.networks import tiny
 
-CONFIG = HRMConfig(
-    hidden_size=16,
-    num_heads=2,
-    H_layers=1,
-    L_layers=1,
-    seq_len=8,
-    num_puzzle_identifiers=5,
-    puzzle_emb_ndim=16,
-    halt_max_steps=3,
-    halt_exploration_prob=0.5,
-)
+CONFIG = tiny(halt_max_steps=3, halt_exploration_prob=0.5)
 RECIPE = TrainingConfig(steps=6, batch_size=3, lr=1e-2, lr_warmup_steps=2)
 EVERY_FILE = {
     "config.json",

@@ -9,21 +9,19 @@ from torch import Tensor
 
 from hrm.evaluation.measurement import measure
 from hrm.model.batch import Batch
-from hrm.model.config import HRMConfig
 from hrm.model.network import HRM, State
 from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig, sign_descent_
 from schemas import HaltedBy
+from tests.support.networks import tiny_network
 
 SEQ_LEN = 8
 STILL = 1e-12
 """A learning rate too low to learn anything in a few steps."""
 
 
-def tiny(**fields: float) -> HRM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_heads": 2, "H_layers": 1, "L_layers": 1, "seq_len": SEQ_LEN}
-    config = {**sizes, "num_puzzle_identifiers": 9, "puzzle_emb_ndim": 16, "halt_max_steps": 3}
-    return HRM(HRMConfig.model_validate({**config, "halt_exploration_prob": 0.0, **fields}))
+def network_of(**fields: float) -> HRM:
+    sizes = {"num_puzzle_identifiers": 9, "halt_max_steps": 3, "halt_exploration_prob": 0.0}
+    return tiny_network(**{**sizes, **fields})
 
 
 def random_examples(count: int, length: int = SEQ_LEN) -> Batch:
@@ -83,7 +81,7 @@ def test_a_table_in_half_precision_keeps_its_dtype() -> None:
 
 
 def test_a_step_moves_only_the_rows_of_its_puzzles() -> None:
-    network = tiny()
+    network = network_of()
     trainer = trainer_of(network, lr_warmup_steps=0, batch_size=2)
     trainer.step()
     moved = network.puzzle_emb.weights.abs().sum(-1).gt(0)
@@ -94,7 +92,7 @@ def test_a_step_moves_only_the_rows_of_its_puzzles() -> None:
 
 
 def test_every_example_is_used_before_any_is_used_again() -> None:
-    trainer = trainer_of(tiny(halt_max_steps=1), count=6, batch_size=2)
+    trainer = trainer_of(network_of(halt_max_steps=1), count=6, batch_size=2)
     seen: list[int] = []
     for _ in range(6):
         assert trainer.step().halted == 2
@@ -104,7 +102,7 @@ def test_every_example_is_used_before_any_is_used_again() -> None:
 
 
 def test_a_row_keeps_its_example_until_it_halts() -> None:
-    trainer = trainer_of(tiny(halt_max_steps=3), count=4, batch_size=2, lr=STILL)
+    trainer = trainer_of(network_of(halt_max_steps=3), count=4, batch_size=2, lr=STILL)
     work, halted = [], []
     for _ in range(6):
         halted.append(trainer.step().halted)
@@ -118,7 +116,7 @@ def test_a_row_keeps_its_example_until_it_halts() -> None:
 def test_a_halted_row_starts_from_the_initial_state_and_the_others_continue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    network = tiny(halt_max_steps=2)
+    network = network_of(halt_max_steps=2)
     trainer = trainer_of(network, count=4, batch_size=2, lr=STILL)
     given: list[State] = []
     step = network.step
@@ -143,13 +141,13 @@ def test_a_halted_row_starts_from_the_initial_state_and_the_others_continue(
 
 
 def test_a_batch_has_at_most_all_examples() -> None:
-    trainer = trainer_of(tiny(halt_max_steps=1), count=3, batch_size=96)
+    trainer = trainer_of(network_of(halt_max_steps=1), count=3, batch_size=96)
     assert trainer.step().halted == 3
     assert sorted(puzzles(trainer)) == [0, 1, 2]
 
 
 def test_rows_halt_as_soon_as_q_prefers_it() -> None:
-    network = tiny(halt_max_steps=4)
+    network = network_of(halt_max_steps=4)
     set_q_head(network, 5, -5)
     trainer = trainer_of(network, lr=STILL)
     reports = [trainer.step() for _ in range(4)]
@@ -157,7 +155,7 @@ def test_rows_halt_as_soon_as_q_prefers_it() -> None:
 
 
 def test_exploration_makes_rows_continue_for_a_random_number_of_steps() -> None:
-    network = tiny(halt_max_steps=4, halt_exploration_prob=1.0)
+    network = network_of(halt_max_steps=4, halt_exploration_prob=1.0)
     set_q_head(network, 5, -5)
     trainer = trainer_of(network, lr=STILL)
     lengths: list[int] = []
@@ -168,7 +166,7 @@ def test_exploration_makes_rows_continue_for_a_random_number_of_steps() -> None:
 
 
 def test_reports_are_means_over_the_rows_that_halted() -> None:
-    trainer = trainer_of(tiny(halt_max_steps=2), lr=STILL)
+    trainer = trainer_of(network_of(halt_max_steps=2), lr=STILL)
     first, second = trainer.step(), trainer.step()
     assert (first.step, first.halted) == (1, 0)
     assert (first.accuracy, first.solved, first.q_accuracy, first.act_steps) == (None,) * 4
@@ -183,7 +181,7 @@ def test_reports_are_means_over_the_rows_that_halted() -> None:
 
 
 def test_continuing_is_worth_the_next_steps_better_choice_or_halting_at_the_last() -> None:
-    network = tiny()
+    network = network_of()
     set_q_head(network, -1.5, 2.5)
     trainer = trainer_of(network)
     x = network.embed(trainer.examples.inputs, network.puzzle_embedding(torch.arange(4)))
@@ -207,7 +205,7 @@ def test_continuing_is_worth_the_next_steps_better_choice_or_halting_at_the_last
     ],
 )
 def test_the_rate_warms_up_and_decays_linearly(warmup: int, shares: list[float]) -> None:
-    trainer = trainer_of(tiny(), steps=10, lr=2e-3, lr_warmup_steps=warmup, lr_min_ratio=0.1)
+    trainer = trainer_of(network_of(), steps=10, lr=2e-3, lr_warmup_steps=warmup, lr_min_ratio=0.1)
     rates = []
     for _ in shares:
         trainer.step()
@@ -216,7 +214,7 @@ def test_the_rate_warms_up_and_decays_linearly(warmup: int, shares: list[float])
 
 
 def test_the_averaged_weights_follow_slowly() -> None:
-    network = tiny()
+    network = network_of()
     trainer = trainer_of(network, lr=1e-2, lr_warmup_steps=0, ema_decay=0.75)
     weights: list[dict[str, Tensor]] = []
     for _ in range(3):
@@ -234,7 +232,7 @@ def test_the_averaged_weights_follow_slowly() -> None:
 
 
 def losses(seed: int) -> list[StepReport]:
-    trainer = trainer_of(tiny(halt_exploration_prob=0.5), batch_size=2, seed=seed)
+    trainer = trainer_of(network_of(halt_exploration_prob=0.5), batch_size=2, seed=seed)
     return [trainer.step() for _ in range(6)]
 
 
@@ -249,7 +247,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 def test_measurements_are_float32_whatever_the_dtype_of_training() -> None:
     torch.manual_seed(0)
-    config = tiny().config
+    config = network_of().config
     trainer = trainer_of(HRM(config, torch.bfloat16))
     trainer.step()
     assert trainer._carry.state.z_H.dtype == torch.bfloat16
@@ -265,7 +263,7 @@ def test_measurements_are_float32_whatever_the_dtype_of_training() -> None:
 
 @pytest.mark.parametrize("where", ["lm_head.weight", "H_init"])
 def test_divergence_is_reported_and_leaves_the_weights_intact(where: str) -> None:
-    network = tiny()
+    network = network_of()
     trainer = trainer_of(network, lr=0.25)
     trainer.step()
     before = {key: value.clone() for key, value in trainer.averaged_network.state_dict().items()}
@@ -281,7 +279,7 @@ def test_divergence_is_reported_and_leaves_the_weights_intact(where: str) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_restored_trainer_continues_to_the_last_bit(dtype: torch.dtype) -> None:
     # Rows explore, the order is drawn again, and examples are interrupted halfway.
-    config = tiny(halt_exploration_prob=0.5).config
+    config = network_of(halt_exploration_prob=0.5).config
     recipe = {"batch_size": 3, "lr": 1e-2, "lr_warmup_steps": 4, "seed": 7}
 
     def start(seed: int) -> Trainer:
@@ -307,22 +305,12 @@ def test_a_restored_trainer_continues_to_the_last_bit(dtype: torch.dtype) -> Non
 
 
 def test_a_tiny_network_learns_four_examples() -> None:
-    torch.manual_seed(0)
-    config = HRMConfig(
-        hidden_size=32,
-        num_heads=2,
-        seq_len=24,
-        H_layers=1,
-        L_layers=1,
-        expansion=2,
-        num_puzzle_identifiers=4,
-        puzzle_emb_ndim=32,
-        halt_max_steps=4,
-        halt_exploration_prob=0.5,
+    network = tiny_network(
+        hidden_size=32, seq_len=24, expansion=2.0, halt_max_steps=4, halt_exploration_prob=0.5
     )
     examples = random_examples(4, 24)
     recipe = TrainingConfig(steps=300, lr=3e-3, lr_warmup_steps=10, ema_decay=0.9)
-    trainer = Trainer(HRM(config), examples, recipe)
+    trainer = Trainer(network, examples, recipe)
     reports = [trainer.step() for _ in range(recipe.steps)]
     for halting in HaltedBy:
         assert measure(trainer.averaged_network, examples, halting).solved == 4

@@ -11,21 +11,13 @@ from click.testing import CliRunner, Result
 
 from hrm.checkpoint import load_checkpoint, save_checkpoint
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
-from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 from schemas import SQEHRMError
+from tests.support.networks import tiny
 from worker.cli.commands.train import command
 
 WORDS = ("test", "agent", "data", "security", "performance", "deployment")
-BASE = HRMConfig(
-    hidden_size=16,
-    num_heads=2,
-    H_layers=1,
-    L_layers=2,
-    num_puzzle_identifiers=8,
-    puzzle_emb_ndim=16,
-    halt_max_steps=2,
-)
+BASE = tiny(L_layers=2, seq_len=100, num_puzzle_identifiers=8, halt_max_steps=2)
 CONVERSION = ConversionConfig(
     word_hash=WordHash.SHA256, puzzle_policy=PuzzlePolicy.LINE_INDEX, puzzle_space=8
 )
