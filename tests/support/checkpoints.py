@@ -11,7 +11,13 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, pair_hash
+from hrm.checkpoint import (
+    CheckpointError,
+    TrainingRecord,
+    load_checkpoint,
+    pair_hash,
+    save_checkpoint,
+)
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
@@ -31,6 +37,12 @@ def state_of(config: HRMConfig) -> dict[str, Tensor]:
     torch.manual_seed(0)
     state = HRM(config).state_dict()
     return {key: torch.randn_like(tensor) for key, tensor in state.items()}
+
+
+def saved(folder: Path, record: TrainingRecord | None = RECORD) -> Path:
+    """A checkpoint of the tiny network, as training saves it."""
+    save_checkpoint(folder, state_of(TINY), TINY, SHA256, record)
+    return folder
 
 
 def store(folder: Path, state: Mapping[str, Tensor], name: str = "model.safetensors") -> Path:
@@ -65,7 +77,7 @@ def write_arch(folder: Path, **fields: Any) -> None:  # noqa: ANN401
 
 
 def refusal(path: Path) -> str:
-    """What loading this says, which is one line."""
+    """The error of loading `path`, which is one line."""
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Members of tiny ensembles, for the tests of those."""
+"""Members of tiny ensembles."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, save_che
 from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
-from schemas import Difficulty, ExampleMetadata, HRMExample
 from tests.support.checkpoints import SHA256, TINY
 
 WIDER = TINY.model_copy(update={"hidden_size": 32, "halt_max_steps": 4})
@@ -36,13 +35,3 @@ def member(
     record: TrainingRecord | None = None,
 ) -> Checkpoint:
     return load_checkpoint(save_member(folder, seed, config, conversion, record))
-
-
-def example(puzzle_id: int, *inputs: int, target: tuple[int, ...] = (0, 3, 11)) -> HRMExample:
-    return HRMExample(
-        puzzle_id=puzzle_id,
-        input_sequence=inputs,
-        target_sequence=target,
-        solution_steps=(),
-        metadata=ExampleMetadata(prompt_length=1, completion_length=1, difficulty=Difficulty.EASY),
-    )

@@ -1,4 +1,4 @@
-"""Evaluations of small files, for the tests of those."""
+"""Evaluations of small files."""
 
 import io
 import json
@@ -27,6 +27,11 @@ def jsonl(*lines: Any) -> io.BytesIO:  # noqa: ANN401
             (line if isinstance(line, str) else json.dumps(line)).encode() + b"\n" for line in lines
         )
     )
+
+
+def write_jsonl(path: Path, *lines: Any) -> Path:  # noqa: ANN401
+    path.write_bytes(jsonl(*lines).getvalue())
+    return path
 
 
 class Run:

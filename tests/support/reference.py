@@ -13,7 +13,8 @@ from hrm.checkpoint import load_checkpoint
 from hrm.model.batch import Batch
 from hrm.model.config import IGNORE_LABEL, HRMConfig
 from hrm.model.network import HRM
-from schemas import Difficulty, ExampleMetadata, HaltedBy, HRMExample
+from schemas import HaltedBy, HRMExample
+from tests.support.examples import example
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "hrm_reference"
 
@@ -56,15 +57,8 @@ def batch() -> Batch:
 @cache
 def examples() -> list[HRMExample]:
     """The nine examples."""
-    metadata = ExampleMetadata(prompt_length=1, completion_length=1, difficulty=Difficulty.EASY)
     return [
-        HRMExample(
-            puzzle_id=puzzle_id,
-            input_sequence=tuple(inputs),
-            target_sequence=tuple(label for label in labels if label != IGNORE_LABEL),
-            solution_steps=(),
-            metadata=metadata,
-        )
+        example(puzzle_id, tuple(inputs), tuple(label for label in labels if label != IGNORE_LABEL))
         for puzzle_id, inputs, labels in zip(
             batch().puzzle_ids.tolist(),
             batch().inputs.tolist(),

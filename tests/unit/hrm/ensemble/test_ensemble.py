@@ -22,8 +22,9 @@ from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
 from schemas import MessageRejected, RejectionReason, SQEMessage
 from tests.support.checkpoints import SHA256, TINY
-from tests.support.ensembles import WIDER, example, member
+from tests.support.ensembles import WIDER, member
 from tests.support.evaluations import Run, jsonl
+from tests.support.examples import example
 
 LINES = [{"prompt": f"test {word}", "completion": "agent data"} for word in "abcde"]
 
@@ -48,7 +49,7 @@ def refusal(
 
 
 def fit(members: list[Checkpoint]) -> Stacking:
-    examples = [example(puzzle, 0, 5, 11) for puzzle in range(4)]
+    examples = [example(puzzle, (0, 5, 11), (0, 3, 11)) for puzzle in range(4)]
     inference = Inference(slots=2, max_steps=2)
     return fit_stacking_for(members, None, examples, "cal", device="cpu", inference=inference)
 
@@ -232,7 +233,7 @@ def test_a_file_that_holds_no_combiner_is_refused(
 
 def test_examples_that_a_member_cannot_take_are_not_fitted_on(pair: list[Checkpoint]) -> None:
     inference = Inference(slots=2, max_steps=1)
-    far, near = example(99, 0, 11), example(1, 0, 11, target=(0, 11))
+    far, near = example(99, (0, 11)), example(1, (0, 11))
     stacking = fit_stacking_for(pair, None, [far, near], "cal", device="cpu", inference=inference)
     assert (stacking.examples, stacking.tokens) == (1, 2)
     with pytest.raises(EnsembleError, match="cal: no example to fit a combiner on"):
@@ -240,14 +241,14 @@ def test_examples_that_a_member_cannot_take_are_not_fitted_on(pair: list[Checkpo
 
 
 def test_pairs_of_the_data_are_left_out_of_the_calibration() -> None:
-    calibration = [example(1, 0, 3, 11), example(1, 0, 4, 11), example(2, 0, 3, 11)]
-    data = [example(1, 0, 3, 11, target=(0, 9, 11)), example(3, 0, 4, 11)]
+    calibration = [example(1, (0, 3, 11)), example(1, (0, 4, 11)), example(2, (0, 3, 11))]
+    data = [example(1, (0, 3, 11), target=(0, 9, 11)), example(3, (0, 4, 11))]
     assert exclude_seen(calibration, iter(data)) == calibration[1:]
     assert exclude_seen(calibration, iter(calibration)) == []
 
 
 def test_examples_are_read_from_every_form_of_line() -> None:
-    converted = example(4, 0, 3, 11)
+    converted = example(4, (0, 3, 11))
     told: list[RefusedLine] = []
     source = jsonl(LINES[0], "no json", converted.model_dump(mode="json"))
     read = list(sound_examples(source, Converter(SHA256), on_refused=told.append))

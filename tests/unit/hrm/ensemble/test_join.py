@@ -18,11 +18,12 @@ from hrm.inference.prediction import EngineClosedError, InferenceError, Predicti
 from hrm.model.batch import ExampleError
 from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
-from tests.support.ensembles import WIDER, example, member
+from tests.support.ensembles import WIDER, member
+from tests.support.examples import example
 
 DEADLINE = 30
 
-EXAMPLES = [example(puzzle, 0, word, 11) for puzzle in range(5) for word in (3, 7)]
+EXAMPLES = [example(puzzle, (0, word, 11)) for puzzle in range(5) for word in (3, 7)]
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +177,10 @@ def test_what_one_member_cannot_take_is_refused_and_waits_for_no_other(
     small = HRM(members[1].config.model_copy(update={"num_puzzle_identifiers": 1})).eval()
     networks = [held.network, small]
     with engine_of(Ensemble(members[:2]), networks, slots=1, max_steps=1) as engine:
-        first = engine.submit(example(0, 0, 11))
+        first = engine.submit(example(0, (0, 11)))
         assert held.reached.wait(DEADLINE)
         with pytest.raises(ExampleError, match="puzzle_id 4"):
-            engine.submit(example(4, 0, 11))
+            engine.submit(example(4, (0, 11)))
         assert engine.statistics.waiting == 0
         held.opened.set()
         first.result(DEADLINE)

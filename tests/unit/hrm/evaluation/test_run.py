@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hrm.checkpoint import TrainingRecord, pair_hash, save_checkpoint
+from hrm.checkpoint import TrainingRecord, pair_hash
 from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
 from hrm.data.vocabulary import Tokenizer
@@ -21,7 +21,7 @@ from hrm.evaluation.report import EvaluationReport
 from hrm.evaluation.run import fit_baselines
 from hrm.inference.engine import Engine
 from schemas import HaltedBy, RejectionReason, Verdict
-from tests.support.checkpoints import RECORD, SHA256, TINY, state_of
+from tests.support.checkpoints import RECORD, SHA256, saved
 from tests.support.evaluations import Run, jsonl, opened
 
 LINES: list[dict[str, Any]] = [
@@ -37,11 +37,6 @@ LINES: list[dict[str, Any]] = [
         "completion": "x y",
     },
 ]
-
-
-def saved(folder: Path, record: TrainingRecord | None = RECORD) -> Path:
-    save_checkpoint(folder, state_of(TINY), TINY, SHA256, record)
-    return folder
 
 
 @pytest.fixture(scope="module")

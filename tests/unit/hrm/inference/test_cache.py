@@ -24,24 +24,13 @@ from hrm.inference.prediction import (
 )
 from hrm.model.batch import ExampleError
 from hrm.model.config import HRMConfig
-from schemas import Difficulty, ExampleMetadata, HaltedBy, HRMExample, SQEMessage
+from schemas import HaltedBy, HRMExample, SQEMessage
 from tests.support.evaluations import opened
+from tests.support.examples import example
 
 CHECKPOINTS = Path(__file__).parents[4] / "checkpoints"
 CONFIG = HRMConfig(seq_len=6, num_puzzle_identifiers=5)
 TIMEOUT = 30
-
-
-def example(
-    puzzle_id: int = 0, prompt: tuple[int, ...] = (0, 11), target: tuple[int, ...] = (0, 11)
-) -> HRMExample:
-    return HRMExample(
-        puzzle_id=puzzle_id,
-        input_sequence=prompt,
-        target_sequence=target,
-        solution_steps=(),
-        metadata=ExampleMetadata(prompt_length=1, completion_length=1, difficulty=Difficulty.EASY),
-    )
 
 
 def prediction_of(asked: HRMExample, max_steps: int | None) -> Prediction:

@@ -6,22 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrm.model.batch import Batch, ExampleError, check_fits, encode, encode_inputs
-from schemas import Difficulty, ExampleMetadata, HRMExample
+from schemas import HRMExample
 from tests.support.checkpoints import TINY
-
-METADATA = ExampleMetadata(prompt_length=1, completion_length=1, difficulty=Difficulty.EASY)
-
-
-def example(
-    puzzle_id: int = 0, inputs: tuple[int, ...] = (0, 11), targets: tuple[int, ...] = (0, 11)
-) -> HRMExample:
-    return HRMExample(
-        puzzle_id=puzzle_id,
-        input_sequence=inputs,
-        target_sequence=targets,
-        solution_steps=(),
-        metadata=METADATA,
-    )
+from tests.support.examples import example
 
 
 def test_inputs_are_padded_with_start_and_labels_are_ignored_beyond_the_target() -> None:

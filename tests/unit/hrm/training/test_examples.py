@@ -1,7 +1,5 @@
 """Training examples: which are trained on, which are held out, and what is recorded of them."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,17 +17,13 @@ from hrm.training.examples import (
     training_record,
 )
 from schemas import HRMExample
+from tests.support.evaluations import write_jsonl
 
 CONVERTER = Converter(ConversionConfig())
 
 
 def examples(count: int) -> list[HRMExample]:
     return [CONVERTER.convert("test the agent", "data", puzzle_id) for puzzle_id in range(count)]
-
-
-def write(path: Path, *pairs: Mapping[str, object]) -> Path:
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return path
 
 
 def refusal(path: Path, excluded: frozenset[str] = frozenset()) -> str:
@@ -41,23 +35,25 @@ def refusal(path: Path, excluded: frozenset[str] = frozenset()) -> str:
 
 def test_the_largest_puzzle_is_accepted_and_the_next_is_refused(tmp_path: Path) -> None:
     pair = {"prompt": "p", "completion": "c"}
-    sound = write(tmp_path / "sound", pair | {"puzzle_id": MAX_PUZZLES - 1})
+    sound = write_jsonl(tmp_path / "sound", pair | {"puzzle_id": MAX_PUZZLES - 1})
     assert read_examples(sound, CONVERTER)[0].puzzle_id == MAX_PUZZLES - 1
-    beyond = write(tmp_path / "beyond", pair, pair | {"puzzle_id": MAX_PUZZLES})
+    beyond = write_jsonl(tmp_path / "beyond", pair, pair | {"puzzle_id": MAX_PUZZLES})
     assert refusal(beyond) == (
         f"{beyond}: line 2: puzzle_id 1048576 is beyond the largest puzzle table: "
         "number puzzles from 0 to 1048575, or leave it out"
     )
-    huge = write(tmp_path / "huge", pair | {"puzzle_id": 10**400})
+    huge = write_jsonl(tmp_path / "huge", pair | {"puzzle_id": 10**400})
     assert "line 1: puzzle_id 10000000… is beyond" in refusal(huge)
 
 
 def test_a_training_message_cannot_be_held_out(tmp_path: Path) -> None:
     pairs = [{"prompt": prompt, "completion": "c"} for prompt in ("one", "two", "three")]
-    training = read_examples(write(tmp_path / "training", *pairs[:2]), CONVERTER)
+    training = read_examples(write_jsonl(tmp_path / "training", *pairs[:2]), CONVERTER)
     known = training_record(training).pair_hashes
-    assert len(read_examples(write(tmp_path / "new", pairs[2]), CONVERTER, excluded=known)) == 1
-    mixed = write(tmp_path / "mixed", pairs[2], pairs[1])
+    assert (
+        len(read_examples(write_jsonl(tmp_path / "new", pairs[2]), CONVERTER, excluded=known)) == 1
+    )
+    mixed = write_jsonl(tmp_path / "mixed", pairs[2], pairs[1])
     assert refusal(mixed, known).startswith(f"{mixed}: line 2: has the puzzle and input tokens")
 
 

@@ -17,9 +17,10 @@ from hrm.data.conversion import Converter
 from hrm.model.batch import encode
 from hrm.model.config import HRMConfig
 from hrm.model.reference_loop import evaluate_batch
-from schemas import HaltedBy, SQEHRMError
+from schemas import HaltedBy
 from tests.support.checkpoints import RECORD, SHA256, state_of, store, write_config
 from tests.support.checkpoints import TINY as SLOW
+from tests.support.commands import refusal
 from worker.cli.commands.checkpoint import command
 
 TINY = SLOW.model_copy(update={"halt_max_steps": 3})
@@ -78,10 +79,7 @@ def sentences(text: str) -> str:
 
 
 def refused(*arguments: str | Path) -> str:
-    error = call(*arguments).exception
-    assert isinstance(error, SQEHRMError)
-    assert "\n" not in str(error)
-    return str(error)
+    return refusal(call(*arguments))
 
 
 # Inspect.

@@ -1,8 +1,6 @@
 """Holds `sqe-hrm ensemble` to its words, and `sqe-hrm worker` to the options that they share."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -10,9 +8,10 @@ from click.testing import CliRunner, Result
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.report import EnsembleReport
 from hrm.ensemble.stacking import read_stacking
-from schemas import SQEHRMError
 from tests.support.checkpoints import RECORD, SHA256, TINY
+from tests.support.commands import refusal
 from tests.support.ensembles import WIDER, save_member
+from tests.support.evaluations import write_jsonl
 from worker.cli.commands.ensemble import command
 from worker.cli.commands.worker import command as worker
 from worker.cli.options import STRATEGIES
@@ -40,13 +39,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write(tmp_path / "data.jsonl", *PAIRS)
-
-
-def write(path: Path, *lines: Any) -> Path:  # noqa: ANN401
-    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
-    path.write_text("".join(f"{text}\n" for text in texts))
-    return path
+    return write_jsonl(tmp_path / "data.jsonl", *PAIRS)
 
 
 def ensemble(data: Path, *options: str | Path) -> Result:
@@ -57,12 +50,6 @@ def ensemble(data: Path, *options: str | Path) -> Result:
 def report_of(result: Result) -> EnsembleReport:
     assert result.exit_code == 0, result.output
     return EnsembleReport.model_validate_json(result.stdout)
-
-
-def refusal(result: Result) -> str:
-    assert isinstance(result.exception, SQEHRMError)
-    assert "\n" not in str(result.exception)
-    return str(result.exception)
 
 
 def test_the_table_shows_the_ensemble_beside_each_member(data: Path) -> None:
@@ -120,7 +107,7 @@ def test_stacking_is_fitted_on_other_pairs_saved_and_taken_again(
     data: Path, tmp_path: Path
 ) -> None:
     # The policy counts lines: the shared pair has to be the same line.
-    calibration = write(tmp_path / "cal.jsonl", PAIRS[0], *OTHERS)
+    calibration = write_jsonl(tmp_path / "cal.jsonl", PAIRS[0], *OTHERS)
     combiner = tmp_path / "combiner.json"
     options = ("--strategy", "stacking", "--combiner", combiner, "--json")
     fitted = report_of(ensemble(data, *options, "--calibration", calibration))
@@ -137,13 +124,13 @@ def test_stacking_is_fitted_on_other_pairs_saved_and_taken_again(
 
 
 def test_stacking_is_never_fitted_on_what_it_is_evaluated_on(data: Path, tmp_path: Path) -> None:
-    calibration = write(tmp_path / "cal.jsonl", *PAIRS)
+    calibration = write_jsonl(tmp_path / "cal.jsonl", *PAIRS)
     told = refusal(ensemble(data, "--strategy", "stacking", "--calibration", calibration))
     assert told.startswith(f"{calibration} has no pair that {data} lacks")
 
 
 def test_a_refused_line_is_told_once(tmp_path: Path) -> None:
-    data = write(tmp_path / "data.jsonl", PAIRS[0], "no json")
+    data = write_jsonl(tmp_path / "data.jsonl", PAIRS[0], "no json")
     result = ensemble(data)
     assert result.exit_code == 0
     (told,) = result.stderr.splitlines()
@@ -152,7 +139,7 @@ def test_a_refused_line_is_told_once(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_has_no_figures(tmp_path: Path) -> None:
-    result = ensemble(write(tmp_path / "data.jsonl"))
+    result = ensemble(write_jsonl(tmp_path / "data.jsonl"))
     assert result.exit_code == 0
     assert result.stdout.count("no example") == 3
 

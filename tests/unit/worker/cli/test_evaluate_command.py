@@ -1,17 +1,16 @@
 """Holds `sqe-hrm evaluate` to its words: tables, files, exit status, what goes to stderr."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from hrm.checkpoint import TrainingRecord, save_checkpoint
 from hrm.checkpoint.names import CheckpointError
 from hrm.evaluation.report import EvaluationReport
-from schemas import SQEHRMError, Verdict
-from tests.support.checkpoints import RECORD, SHA256, TINY, state_of
+from schemas import Verdict
+from tests.support.checkpoints import RECORD, saved
+from tests.support.commands import refusal
+from tests.support.evaluations import write_jsonl
 from worker.cli.commands.evaluate import command
 
 PAIRS = [
@@ -26,7 +25,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint folder with `tiny`, and the environment that names it."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    save(folder / "tiny", RECORD)
+    saved(folder / "tiny", RECORD)
     monkeypatch.setenv("SQE_CHECKPOINT_DIR", str(folder))
     monkeypatch.setenv("SQE_CHECKPOINT", "tiny")
     # The command pins its device here; the test gives it back.
@@ -34,19 +33,9 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def save(folder: Path, record: TrainingRecord | None) -> None:
-    save_checkpoint(folder, state_of(TINY), TINY, SHA256, record)
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write(tmp_path / "data.jsonl", *PAIRS)
-
-
-def write(path: Path, *lines: Any) -> Path:  # noqa: ANN401
-    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
-    path.write_text("".join(f"{text}\n" for text in texts))
-    return path
+    return write_jsonl(tmp_path / "data.jsonl", *PAIRS)
 
 
 def evaluate(data: Path, *options: str | Path) -> Result:
@@ -57,13 +46,6 @@ def evaluate(data: Path, *options: str | Path) -> Result:
 def report_of(result: Result) -> EvaluationReport:
     assert result.exit_code == 0, result.output
     return EvaluationReport.model_validate_json(result.stdout)
-
-
-def refusal(result: Result) -> str:
-    """The one line that the command line prints for this error."""
-    assert isinstance(result.exception, SQEHRMError)
-    assert "\n" not in str(result.exception)
-    return str(result.exception)
 
 
 def test_the_tables_show_every_part_within_100_columns(data: Path) -> None:
@@ -128,7 +110,7 @@ def test_without_training_data_the_checkpoints_record_gives_the_commonest_token(
 
 
 def test_a_checkpoint_without_record_says_so(data: Path, checkpoints: Path) -> None:
-    save(checkpoints / "bare", None)
+    saved(checkpoints / "bare", None)
     shown = evaluate(data, "--checkpoint", "bare").stdout
     assert "no record of its training pairs" in shown
     assert "name the training pairs with --train-data" in shown
@@ -137,7 +119,7 @@ def test_a_checkpoint_without_record_says_so(data: Path, checkpoints: Path) -> N
 
 
 def test_a_file_without_messages_shows_no_percentages(tmp_path: Path) -> None:
-    result = evaluate(write(tmp_path / "empty.jsonl"))
+    result = evaluate(write_jsonl(tmp_path / "empty.jsonl"))
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == "no example"
     assert "0 messages and 0 converted examples evaluated, 0 refused" in result.stdout
@@ -145,7 +127,7 @@ def test_a_file_without_messages_shows_no_percentages(tmp_path: Path) -> None:
 
 
 def test_refused_lines_are_told_by_number_and_strict_fails(tmp_path: Path, data: Path) -> None:
-    data = write(data, PAIRS[0], "oops", {"prompt": "a"})
+    data = write_jsonl(data, PAIRS[0], "oops", {"prompt": "a"})
     output = tmp_path / "report.json"
     lenient = evaluate(data)
     assert lenient.exit_code == 0
@@ -191,7 +173,7 @@ def test_a_wrong_call_exits_with_2(data: Path, options: tuple[str, ...]) -> None
 def test_users_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:
     missing = evaluate(data, "--checkpoint", "nowhere")
     assert isinstance(missing.exception, CheckpointError)
-    nothing = write(tmp_path / "nothing.jsonl")
+    nothing = write_jsonl(tmp_path / "nothing.jsonl")
     assert refusal(evaluate(data, "--train-data", nothing)) == (
         f"{nothing} holds no training pair: name another, or none"
     )

@@ -13,6 +13,7 @@ from hrm.checkpoint import load_checkpoint, save_checkpoint
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.model.network import HRM
 from schemas import SQEHRMError
+from tests.support.commands import refusal
 from tests.support.networks import tiny
 from worker.cli.commands.train import command
 
@@ -42,8 +43,7 @@ def done(result: Result) -> Result:
 def told(result: Result) -> str:
     """The one line of the refusal, as a wrong call or as work that failed."""
     if isinstance(result.exception, SQEHRMError):
-        assert str(result.exception).isprintable()
-        return str(result.exception)
+        return refusal(result)
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.partition("Error: ")[2].splitlines()
     return line

@@ -15,7 +15,8 @@ from hrm.data.config import PuzzlePolicy
 from hrm.data.conversion import Converter
 from hrm.evaluation.measurement import measure
 from hrm.model.batch import encode
-from schemas import HaltedBy, HRMExample, SQEHRMError, SQEMessage
+from schemas import HaltedBy, HRMExample, SQEMessage
+from tests.support.commands import refusal
 from worker.cli.commands.train import command
 
 PAIRS = [
@@ -63,13 +64,6 @@ def examples_of(checkpoint: Checkpoint) -> list[HRMExample]:
     converter = Converter(checkpoint.conversion)
     examples = [converter.convert(*pair) for pair in PAIRS]
     return [*examples, converter.example_of(OWN_PUZZLE)]
-
-
-def error_of(result: Result) -> str:
-    """What the command line prints as one line, with status 1."""
-    assert isinstance(result.exception, SQEHRMError)
-    assert str(result.exception).isprintable()
-    return str(result.exception)
 
 
 def test_the_checkpoint_is_of_the_asked_sizes(run: Run) -> None:
@@ -161,7 +155,7 @@ def test_the_same_seed_gives_the_same_weights(run: Run, tmp_path: Path) -> None:
 def test_a_bad_line_is_named_and_nothing_is_trained(tmp_path: Path, bad: str, wording: str) -> None:
     data = write(tmp_path / "data.jsonl")
     data.write_text(data.read_text() + bad + "\n")
-    told = error_of(train(data, tmp_path / "out"))
+    told = refusal(train(data, tmp_path / "out"))
     assert told.startswith(f"{data}: line 6: ")
     assert wording in told
     assert not (tmp_path / "out").exists()
@@ -171,7 +165,7 @@ def test_a_bad_line_is_named_and_nothing_is_trained(tmp_path: Path, bad: str, wo
 def test_a_file_without_messages_is_refused(tmp_path: Path, content: str) -> None:
     data = tmp_path / "empty.jsonl"
     data.write_text(content)
-    assert error_of(train(data, tmp_path / "out")) == (
+    assert refusal(train(data, tmp_path / "out")) == (
         f"{data} holds no message: give accepted prompts and completions"
     )
     assert not (tmp_path / "out").exists()
@@ -180,7 +174,7 @@ def test_a_file_without_messages_is_refused(tmp_path: Path, content: str) -> Non
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     data = write(tmp_path / "data.jsonl")
-    assert "cannot be written" in error_of(train(data, tmp_path / "file" / "out"))
+    assert "cannot be written" in refusal(train(data, tmp_path / "file" / "out"))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +235,7 @@ def test_the_device_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_puzzle_beyond_any_table_is_named(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "p", "completion": "c", "puzzle_id": 10**30}))
-    assert "line 1" in error_of(train(data, tmp_path / "out"))
+    assert "line 1" in refusal(train(data, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
