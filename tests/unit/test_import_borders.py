@@ -176,6 +176,11 @@ def test_the_model_imports_no_broker_and_no_metrics_server() -> None:
         assert not found & BROKERS_AND_METRICS, module
 
 
+@pytest.mark.parametrize("module", modules("tests"), ids=name_of)
+def test_no_test_imports_from_another(module: Path) -> None:
+    assert not [name for name in imported(module) if ".test_" in name]
+
+
 HELP = """\
 from click.testing import CliRunner
 from worker.cli.main import cli

@@ -2,8 +2,7 @@
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
@@ -18,10 +17,9 @@ from hrm.inference.prediction import EngineClosedError, InferenceError, Predicti
 from hrm.model.batch import ExampleError
 from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
+from tests.support.engines import DEADLINE, Gate, wait_until
 from tests.support.ensembles import WIDER, member
 from tests.support.examples import example
-
-DEADLINE = 30
 
 EXAMPLES = [example(puzzle, (0, word, 11)) for puzzle in range(5) for word in (3, 7)]
 
@@ -148,32 +146,10 @@ def test_an_error_of_the_combiner_belongs_to_the_example(members: list[Checkpoin
         engine.submit(EXAMPLES[0]).result(DEADLINE)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-class Held:
-    """A network that waits before its steps."""
-
-    def __init__(self, network: HRM) -> None:
-        self.network, self.opened, self.reached = network, threading.Event(), threading.Event()
-        step = network.step
-
-        def held(state, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-            self.reached.set()
-            assert self.opened.wait(DEADLINE)
-            return step(state, x)
-
-        network.step = held  # type: ignore[method-assign]
-
-
 def test_what_one_member_cannot_take_is_refused_and_waits_for_no_other(
     members: list[Checkpoint],
 ) -> None:
-    held = Held(members[0].build())
+    held = Gate(members[0].build())
     small = HRM(members[1].config.model_copy(update={"num_puzzle_identifiers": 1})).eval()
     networks = [held.network, small]
     with engine_of(Ensemble(members[:2]), networks, slots=1, max_steps=1) as engine:
@@ -187,7 +163,7 @@ def test_what_one_member_cannot_take_is_refused_and_waits_for_no_other(
 
 
 def test_closing_finishes_what_is_in_slots_and_fails_what_waits(members: list[Checkpoint]) -> None:
-    held = [Held(each.build()) for each in members]
+    held = [Gate(each.build()) for each in members]
     networks = [each.network for each in held]
     with engine_of(Ensemble(members), networks, slots=1, max_steps=1) as engine:
         active, waiting = engine.submit(EXAMPLES[0]), engine.submit(EXAMPLES[1])
@@ -208,7 +184,7 @@ def test_closing_finishes_what_is_in_slots_and_fails_what_waits(members: list[Ch
 
 
 def test_a_cancelled_example_is_cancelled_at_every_member(members: list[Checkpoint]) -> None:
-    held = [Held(each.build()) for each in members]
+    held = [Gate(each.build()) for each in members]
     networks = [each.network for each in held]
     answered: list[Future[Prediction]] = []
     with engine_of(Ensemble(members), networks, slots=1, max_steps=1) as engine:

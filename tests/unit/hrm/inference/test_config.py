@@ -7,7 +7,7 @@ from hrm.inference import config as inference
 from hrm.inference.cache import CachedPredictor
 from hrm.inference.config import Inference, dtype_of
 from hrm.model.config import HRMConfig
-from tests.unit.hrm.inference.test_cache import StubPredictor
+from tests.support.predictors import StubPredictor
 
 
 def test_a_dtype_is_the_one_named_or_the_fastest_of_the_device(

@@ -1,138 +1,29 @@
 """The engine answers as the plain loop does, whoever else is in it and whatever goes wrong."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from hrm.inference.engine import Engine
 from hrm.inference.prediction import EngineClosedError, InferenceError, Prediction
-from hrm.inference.threads import RowWork
 from hrm.model.batch import ExampleError
-from hrm.model.network import HRM, State
-from hrm.model.reference_loop import evaluate_batch
+from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
 from tests.support import reference as reference_data
-
-DEADLINE = 30
-"""Seconds after which a test gives up waiting."""
-
-Predictions = Future[Prediction]
-
-Works = list[tuple[RowWork, int]]
-"""What `Lane.begin` returns."""
-
-
-@contextmanager
-def engine_of(
-    network: HRM,
-    *,
-    slots: int,
-    halting: HaltedBy = HaltedBy.MAX_STEPS,
-    max_steps: int | None = None,
-    threads: int = 1,
-) -> Iterator[Engine]:
-    engine = Engine(network, slots=slots, halting=halting, max_steps=max_steps, threads=threads)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-@pytest.fixture
-def network() -> HRM:
-    """A network that the test may change."""
-    return reference_data.network()
-
-
-@pytest.fixture(scope="module")
-def examples() -> list[HRMExample]:
-    return reference_data.examples()
-
-
-@pytest.fixture(scope="module")
-def expected() -> dict[HaltedBy, list[Prediction]]:
-    """What the plain loop says of every example."""
-    return {halting: loop_predictions(halting) for halting in HaltedBy}
-
-
-def loop_predictions(halting: HaltedBy, max_steps: int | None = None) -> list[Prediction]:
-    output = evaluate_batch(
-        reference_data.network(), reference_data.batch(), halting=halting, max_steps=max_steps
-    )
-    return [
-        Prediction(
-            tokens=tuple(tokens),
-            act_steps=steps,
-            halted_by=(
-                HaltedBy.Q
-                if halting is HaltedBy.Q and q_logits[0] > q_logits[1]
-                else HaltedBy.MAX_STEPS
-            ),
-            q_halt=q_logits[0],
-            q_continue=q_logits[1],
-            q_flips=q_flips,
-        )
-        for tokens, steps, q_logits, q_flips in zip(
-            output.predictions.tolist(),
-            output.steps.tolist(),
-            output.q_logits.tolist(),
-            output.q_flips.tolist(),
-            strict=True,
-        )
-    ]
-
-
-def assert_same(given: Prediction, wanted: Prediction) -> None:
-    assert given.tokens == wanted.tokens
-    assert (given.act_steps, given.halted_by, given.q_flips) == (
-        wanted.act_steps,
-        wanted.halted_by,
-        wanted.q_flips,
-    )
-    assert given.q_halt == pytest.approx(wanted.q_halt, abs=1e-4)
-    assert given.q_continue == pytest.approx(wanted.q_continue, abs=1e-4)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-class Gate:
-    """Holds a network at the beginning of its next step, and counts the rows of every step."""
-
-    def __init__(self, network: HRM) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-        self.rows: list[int] = []
-        self.before_step: Callable[[], None] = lambda: None
-        self._step = network.step
-        network.step = self.step  # type: ignore[method-assign]
-
-    def step(self, state: State, x: Tensor) -> State:
-        self.reached.set()
-        assert self.opened.wait(DEADLINE)
-        self.rows.append(len(x))
-        self.before_step()
-        return self._step(state, x)
-
-
-@pytest.fixture
-def gate(network: HRM) -> Iterator[Gate]:
-    gate = Gate(network)
-    yield gate
-    gate.opened.set()
-
+from tests.support.engines import (
+    DEADLINE,
+    Gate,
+    Predictions,
+    assert_same,
+    engine_of,
+    loop_predictions,
+    wait_until,
+)
 
 # The same answers as the plain loop.
 

@@ -15,7 +15,7 @@ from hrm.inference.lane import Lane
 from hrm.inference.prediction import EngineClosedError, InferenceError, Prediction
 from schemas import HaltedBy
 from tests.support import reference as reference_data
-from tests.unit.hrm.inference.test_engine import (
+from tests.support.engines import (
     DEADLINE,
     Works,
     assert_same,

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, wait
 
 import pytest
@@ -23,7 +23,7 @@ from hrm.inference.prediction import (
 from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
 from tests.support import reference as reference_data
-from tests.unit.hrm.inference.test_engine import (
+from tests.support.engines import (
     DEADLINE,
     Gate,
     Works,
@@ -37,28 +37,6 @@ OUT_OF_MEMORY = (
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
     RuntimeError("CUDA error: out of memory"),
 )
-
-
-@pytest.fixture
-def network() -> HRM:
-    return reference_data.network()
-
-
-@pytest.fixture(scope="module")
-def examples() -> list[HRMExample]:
-    return reference_data.examples()
-
-
-@pytest.fixture(scope="module")
-def expected() -> dict[HaltedBy, list[Prediction]]:
-    return {halting: loop_predictions(halting) for halting in HaltedBy}
-
-
-@pytest.fixture
-def gate(network: HRM) -> Iterator[Gate]:
-    gate = Gate(network)
-    yield gate
-    gate.opened.set()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from hrm.inference.prediction import Prediction
 from hrm.model.network import HRM, State
 from schemas import HaltedBy
 from tests.support import reference as reference_data
-from tests.unit.hrm.inference.test_engine import (
+from tests.support.engines import (
     DEADLINE,
     Predictions,
     Works,
@@ -46,11 +46,6 @@ class Turns:
         self.examples.append(is_same.int().argmax(1).tolist())
         self.at_step(len(self.examples))
         return self._step(state, x)
-
-
-@pytest.fixture
-def network() -> HRM:
-    return reference_data.network()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hrm.inference.engine import Engine
 from hrm.inference.threads import Team, end_openmp_threads
 from tests.support import reference as reference_data
-from tests.unit.hrm.inference.test_engine import wait_until
+from tests.support.engines import wait_until
 
 TASKS = Path("/proc/self/task")
 """The threads of this process."""
