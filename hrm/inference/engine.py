@@ -25,10 +25,7 @@ there, and frees the slot when the last is done. Where the device's memory does 
 examples in slots go back to the front of the queue, and the engine goes on with half the slots.
 """
 
-import contextlib
-import gc
 import heapq
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -38,21 +35,19 @@ from functools import partial
 
 import torch
 
-from hrm.inference.lane import Answers, Lane, is_out_of_memory, launch
+from hrm.inference.lane import Answers, is_out_of_memory
+from hrm.inference.lanes import Lanes
 from hrm.inference.prediction import (
-    DeviceMemoryError,
     EngineClosedError,
     EngineFullError,
     EngineStatistics,
     InferenceError,
     Prediction,
 )
-from hrm.inference.threads import Team, end_openmp_threads
+from hrm.inference.threads import end_openmp_threads
 from hrm.model.batch import check_fits
 from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
-
-logger = logging.getLogger(__name__)
 
 MIN_QUEUE_LIMIT = 1024
 """Examples that may wait, or twice the slots where these are many: all slots can free at once."""
@@ -123,11 +118,8 @@ class Engine:
         self.halting = halting
         self.queue_limit = queue_limit or max(MIN_QUEUE_LIMIT, 2 * slots)
         self._limits = [max_steps or each.config.halt_max_steps for each in self.networks]
-        self._keep_logits = keep_logits
         self._join = join
-        self._team = Team(threads or torch.get_num_threads())
-        self._slots = slots
-        self._slot_reductions = self._steps = self._occupied = self._refills = 0
+        self._steps = self._occupied = self._refills = 0
         self._waiting: deque[_Ticket] = deque()
         self._fresh: list[_Ticket] = []
         """In slots, but in no lane yet."""
@@ -139,8 +131,13 @@ class Engine:
         """Since the last turn."""
         self._closed = False
         self._changed = threading.Condition()
-        self._lanes: list[Lane[_Ticket]] = []
-        self._make_lanes()
+        self._lanes: Lanes[_Ticket] = Lanes(
+            self.networks,
+            slots,
+            halting=halting,
+            keep_logits=keep_logits,
+            threads=threads or torch.get_num_threads(),
+        )
         end_openmp_threads()  # that it took to load the network: they would slow the engine's
         self._thread = threading.Thread(target=self._run, name="hrm-engine", daemon=True)
         self._thread.start()
@@ -160,13 +157,13 @@ class Engine:
         """A snapshot, all of one moment."""
         with self._changed:
             return EngineStatistics(
-                slots=self._slots,
+                slots=self._lanes.slots,
                 busy_slots=len(self._active),
                 waiting=len(self._waiting),
                 steps=self._steps,
                 occupied=self._occupied,
                 refills=self._refills,
-                slot_reductions=self._slot_reductions,
+                slot_reductions=self._lanes.reductions,
             )
 
     def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
@@ -221,7 +218,7 @@ class Engine:
                 self._waiting.clear()
                 self._changed.notify_all()
             self._clear()
-            self._team.close()
+            self._lanes.close()
             _settle(left, EngineClosedError("the engine ended"))
 
     def _take(self) -> bool:
@@ -236,15 +233,14 @@ class Engine:
                 refused = list(self._waiting)
                 self._waiting.clear()
             at_work = bool(self._active)
-            while self._waiting and len(self._active) < self._slots:
+            while self._waiting and len(self._active) < self._lanes.slots:
                 ticket = self._waiting.popleft()
                 self._active[ticket] = None
                 self._fresh.append(ticket)
                 self._refills += at_work
             self._changed.notify_all()
             goes_on = bool(self._active or self._answers) or not self._closed
-        for lane in self._lanes:
-            lane.remove(cancelled)
+        self._lanes.remove(cancelled)
         _settle([*cancelled, *refused], EngineClosedError("the engine is closed"))
         return goes_on
 
@@ -267,25 +263,24 @@ class Engine:
         if error is None:
             return
         tickets = self._in_work()
-        self._clear()
-        if is_out_of_memory(error) and self._slots > 1:
+        if is_out_of_memory(error) and self._lanes.slots > 1:
             error = None  # with its traceback, whose frames hold memory of the device
             self._go_on_with_fewer_slots(tickets)
         else:
+            self._clear()
             _settle(tickets, error)
 
     def _step(self) -> None:
         """One ACT step over all examples in slots, and the answers of those that halt."""
         fresh, self._fresh = self._fresh, []
-        for lane, limit in zip(self._lanes, self._limits, strict=True):
-            if fresh:
-                lane.admit(
-                    fresh,
-                    [ticket.example for ticket in fresh],
-                    [ticket.max_steps or limit for ticket in fresh],
-                )
+        if fresh:
+            self._lanes.admit(
+                fresh,
+                [ticket.example for ticket in fresh],
+                [[ticket.max_steps or limit for ticket in fresh] for limit in self._limits],
+            )
         chosen = self._chosen()
-        launch(self._lanes, self._team, chosen)
+        self._lanes.launch(chosen)
         computed = self._active if chosen is None else chosen
         with self._changed:
             self._steps += bool(computed)
@@ -293,24 +288,21 @@ class Engine:
         for ticket in computed:
             ticket.steps += 1
         self._deliver()  # what halted at the step before, while the device computes this one
-        for number, lane in enumerate(self._lanes):
-            answers = lane.finish()
-            if answers is None:
-                continue
+        for number, answers in self._lanes.finish():
             self._answers.append((number, answers))
             with self._changed:
                 for ticket in answers.occupants:
                     ticket.halted += 1
-                    if ticket.halted == len(self._lanes):
+                    if ticket.halted == len(self.networks):
                         del self._active[ticket]
-        if not self._lanes[0].is_asynchronous:
+        if not self._lanes.is_asynchronous:
             self._deliver()
 
     def _chosen(self) -> Sequence[_Ticket] | None:
         """The examples that this turn is for, the oldest first among equals; None: all in slots."""
-        if len(self._active) == self._slots or not self._lanes[0].needs_threads:
+        if len(self._active) == self._lanes.slots or not self._lanes.needs_threads:
             return None
-        threads = self._team.threads
+        threads = self._lanes.threads
         count = threads if threads > THREADS_PER_EXAMPLE else 1
         return heapq.nsmallest(count, self._active, key=self._rank)
 
@@ -331,7 +323,7 @@ class Engine:
                     ticket.settle(prediction)
                     continue
                 ticket.predictions[number] = prediction
-                if len(ticket.predictions) == len(self._lanes):
+                if len(ticket.predictions) == len(self.networks):
                     ticket.settle(self._joined(ticket))
 
     def _joined(self, ticket: _Ticket) -> Prediction | Exception:
@@ -347,8 +339,7 @@ class Engine:
         """Free the slot of an example that one network failed, at the others too."""
         if ticket in self._active:
             del self._active[ticket]
-            for lane in self._lanes:
-                lane.remove({ticket})
+            self._lanes.remove({ticket})
 
     def _in_work(self) -> list[_Ticket]:
         """What is in slots or halted but not answered yet, the oldest first."""
@@ -359,59 +350,18 @@ class Engine:
         self._fresh.clear()
         self._active.clear()
         self._answers.clear()
-        for lane in self._lanes:
-            lane.clear()
+        self._lanes.clear()
 
     def _go_on_with_fewer_slots(self, tickets: Sequence[_Ticket]) -> None:
         """Put `works` back to the front of the queue; they begin again at their first step."""
         with self._changed:
+            self._clear()
             self._waiting.extendleft(
                 _Ticket(ticket.example, ticket.max_steps, ticket.future)
                 for ticket in reversed(tickets)
             )
-            # A GPU's memory is taken for all slots in advance, a CPU's for those in work.
-            taken = self._slots if self._lanes[0].is_asynchronous else len(tickets)
-            self._reduce_slots(taken // 2)
-        self._make_lanes()
-
-    @torch.inference_mode()
-    def _make_lanes(self) -> None:
-        """Take the device's memory: for fewer slots where it does not suffice."""
-        while not self._lanes:
-            try:
-                self._lanes = [
-                    Lane(
-                        network,
-                        self._slots,
-                        halting=self.halting,
-                        keep_logits=self._keep_logits,
-                    )
-                    for network in self.networks
-                ]
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self._slots == 1:
-                    raise DeviceMemoryError(
-                        "the device's memory does not suffice for a single example: end what else "
-                        "uses it, or take another device"
-                    ) from None
-            if not self._lanes:
-                self._reduce_slots(self._slots // 2)
-
-    def _reduce_slots(self, slots: int) -> None:
-        logger.warning(
-            "the device's memory does not suffice for %d slots: going on with %d",
-            self._slots,
-            max(1, slots),
-        )
-        self._slots = max(1, slots)
-        self._slot_reductions += 1
-        self._lanes = []
-        gc.collect()
-        # Only a help, and after a capture that broke off torch 2.11 cannot give it.
-        with contextlib.suppress(RuntimeError):
-            torch.cuda.empty_cache()
+            self._lanes.shrink(in_work=len(tickets))
+        self._lanes.allocate()
 
 
 def _note_if_cancelled(cancelled: deque[Future[Prediction]], future: Future[Prediction]) -> None:

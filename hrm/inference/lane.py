@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hrm.inference.prediction import InferenceError, Prediction
-from hrm.inference.threads import RowWork, Team
+from hrm.inference.threads import RowWork
 from hrm.inference.transfers import ToHost, to_device
 from hrm.kernels.graphs import Capture, Graphs, cuda_capture
 from hrm.model.batch import encode_inputs
@@ -288,23 +288,6 @@ class Lane(Generic[Occupant]):
     def _on_stream(self) -> contextlib.AbstractContextManager[object]:
         stream = self._stream
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
-
-
-def launch(
-    lanes: Sequence[Lane[Occupant]], team: Team, chosen: Collection[Occupant] | None = None
-) -> None:
-    """Begin one ACT step over all rows of all lanes; on a CPU, `team` shares them in one pass.
-
-    chosen: there, only their rows.
-    """
-    works = [work for lane in lanes for work in lane.begin(chosen)]
-    if lanes[0].needs_threads:
-        team.run(works)
-    else:
-        for lane in lanes:
-            lane.replay()
-    for lane in lanes:
-        lane.send()
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

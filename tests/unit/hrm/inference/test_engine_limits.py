@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, wait
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from hrm.inference.engine import Engine
 from hrm.inference.lane import Lane
+from hrm.inference.lanes import Lanes
 from hrm.inference.prediction import (
     DeviceMemoryError,
     EngineClosedError,
@@ -267,6 +269,36 @@ def test_examples_that_are_put_back_keep_their_order(
         wait_until(lambda: len(order) == 6)
         assert engine.statistics.slots == 1
     assert order == sorted(order)
+
+
+def test_a_snapshot_misses_no_example_that_is_put_back(
+    network: HRM,
+    examples: list[HRMExample],
+    gate: Gate,
+    small_memory: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clear, cleared = Lanes.clear, threading.Event()
+
+    def clear_slowly(self: Lanes[str]) -> None:
+        clear(self)
+        cleared.set()
+        time.sleep(0.05)  # for the snapshot, if the lock lets it through
+
+    monkeypatch.setattr(Lanes, "clear", clear_slowly)
+    with contextlib.closing(Engine(network, slots=9, max_steps=2)) as engine:
+        first = engine.submit(examples[0])
+        assert gate.reached.wait(DEADLINE)
+        small_memory(3)
+        futures = [first, *(engine.submit(each) for each in examples[1:])]
+        gate.opened.set()
+        assert cleared.wait(DEADLINE)
+        now = engine.statistics
+        for future in futures:
+            future.result(DEADLINE)
+    assert now.busy_slots + now.waiting == 9
+    assert now.slots < 9
+    assert now.slot_reductions > 0
 
 
 def test_what_does_not_fit_alone_fails_alone(

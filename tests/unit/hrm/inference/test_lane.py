@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,17 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm.inference.lane import Lane, is_out_of_memory, launch
+from hrm.inference.lane import Answers, Lane, Occupant, is_out_of_memory
+from hrm.inference.lanes import Lanes
 from hrm.inference.prediction import InferenceError, Prediction
-from hrm.inference.threads import Team
 from hrm.inference.transfers import ToHost, to_device
 from hrm.kernels.graphs import Graphs, sizes
-from hrm.model.network import State
+from hrm.model.network import HRM, State
 from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy
 from tests.support import reference as reference_data
 
-TEAM = Team(2)
+
+def lanes_of(capacity: int, halting: HaltedBy = HaltedBy.MAX_STEPS) -> Lanes[Any]:
+    network = reference_data.network()
+    return Lanes([network], capacity, halting=halting, keep_logits=False, threads=2)
+
+
+def finish(lanes: Lanes[Occupant]) -> Answers[Occupant] | None:
+    """Of the one lane that there is."""
+    return next((answers for _, answers in lanes.finish()), None)
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def test_the_smallest_size_that_holds_the_rows_is_replayed() -> None:
 def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
     captured: list[Callable[[], None]], capacity: int, halting: HaltedBy
 ) -> None:
-    lane: Lane[int] = Lane(reference_data.network(), capacity, halting=halting)
+    lanes: Lanes[int] = lanes_of(capacity, halting)
     assert len(captured) == len(sizes(capacity))
     examples = reference_data.examples()
     output = evaluate_batch(reference_data.network(), reference_data.batch(), halting=halting)
@@ -81,10 +90,10 @@ def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
     while waiting or active:
         fresh, waiting = waiting[: capacity - active], waiting[capacity - active :]
         if fresh:
-            lane.admit(fresh, [examples[row] for row in fresh], [16] * len(fresh))
+            lanes.admit(fresh, [examples[row] for row in fresh], [[16] * len(fresh)])
         active += len(fresh)
-        launch([lane], TEAM)
-        halted = lane.finish()
+        lanes.launch()
+        halted = finish(lanes)
         if halted is not None:
             answers.update(halted.read())
             active -= len(halted.occupants)
@@ -99,28 +108,28 @@ def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
 
 @torch.inference_mode()
 def test_limits_are_each_rows_own_and_removed_rows_answer_nothing() -> None:
-    lane: Lane[str] = Lane(reference_data.network(), 4, halting=HaltedBy.MAX_STEPS)
+    lanes: Lanes[str] = lanes_of(4)
     examples = reference_data.examples()
-    lane.admit(["one", "three", "gone", "two"], examples[:4], [1, 3, 9, 2])
-    lane.remove({"gone", "unknown"})
+    lanes.admit(["one", "three", "gone", "two"], examples[:4], [[1, 3, 9, 2]])
+    lanes.remove({"gone", "unknown"})
     steps = {}
     for _ in range(3):
-        launch([lane], TEAM)
-        halted = lane.finish()
+        lanes.launch()
+        halted = finish(lanes)
         assert halted is not None
         for occupant, prediction in halted.read():
             assert not isinstance(prediction, InferenceError)
             steps[occupant] = prediction.act_steps
     assert steps == {"one": 1, "two": 2, "three": 3}
-    launch([lane], TEAM)
-    assert lane.finish() is None
+    lanes.launch()
+    assert finish(lanes) is None
 
 
 @torch.inference_mode()
 def test_rows_that_a_step_is_not_for_stay_as_they_are() -> None:
-    lane: Lane[str] = Lane(reference_data.network(), 4, halting=HaltedBy.MAX_STEPS)
-    lane.admit(["gone", "later", "sooner"], reference_data.examples()[:3], [2, 4, 3])
-    lane.remove({"gone"})
+    lanes: Lanes[str] = lanes_of(4)
+    lanes.admit(["gone", "later", "sooner"], reference_data.examples()[:3], [[2, 4, 3]])
+    lanes.remove({"gone"})
     expected = {
         limit: evaluate_batch(
             reference_data.network(),
@@ -133,8 +142,8 @@ def test_rows_that_a_step_is_not_for_stay_as_they_are() -> None:
     chosen = [{"sooner"}, {"later"}, {"sooner"}, None, {"gone", "sooner"}, {"later"}, {"later"}]
     answers: dict[str, tuple[int, Prediction | InferenceError]] = {}
     for turn, each in enumerate(chosen):
-        launch([lane], TEAM, each)
-        halted = lane.finish()
+        lanes.launch(each)
+        halted = finish(lanes)
         if halted is not None:
             answers.update({name: (turn, prediction) for name, prediction in halted.read()})
     assert {name: turn for name, (turn, _) in answers.items()} == {"sooner": 3, "later": 6}
@@ -148,11 +157,11 @@ def test_rows_that_a_step_is_not_for_stay_as_they_are() -> None:
 
 @torch.inference_mode()
 def test_a_row_that_is_removed_in_the_midst_of_a_step_does_not_halt() -> None:
-    lane: Lane[str] = Lane(reference_data.network(), 3, halting=HaltedBy.MAX_STEPS)
-    lane.admit(["gone", "one", "two"], reference_data.examples()[:3], [1, 1, 2])
-    launch([lane], TEAM)
-    lane.remove({"gone"})
-    halted = lane.finish()
+    lanes: Lanes[str] = lanes_of(3)
+    lanes.admit(["gone", "one", "two"], reference_data.examples()[:3], [[1, 1, 2]])
+    lanes.launch()
+    lanes.remove({"gone"})
+    halted = finish(lanes)
     assert halted is not None
     ((occupant, prediction),) = halted.read()
     assert occupant == "one"
@@ -164,22 +173,22 @@ def test_a_row_that_is_removed_in_the_midst_of_a_step_does_not_halt() -> None:
         max_steps=1,
     )
     assert list(prediction.tokens) == expected.predictions[0].tolist()
-    launch([lane], TEAM)
-    lane.remove({"two"})
-    assert lane.finish() is None
+    lanes.launch()
+    lanes.remove({"two"})
+    assert finish(lanes) is None
 
 
 @torch.inference_mode()
 def test_a_cleared_lane_begins_anew() -> None:
-    lane: Lane[str] = Lane(reference_data.network(), 2, halting=HaltedBy.MAX_STEPS)
+    lanes: Lanes[str] = lanes_of(2)
     example = reference_data.examples()[0]
-    lane.admit(["lost"], [example], [2])
-    launch([lane], TEAM)
-    lane.clear()
-    assert lane.finish() is None
-    lane.admit(["kept"], [example], [1])
-    launch([lane], TEAM)
-    halted = lane.finish()
+    lanes.admit(["lost"], [example], [[2]])
+    lanes.launch()
+    lanes.clear()
+    assert finish(lanes) is None
+    lanes.admit(["kept"], [example], [[1]])
+    lanes.launch()
+    halted = finish(lanes)
     assert halted is not None
     assert list(halted.occupants) == ["kept"]
 
@@ -198,12 +207,12 @@ def test_steps_that_cannot_be_captured_are_computed_as_they_are(
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(Lane, "_capture", lambda _: refuse)
-    lane: Lane[str] = Lane(reference_data.network(), 4, halting=HaltedBy.MAX_STEPS)
+    lanes: Lanes[str] = lanes_of(4)
     assert "cannot be captured: operation not permitted when stream is capturing" in caplog.text
-    lane.admit(["only"], reference_data.examples()[:1], [2])
+    lanes.admit(["only"], reference_data.examples()[:1], [[2]])
     for _ in range(2):
-        launch([lane], TEAM)
-        halted = lane.finish()
+        lanes.launch()
+        halted = finish(lanes)
     assert halted is not None
     ((_, prediction),) = halted.read()
     assert isinstance(prediction, Prediction)
@@ -224,18 +233,18 @@ def test_steps_that_cannot_be_captured_have_the_same_few_sizes(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(Lane, "_capture", lambda _: refuse)
-    lane: Lane[int] = Lane(reference_data.network(), 9, halting=HaltedBy.MAX_STEPS)
+    lanes: Lanes[int] = lanes_of(9)
     computed: list[int] = []
 
     def step(state: State, _: Tensor) -> State:
         computed.append(len(state.z_H))
         return state
 
-    monkeypatch.setattr(lane.network, "step", step)
+    monkeypatch.setattr(HRM, "step", lambda _, state, x: step(state, x))
     for row in range(9):
-        lane.admit([row], reference_data.examples()[row : row + 1], [16])
-        launch([lane], TEAM)
-        lane.finish()
+        lanes.admit([row], reference_data.examples()[row : row + 1], [[16]])
+        lanes.launch()
+        finish(lanes)
     assert computed == [1, 2, 4, 4, 8, 8, 8, 8, 9]
 
 

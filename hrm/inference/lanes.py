@@ -1,0 +1,165 @@
+"""The memory of all networks of an engine: one lane each, with fewer slots if the device has less.
+
+Knows lanes, threads and the device's memory; nothing of futures or queues.
+"""
+
+import contextlib
+import gc
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Generic
+
+import torch
+
+from hrm.inference.lane import Answers, Lane, Occupant, is_out_of_memory
+from hrm.inference.prediction import DeviceMemoryError
+from hrm.inference.threads import Team
+from hrm.model.network import HRM
+from schemas import HaltedBy, HRMExample
+
+logger = logging.getLogger(__name__)
+
+
+class Lanes(Generic[Occupant]):
+    """One lane for each network, each with a row for every slot.
+
+    Only one thread may use them, in inference mode.
+
+    Args:
+        networks: the networks, in evaluation mode and on one device.
+        slots: rows of each lane. If the device's memory does not suffice, half of them, and so on.
+        halting: the rule by which rows halt.
+        keep_logits: whether predictions carry their logits.
+        threads: CPU threads that share the rows of all lanes.
+
+    Raises:
+        DeviceMemoryError: the device has no room for a single slot.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[HRM],
+        slots: int,
+        *,
+        halting: HaltedBy,
+        keep_logits: bool,
+        threads: int,
+    ) -> None:
+        self.slots = slots
+        self.reductions = 0
+        """How often the slots became fewer."""
+        self.threads = threads
+        self._networks = networks
+        self._halting = halting
+        self._keep_logits = keep_logits
+        self._team = Team(threads)
+        self._lanes: list[Lane[Occupant]] = []
+        self.allocate()
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the host is free while the device computes."""
+        return self._lanes[0].is_asynchronous
+
+    @property
+    def needs_threads(self) -> bool:
+        """Whether the host's threads compute the steps."""
+        return self._lanes[0].needs_threads
+
+    def admit(
+        self,
+        occupants: Sequence[Occupant],
+        examples: Sequence[HRMExample],
+        limits: Sequence[Sequence[int]],
+    ) -> None:
+        """Give each of `occupants` a row in every lane, at the start of its first ACT step.
+
+        Args:
+            occupants: who takes the rows.
+            examples: the example of each.
+            limits: for each network, how many steps each occupant gets at most.
+        """
+        for lane, own in zip(self._lanes, limits, strict=True):
+            lane.admit(occupants, examples, own)
+
+    def launch(self, chosen: Collection[Occupant] | None = None) -> None:
+        """Begin one ACT step over all rows of all lanes, or on a CPU over those of `chosen`.
+
+        On a CPU the threads share the rows of all lanes in one pass.
+        """
+        works = [work for lane in self._lanes for work in lane.begin(chosen)]
+        if self.needs_threads:
+            self._team.run(works)
+        else:
+            for lane in self._lanes:
+                lane.replay()
+        for lane in self._lanes:
+            lane.send()
+
+    def finish(self) -> Iterator[tuple[int, Answers[Occupant]]]:
+        """Wait for the step; yield the number and the answers of each network where rows halted."""
+        for number, lane in enumerate(self._lanes):
+            answers = lane.finish()
+            if answers is not None:
+                yield number, answers
+
+    def remove(self, occupants: Collection[Occupant]) -> None:
+        """Free the rows of `occupants` in every lane."""
+        for lane in self._lanes:
+            lane.remove(occupants)
+
+    def clear(self) -> None:
+        """Free all rows, and forget a step that was begun."""
+        for lane in self._lanes:
+            lane.clear()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._team.close()
+
+    def shrink(self, in_work: int) -> None:
+        """Give all memory back, and halve the slots. `allocate` then takes memory for these.
+
+        Args:
+            in_work: examples that had a slot when the memory did not suffice.
+        """
+        # A GPU's memory is taken for all slots in advance, a CPU's for those in work.
+        self._reduce((self.slots if self.is_asynchronous else in_work) // 2)
+
+    @torch.inference_mode()
+    def allocate(self) -> None:
+        """Take the device's memory, for fewer slots if it does not suffice.
+
+        Raises `DeviceMemoryError` if not even one slot finds room.
+        """
+        while not self._lanes:
+            try:
+                self._lanes = [
+                    Lane(network, self.slots, halting=self._halting, keep_logits=self._keep_logits)
+                    for network in self._networks
+                ]
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.slots == 1:
+                    raise DeviceMemoryError(
+                        "the device's memory does not suffice for a single example: end what else "
+                        "uses it, or take another device"
+                    ) from None
+            if (
+                not self._lanes
+            ):  # outside of `except`: a traceback's frames hold the device's memory
+                self._reduce(self.slots // 2)
+
+    def _reduce(self, slots: int) -> None:
+        slots = max(1, slots)
+        logger.warning(
+            "the device's memory does not suffice for %d slots: going on with %d", self.slots, slots
+        )
+        self.slots = slots
+        self.reductions += 1
+        self._lanes = []
+        gc.collect()
+        # This only helps, and after a capture that broke off torch 2.11 cannot do it.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
