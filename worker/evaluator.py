@@ -11,15 +11,16 @@ from typing import Any, Protocol
 from hrm.inference.prediction import EngineStatistics
 from schemas import HaltedBy, SQEMessage, Verdict
 
+Evaluated = tuple[Verdict, Counter[tuple[int, int]]]
+"""A verdict, and how often which target token was predicted as which other."""
+
 
 class Pending(Protocol):
     """A message in the engine."""
 
     @property
     def message(self) -> SQEMessage: ...  # noqa: D102
-    @property
-    def confusions(self) -> Counter[tuple[int, int]]: ...  # noqa: D102
-    def result(self, timeout: float | None = None) -> Verdict: ...  # noqa: D102
+    def result(self, timeout: float | None = None) -> Evaluated: ...  # noqa: D102
 
 
 class Evaluator(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from hrm.checkpoint import CheckpointError, TrainingRecord
 from hrm.data.categories import categorize
@@ -54,6 +54,14 @@ class Origin:
         return cls(message.message_id, message.agent_id, category)
 
 
+class Evaluated(NamedTuple):
+    """Everything found about one example."""
+
+    verdict: Verdict
+    confusions: Counter[tuple[int, int]]
+    """How often which target token was predicted as which other."""
+
+
 class PendingExample:
     """An example in the engine."""
 
@@ -66,8 +74,6 @@ class PendingExample:
         clock: "_Clock",
     ) -> None:
         self.example = example
-        self.confusions: Counter[tuple[int, int]] = Counter()
-        """After `result`: how often which target token was predicted as which other."""
         self._evaluator = evaluator
         self._origin = origin
         self._prediction = prediction
@@ -82,7 +88,7 @@ class PendingExample:
         """Have `callback` called once when `done`; in the engine's thread, so it must be quick."""
         self._prediction.add_done_callback(lambda _: callback())
 
-    def result(self, timeout: float | None = None) -> Verdict:
+    def result(self, timeout: float | None = None) -> Evaluated:
         """Wait for the verdict, for at most `timeout` seconds.
 
         Raises `MessageRejected` (evaluation failed) where the network gave no finite answer,
@@ -94,10 +100,10 @@ class PendingExample:
             raise MessageRejected(RejectionReason.EVALUATION_FAILED, str(error)) from None
         self._clock.stop()  # a future wakes who waits for it before it calls back
         figures = self._evaluator.score(prediction, self.example)
-        self.confusions = figures.confusions
-        return self._evaluator.verdict(
+        verdict = self._evaluator.verdict(
             self._origin, self.example, prediction, figures, self._clock.timings()
         )
+        return Evaluated(verdict, figures.confusions)
 
 
 class PendingVerdict(PendingExample):

@@ -98,7 +98,7 @@ def evaluate_file(
             refuse(line)
             continue
         try:
-            verdict = line.pending.result()
+            verdict = line.pending.result().verdict
         except MessageRejected as rejected:
             refuse(RefusedLine.of(line.index, rejected))
             continue

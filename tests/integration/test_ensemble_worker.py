@@ -38,7 +38,7 @@ def test_a_worker_answers_as_the_ensemble_does_under_its_name_and_digest(
     predictor = ensemble.open(Inference(slots=4), "cpu")
     local = Evaluator(ensemble, predictor, device="cpu", worker="here")
     wanted = {
-        each.message_id: local.submit(each.model_dump_json()).result(30).predicted_sequence
+        each.message_id: local.submit(each.model_dump_json()).result(30).verdict.predicted_sequence
         for each in sent
     }
     local.close()

@@ -25,6 +25,7 @@ from schemas import (
     Verdict,
     parse_message,
 )
+from worker.evaluator import Evaluated
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -66,11 +67,10 @@ def verdict(of: SQEMessage, queued: float | None = None) -> Verdict:
 class StubPending:
     def __init__(self, of: SQEMessage, queued: float | None, closed: threading.Event) -> None:
         self.message = of
-        self.confusions: Counter[tuple[int, int]] = Counter()
         self._queued = queued
         self._closed = closed
 
-    def result(self, timeout: float | None = None) -> Verdict:
+    def result(self, timeout: float | None = None) -> Evaluated:
         assert timeout is None
         action, _, rest = self.message.prompt.partition(" ")
         if action == "nan":
@@ -80,9 +80,8 @@ class StubPending:
         while action == "hold" and not Path(rest).exists():
             if self._closed.wait(0.01):
                 raise SQEHRMError("the engine is closed")
-        if action == "fail":
-            self.confusions[1, 2] += 2
-        return verdict(self.message, self._queued)
+        wrong = Counter({(1, 2): 2} if action == "fail" else {})
+        return verdict(self.message, self._queued), wrong
 
 
 class StubEvaluator:

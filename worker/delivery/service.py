@@ -13,7 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from schemas import (
     MessageRejected,
@@ -28,6 +28,8 @@ from worker.evaluator import Evaluator, Pending
 from worker.telemetry.metrics import ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_ERRORS_IN_A_ROW = 8
 """Unexpected errors, without one success between, after which the fault is this worker's (a lost
@@ -71,39 +73,26 @@ class Service:
         self._lock = threading.Lock()
 
     def process(self, envelope: Envelope, bodies: Sequence[Any], *, batch: bool) -> list[Outcome]:
-        """Evaluate every body, store the outcomes, count them; one outcome each, in order.
+        """Evaluate every body, store the outcomes, count them; return one outcome each, in order.
 
-        All are with the engine before the first is waited for, and a bad one stops none. Raises
-        `SQEHRMError` when the engine closes and `DeliveryAborted` when Redis is gone at shutdown:
-        then nothing was answered, and the message has to be delivered again.
+        All bodies are submitted before the first is waited for, and a bad one stops none.
+
+        Raises:
+            SQEHRMError: the engine closes. Nothing was answered, and the message has to be
+                delivered again.
+            DeliveryAborted: Redis is gone at shutdown, with the same consequence.
         """
         queued = _queued_seconds(envelope.enqueued_at)
         submitted = [self._attempt(partial(self._submit, body, queued)) for body in bodies]
-        confusions: list[Counter[tuple[int, int]]] = []
-        answers = []
-        for position, (body, pending) in enumerate(zip(bodies, submitted, strict=True)):
-            verdict = pending
-            if not isinstance(pending, MessageRejected):
-                verdict = self._attempt(pending.result)
-            if isinstance(verdict, MessageRejected):
-                confusions.append(Counter())
-                answers.append(self._refusal(envelope, verdict, body, position, batch=batch))
-                continue
-            self._errors_in_a_row = 0
-            confusions.append(pending.confusions)
-            answers.append(
-                self._delivery.verdict(
-                    _with_queue_time(verdict, pending.message, queued),
-                    pending.message,
-                    None if batch else envelope.task_id,
-                    self._evaluator.checkpoint_digest,
-                )
-            )
+        answered = [
+            self._answer(envelope, body, position, pending, queued, batch=batch)
+            for position, (body, pending) in enumerate(zip(bodies, submitted, strict=True))
+        ]
         batch_id = envelope.task_id if batch and envelope.keep_result else None
-        firsts = self._delivery.deliver(answers, batch_id=batch_id)
-        for answer, first, wrong in zip(answers, firsts, confusions, strict=True):
+        firsts = self._delivery.deliver([answer for answer, _ in answered], batch_id=batch_id)
+        for (answer, wrong), first in zip(answered, firsts, strict=True):
             self._count(answer.outcome, wrong, first=first)
-        return [answer.outcome for answer in answers]
+        return [answer.outcome for answer, _ in answered]
 
     def refuse(self, refusal: Refusal) -> Outcome:
         """Make an item or a task that holds no messages one dead letter; returns its answer."""
@@ -123,14 +112,40 @@ class Service:
             )
         return self._evaluator.submit(body, queued_seconds=queued)
 
-    def _attempt(self, step: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """What `step` returns, or the `MessageRejected` it raises.
+    def _answer(
+        self,
+        envelope: Envelope,
+        body: Any,  # noqa: ANN401
+        position: int,
+        pending: Pending | MessageRejected,
+        queued: float | None,
+        *,
+        batch: bool,
+    ) -> tuple[Answer, Counter[tuple[int, int]]]:
+        """Wait for the outcome of one body; return it as an answer, and its wrong tokens."""
+        if isinstance(pending, MessageRejected):
+            return self._refusal(envelope, pending, body, position, batch=batch), Counter()
+        evaluated = self._attempt(pending.result)
+        if isinstance(evaluated, MessageRejected):
+            return self._refusal(envelope, evaluated, body, position, batch=batch), Counter()
+        self._errors_in_a_row = 0
+        verdict, wrong = evaluated
+        answer = self._delivery.verdict(
+            _with_queue_time(verdict, pending.message, queued),
+            pending.message,
+            None if batch else envelope.task_id,
+            verdict.checkpoint_digest,
+        )
+        return answer, wrong
 
-        An error that nobody foresaw refuses this one message: the worker goes on, and no message
-        can end one worker after the other.
+    def _attempt(self, step: Callable[[], T]) -> T | MessageRejected:
+        """Return what `step` returns, or the `MessageRejected` it raises.
+
+        An unexpected error refuses this one message: the worker goes on, and no message can end one
+        worker after the other.
         """
         try:
-            value = step()
+            return step()
         except MessageRejected as rejected:
             if rejected.reason is RejectionReason.EVALUATION_FAILED:
                 self._metrics.error(ErrorKind.EVALUATION)
@@ -148,7 +163,6 @@ class Service:
                 RejectionReason.EVALUATION_FAILED,
                 f"unexpected {type(error).__name__}: see the worker's log",
             )
-        return value
 
     def _note_unexpected(self, error: Exception) -> None:
         with self._lock:

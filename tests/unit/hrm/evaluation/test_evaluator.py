@@ -81,7 +81,7 @@ def evaluator(checkpoint: Path) -> Iterator[Evaluator]:
 
 
 def verdict_of(evaluator: Evaluator, **fields: Any) -> Verdict:  # noqa: ANN401
-    return evaluator.submit({**MESSAGE, **fields}).result(TIMEOUT)
+    return evaluator.submit({**MESSAGE, **fields}).result(TIMEOUT).verdict
 
 
 def refusal(evaluator: Evaluator, body: Any) -> MessageRejected:  # noqa: ANN401
@@ -110,8 +110,7 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
     before = datetime.now(UTC)
     try:
         pending = evaluator.submit(json.dumps(MESSAGE), queued_seconds=2.5)
-        assert not pending.confusions
-        verdict = pending.result(TIMEOUT)
+        verdict, confusions = pending.result(TIMEOUT)
     finally:
         evaluator.close()
     q_halt, q_continue = output.q_logits[0].tolist()
@@ -142,8 +141,8 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
     assert verdict.q_halt == pytest.approx(q_halt, abs=1e-4)
     assert verdict.q_continue == pytest.approx(q_continue, abs=1e-4)
     assert before <= verdict.evaluated_at <= datetime.now(UTC)
-    assert pending.confusions == figures.confusions
-    assert sum(pending.confusions.values()) == 4 - verdict.correct_tokens
+    assert confusions == figures.confusions
+    assert sum(confusions.values()) == 4 - verdict.correct_tokens
     assert pending.message == SQEMessage.model_validate(MESSAGE)
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
@@ -220,7 +219,7 @@ def test_timings_add_up(shared: Evaluator) -> None:
     assert timings.convert > 0
     assert timings.inference > 0
     assert timings.total == pytest.approx(timings.convert + timings.inference)
-    queued = shared.submit(MESSAGE, queued_seconds=40.0).result(TIMEOUT).timings
+    queued = shared.submit(MESSAGE, queued_seconds=40.0).result(TIMEOUT).verdict.timings
     assert queued.queue == 40
     assert queued.total == pytest.approx(40 + queued.convert + queued.inference)
 
@@ -229,8 +228,8 @@ def test_time_stops_when_the_engine_answers_not_when_the_result_is_fetched(
     shared: Evaluator,
 ) -> None:
     pending = shared.submit(MESSAGE)
-    first = pending.result(TIMEOUT)
-    assert pending.result(TIMEOUT).timings == first.timings
+    first = pending.result(TIMEOUT).verdict
+    assert pending.result(TIMEOUT).verdict.timings == first.timings
 
 
 def test_a_result_is_timed_although_the_callbacks_come_late(
@@ -252,7 +251,7 @@ def test_a_result_is_timed_although_the_callbacks_come_late(
 
 def test_many_messages_share_the_slots(shared: Evaluator) -> None:
     pending = [shared.submit({**MESSAGE, "message_id": f"m{index}"}) for index in range(20)]
-    verdicts = [waiting.result(TIMEOUT) for waiting in pending]
+    verdicts = [waiting.result(TIMEOUT).verdict for waiting in pending]
     assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(20)]
     assert len({verdict.predicted_sequence for verdict in verdicts}) == 1
 
@@ -264,7 +263,7 @@ def test_a_full_engine_is_waited_for(evaluator: Evaluator) -> None:
     for index in range(20):
         pending.append(evaluator.submit({**MESSAGE, "message_id": f"m{index}"}))
         assert evaluator.statistics.waiting <= 1
-    verdicts = [waiting.result(TIMEOUT) for waiting in pending]
+    verdicts = [waiting.result(TIMEOUT).verdict for waiting in pending]
     assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(20)]
 
 
@@ -304,7 +303,7 @@ def test_equal_messages_are_inferred_once_where_that_is_asked_for(checkpoint: Pa
     evaluator = opened(checkpoint, cached_predictions=10)
     try:
         pending = [evaluator.submit({**MESSAGE, "message_id": f"m{index}"}) for index in range(5)]
-        verdicts = [waiting.result(TIMEOUT) for waiting in pending]
+        verdicts = [waiting.result(TIMEOUT).verdict for waiting in pending]
     finally:
         evaluator.close()
     assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(5)]
@@ -359,7 +358,7 @@ def test_the_byte_limit_is_the_evaluators(checkpoint: Path) -> None:
     predictor = Inference(slots=1, max_steps=1).open(loaded, "cpu")
     evaluator = Evaluator(loaded, predictor, device="cpu", worker="host:1", max_message_bytes=18)
     try:
-        assert evaluator.submit(MESSAGE).result(TIMEOUT).act_steps == 1
+        assert evaluator.submit(MESSAGE).result(TIMEOUT).verdict.act_steps == 1
         refused = refusal(evaluator, {**MESSAGE, "completion": "agent tests"})
     finally:
         evaluator.close()
@@ -386,7 +385,7 @@ def test_no_finite_answer_fails_that_message_alone(evaluator: Evaluator) -> None
         broken.result(TIMEOUT)
     assert caught.value.reason is RejectionReason.EVALUATION_FAILED
     assert caught.value.detail.isprintable()
-    assert sound.result(TIMEOUT).puzzle_id == 2
+    assert sound.result(TIMEOUT).verdict.puzzle_id == 2
 
 
 def test_a_closed_evaluator_takes_no_message(checkpoint: Path) -> None:
@@ -396,7 +395,7 @@ def test_a_closed_evaluator_takes_no_message(checkpoint: Path) -> None:
     evaluator.close()
     with pytest.raises(EngineClosedError):
         evaluator.submit(MESSAGE)
-    assert done.result(0).message_id == "m-1"
+    assert done.result(0).verdict.message_id == "m-1"
 
 
 # Checkpoints it cannot use.

@@ -339,10 +339,10 @@ def test_a_verdict_is_the_same_with_and_without_inference(evaluator: Evaluator) 
         pairs = [json.loads(line) for line in islice(file, 8)]
     messages = [SQEMessage.create(agent_id="a", **pair).model_dump_json() for pair in pairs]
     first = [evaluator.submit(message) for message in messages]
-    inferred = [pending.result(TIMEOUT) for pending in first]
+    inferred = [pending.result(TIMEOUT).verdict for pending in first]
     again = [evaluator.submit(message) for message in messages]
     assert all(pending.done() for pending in again)
-    kept = [pending.result(0) for pending in again]
+    kept = [pending.result(0).verdict for pending in again]
     differing = {"timings", "evaluated_at"}
     assert [verdict.model_dump(exclude=differing) for verdict in kept] == [
         verdict.model_dump(exclude=differing) for verdict in inferred

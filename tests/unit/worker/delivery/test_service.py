@@ -14,9 +14,9 @@ from schemas import (
     Rejection,
     RejectionReason,
     SQEHRMError,
-    Verdict,
 )
 from tests.support.stubs import StubEvaluator, StubPending, message
+from worker.broker import keys
 from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
 from worker.delivery.outcomes import Answer, Delivery
 from worker.delivery.service import (
@@ -26,6 +26,7 @@ from worker.delivery.service import (
     Service,
     WorkerBroken,
 )
+from worker.evaluator import Evaluated
 from worker.telemetry.metrics import Metrics
 
 
@@ -96,7 +97,7 @@ def test_a_batch_is_in_the_engine_whole_before_anything_is_waited_for(world: Wor
         pending = submit(body, queued_seconds=queued_seconds)
         result = pending.result
 
-        def asked(timeout: float | None = None) -> Verdict:
+        def asked(timeout: float | None = None) -> Evaluated:
             submitted_when_asked.append(len(world.evaluator.submitted))
             return result(timeout)
 
@@ -130,6 +131,19 @@ def test_what_was_counted_before_is_answered_and_counted_as_duplicate(world: Wor
     assert len(world.process(text(), "no json")) == 2
     assert world.count("duplicates_total") == 2
     assert world.count("rejected_total", reason="not_json") == 0
+
+
+def test_a_message_is_counted_for_the_checkpoint_that_answered_it(world: World) -> None:
+    result, digest = StubPending.result, world.evaluator.checkpoint_digest
+
+    def change_checkpoint(self: StubPending, timeout: float | None = None) -> Evaluated:
+        world.evaluator.checkpoint_digest = "f" * 64
+        return result(self, timeout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StubPending, "result", change_checkpoint)
+        world.process(text(message_id="m1"))
+    assert world.delivery.answers[0].marker == keys.counted(digest, "m1")
 
 
 def test_a_single_messages_outcome_is_found_by_its_id_and_by_the_tasks(world: World) -> None:
