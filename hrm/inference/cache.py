@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 
 from hrm.inference.prediction import EngineClosedError, EngineStatistics, Prediction, Predictor
-from hrm.model.batch import check_fits
 from hrm.model.config import HRMConfig
 from schemas import HaltedBy, HRMExample
 
@@ -65,7 +64,7 @@ class CachedPredictor:
     go to all who waited for them and are not kept; nor are logits, so `predictor` must be one
     without.
 
-    `config`: of the network, for refusing an example that does not fit though its equal did.
+    `config`: of the network; a target that is too long for it is the predictor's to refuse.
     Threads may share one. Closing it closes `predictor`.
     """
 
@@ -109,10 +108,12 @@ class CachedPredictor:
         A future of its own for every call: cancelling one leaves equal ones alone, and cancelling
         all of them cancels the work.
         """
-        check_fits(example, self._config)
         key = (example.puzzle_id, _packed(example.input_sequence), max_steps)
+        # The predictor refuses what does not fit the network. Only the target needs a look here: an
+        # equal example with a shorter one may have been answered.
+        fits = len(example.target_sequence) <= self._config.seq_len
         with self._lock:
-            future = self._find(key)
+            future = self._find(key) if fits else None
             self._hits += future is not None
         if future is None:
             inner = self._predictor.submit(example, max_steps=max_steps)

@@ -10,6 +10,7 @@ from hrm.inference.prediction import (
     EngineStatistics,
     Prediction,
 )
+from hrm.model.batch import ExampleError
 from schemas import HaltedBy, HRMExample
 
 
@@ -49,6 +50,7 @@ class StubPredictor:
     halting = HaltedBy.Q
     max_steps = 4
     forward_dtype = torch.bfloat16
+    seq_len = 6
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
@@ -60,6 +62,8 @@ class StubPredictor:
             raise EngineClosedError("closed")
         if self.full:
             raise EngineFullError("full")
+        if len(of.target_sequence) > self.seq_len:
+            raise ExampleError("too long")
         asked = Asked(of, max_steps)
         self.asked.append(asked)
         return asked.future

@@ -191,11 +191,10 @@ def test_a_target_that_is_too_long_is_refused_though_its_prediction_is_there(
 ) -> None:
     cache.submit(example())
     stub.asked[0].answer()
-    with pytest.raises(ExampleError, match="7 tokens"):
+    with pytest.raises(ExampleError):
         cache.submit(example(target=(0,) * 7))
-    with pytest.raises(ExampleError, match="puzzle_id 5"):
-        cache.submit(example(5))
-    assert counts(cache) == (0, 1)
+    assert cache.submit(example(target=(0,) * 6)).done()
+    assert counts(cache) == (1, 1)
 
 
 def test_a_full_queue_keeps_out_what_is_new_and_nothing_else(
