@@ -18,14 +18,14 @@ class HaltedBy(StrEnum):
 
 
 class FailurePattern(StrEnum):
-    """How an unsolved message failed: the first pattern that applies, in this order."""
+    """Failure pattern of an unsolved message: the first that applies, in this order."""
 
     NEAR_MISS = "near_miss"
-    """At most 5 % of the target tokens are wrong, or only one."""
+    """At most 5 % of the target tokens are wrong, or only one is."""
     SHIFTED = "shifted"
     """Edit similarity is at least 0.8, and higher than token accuracy."""
     WRONG_LENGTH = "wrong_length"
-    """The prediction's first `end` is missing, or at another position than the target's."""
+    """The first `end` is at another position than in the target, or in only one of the two."""
     NO_SIGNAL = "no_signal"
     """The prediction is no better than always guessing the commonest target token."""
     DIVERGED_EARLY = "diverged_early"
@@ -84,7 +84,7 @@ class Verdict(BaseModel):
     difficulty: Difficulty
     category: Category
     failure_pattern: FailurePattern | None = Field(
-        description="How the message failed; null when solved."
+        description="Failure pattern of the message; null if it is solved."
     )
     timings: Timings
     device: str

@@ -1,4 +1,4 @@
-"""The plain evaluation loop: static batches, every ACT step for all of them, as in the reference.
+"""The plain evaluation loop: static batches, each step for the whole batch, as in the reference.
 
 The engine's answers and its speed are measured against this loop. It also evaluates small sets at
 once, for example during training.

@@ -81,7 +81,7 @@ def _compiled(network: HRM) -> HRM:
     step = torch.compile(network.step, dynamic=False)
 
     def contiguous_step(state: State, x: Tensor) -> State:
-        # An example's first state is one vector, expanded: it would be compiled for by itself.
+        # An example's first state is one expanded vector, which would be compiled separately.
         return step(State(state.z_H.contiguous(), state.z_L.contiguous()), x)
 
     network.step = contiguous_step  # type: ignore[method-assign]
