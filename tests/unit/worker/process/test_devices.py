@@ -42,6 +42,6 @@ def test_a_number_beyond_the_visible_gpus_is_refused(visible: str) -> None:
 def test_pinning_does_not_import_torch() -> None:
     program = (
         "import sys; from worker.process import devices; "
-        "devices.pin('cuda:0'); assert 'torch' not in sys.modules"
+        "devices.pin('cuda:0', {}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
