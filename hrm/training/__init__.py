@@ -1,5 +1,7 @@
 """From accepted examples to a checkpoint.
 
+- `options`: what a run is asked to do
+- `setup`: data, network and record become a run
 - `trainer`: one optimiser step
 - `losses`: the reference's losses
 - `fit`: steps and measurements until training is over

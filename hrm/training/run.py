@@ -1,16 +1,16 @@
 """A training run and its folder: what is written there, and when.
 
-The best weights so far are the folder's own checkpoint; `step_N` in it are saved steps to resume
-from (`hrm.training.state`); `curve.jsonl` has every step, and `training.png` shows them. When to
-measure and when to stop is `hrm.training.fit`'s; nothing is known here of terminals.
+The best weights so far are the folder's own checkpoint; its `step_N` folders are saved steps to
+resume from (`hrm.training.state`); `curve.jsonl` has every step, and `training.png` shows them.
+When to measure and when to stop is decided by `hrm.training.fit`. Knows nothing of terminals.
 """
 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from hrm.checkpoint import Checkpoint, CheckpointError, TrainingRecord, save_checkpoint
+from hrm.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from hrm.checkpoint.names import other_weights
-from hrm.data.config import ConversionConfig
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
 from hrm.model.batch import Batch
 from hrm.model.config import HRMConfig
 from hrm.training.fit import Measurement, Progress, fit
+from hrm.training.options import RunPolicy
 from hrm.training.plot import plot_training
 from hrm.training.state import (
     MEASURED,
-    RunRecord,
+    Provenance,
     SavedStep,
     prune_steps,
     read_step,
@@ -40,15 +40,19 @@ from hrm.training.state import (
 from hrm.training.trainer import DivergedError, StepReport, Trainer
 
 CURVE = "curve.jsonl"
-"""One `StepReport` a line."""
+"""One `StepReport` per line."""
 
 PLOT = "training.png"
 
 _REPORT = TypeAdapter(StepReport)
 
 
+def _ignore(_: object) -> None:
+    """For callers who need no progress."""
+
+
 def latest_step(folder: Path) -> SavedStep:
-    """The saved step from which the run in `folder` goes on. Raises `CheckpointError`."""
+    """The latest saved step of the run in `folder`. Raises `CheckpointError`."""
     found = step_folders(folder)
     if not found:
         raise CheckpointError(f"{folder}: holds no step_N of a training: start without --resume")
@@ -56,9 +60,9 @@ def latest_step(folder: Path) -> SavedStep:
 
 
 def claim_folder(folder: Path, *, resume: bool) -> None:
-    """Make sure, before any work, that a run can be written to `folder`, and spoils nothing there.
+    """Make sure, before any work, that a run can be written to `folder` and spoils nothing there.
 
-    A checkpoint that is there alone will be replaced. Raises `CheckpointError`.
+    A checkpoint without saved steps will be replaced. Raises `CheckpointError`.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,48 +90,52 @@ def enlarged(checkpoint: Checkpoint, rows: int) -> tuple[HRMConfig, dict[str, Te
 
 
 class TrainingRun:
-    """Writes what a training comes to.
+    """A run that is ready to train, and the writer of its folder.
 
-    record: what the run was given, with what it has measured and spent so far; about: what
-    `measured.json` is to say beside the figures; save_every: steps from one saved step to the
-    next, beside those that are saved as the best and as the last; keep: saved steps, the latest.
+    Args:
+        folder: Where everything is written; `claim_folder` made sure that it can be.
+        trainer: The network, the training examples and the steps done so far.
+        provenance: What is saved beside the weights, with what the run has measured so far.
+        policy: When to give up, and which steps to keep.
+        held_out: Examples to measure on and never train on.
     """
 
     def __init__(
         self,
         folder: Path,
         trainer: Trainer,
-        conversion: ConversionConfig,
-        pairs: TrainingRecord,
-        record: RunRecord,
-        about: Mapping[str, Any],
-        *,
-        save_every: int | None = None,
-        keep: int = 3,
+        provenance: Provenance,
+        policy: RunPolicy,
+        held_out: Batch | None = None,
     ) -> None:
         self.folder = folder
-        self._trainer = trainer
-        self._conversion = conversion
-        self._pairs = pairs
-        self._record = record
-        self._about = about
-        self._save_every = save_every
-        self._keep = keep
+        self.trainer = trainer
+        self.held_out = held_out
+        self.progress = Progress(
+            steps=trainer.config.steps,
+            halt_max_steps=trainer.network.config.halt_max_steps,
+            patience=policy.patience,
+            measurements=provenance.record.measurements,
+        )
+        self._provenance = provenance
+        self._policy = policy
         self._started = time.monotonic()
 
     def train(
         self,
-        progress: Progress,
         *,
-        measure_every: int,
-        held_out: Batch | None,
-        on_step: Callable[[StepReport], None],
-        on_measurement: Callable[[Measurement], None],
-    ) -> None:
-        """Train until `progress` says that it is over; it knows `record`'s measurements already.
+        on_step: Callable[[StepReport], None] = _ignore,
+        on_measurement: Callable[[Measurement], None] = _ignore,
+    ) -> Measurement:
+        """Train until `progress` says that the run is over, and return the best measurement.
 
-        Raises `DivergedError`, which says what is kept, and `CheckpointError` where the folder
-        cannot be written.
+        Args:
+            on_step: Called after every optimiser step.
+            on_measurement: Called after every measurement, once its weights are saved.
+
+        Raises:
+            DivergedError: A loss or gradient is not finite. The error says what is kept.
+            CheckpointError: The folder cannot be written.
         """
         curve_file = self.folder / CURVE
 
@@ -137,72 +145,80 @@ class TrainingRun:
 
         def measured(measurement: Measurement) -> None:
             curve.flush()
-            self._save(progress, measurement)
+            self._save(measurement)
             on_measurement(measurement)
 
         with _writing(self.folder):
             self._keep_curve(curve_file)
-            if progress.improved:
+            if self.progress.improved:
                 # The run may have been cut off between a saved step and the checkpoint of it.
-                self._write_best(progress)
+                self._write_best()
             try:
                 with curve_file.open("ab") as curve:
                     fit(
-                        self._trainer,
-                        progress,
-                        measure_every=measure_every,
-                        held_out=held_out,
+                        self.trainer,
+                        self.progress,
+                        measure_every=self._provenance.record.options.measure_every,
+                        held_out=self.held_out,
                         on_step=step_done,
                         on_measurement=measured,
                     )
             except DivergedError as error:
-                best = progress.best
+                best = self.progress.best
                 kept = "nothing to keep yet" if best is None else f"step {best.step} is kept"
                 raise DivergedError(f"{self.folder}: {error} ({kept})") from None
             finally:
-                self._plot(curve_file, progress)
-            self._write_measured(progress)
+                self._plot(curve_file)
+            self._write_measured()
+        return self._best
 
-    def _save(self, progress: Progress, measurement: Measurement) -> None:
-        """What a measurement calls for: a saved step, and the checkpoint if it is the best."""
-        step = measurement.step
-        due = self._save_every is not None and step % self._save_every == 0
+    def _save(self, measurement: Measurement) -> None:
+        """Save what was measured: as a step if that is due, as the checkpoint if it is the best."""
+        progress, step, every = self.progress, measurement.step, self._policy.save_every
+        due = every is not None and step % every == 0
         if progress.improved or progress.stopped or due:
             so_far = {"measurements": tuple(progress.measurements), "seconds": self._seconds}
+            record = self._provenance.record.model_copy(update=so_far)
             save_step(
                 self.folder / f"step_{step}",
-                self._trainer,
-                self._conversion,
-                self._pairs,
-                self._record.model_copy(update=so_far),
-                self._measured_json(progress, measurement),
+                self.trainer,
+                replace(self._provenance, record=record),
+                self._measured_json(measurement),
             )
-            prune_steps(self.folder, self._keep)
+            prune_steps(self.folder, self._policy.keep)
         if progress.improved:
-            self._write_best(progress)
+            self._write_best()
 
-    def _write_best(self, progress: Progress) -> None:
+    def _write_best(self) -> None:
         """Make the weights that were just measured the folder's own checkpoint."""
         # Figures of other weights must not lie beside these, whenever a crash comes.
         (self.folder / MEASURED).unlink(missing_ok=True)
-        network = self._trainer.averaged_network
+        network, provenance = self.trainer.averaged_network, self._provenance
         save_checkpoint(
-            self.folder, network.state_dict(), network.config, self._conversion, self._pairs
+            self.folder,
+            network.state_dict(),
+            network.config,
+            provenance.conversion,
+            provenance.pairs,
         )
-        self._write_measured(progress)
+        self._write_measured()
 
-    def _write_measured(self, progress: Progress) -> None:
-        assert progress.best is not None  # noqa: S101 - a run measures its last step
+    def _write_measured(self) -> None:
         with replaced_file(self.folder / MEASURED) as file:
-            file.write(self._measured_json(progress, progress.best).encode())
+            file.write(self._measured_json(self._best).encode())
 
-    def _measured_json(self, progress: Progress, measurement: Measurement) -> str:
+    @property
+    def _best(self) -> Measurement:
+        assert self.progress.best is not None  # noqa: S101 - a run measures its last step
+        return self.progress.best
+
+    def _measured_json(self, measurement: Measurement) -> str:
         held_out = measurement.held_out
         content = {
-            **self._about,
+            **self._provenance.about,
             "training_seconds": round(self._seconds, 1),
-            "steps_run": self._trainer.step_count,
-            "stopped": progress.stopped,
+            "steps_run": self.trainer.step_count,
+            "stopped": self.progress.stopped,
             "step": measurement.step,
             "measured_in": "float32",
             "training_examples": _figures(measurement.training),
@@ -212,21 +228,21 @@ class TrainingRun:
 
     @property
     def _seconds(self) -> float:
-        return self._record.seconds + time.monotonic() - self._started
+        return self._provenance.record.seconds + time.monotonic() - self._started
 
     def _keep_curve(self, file: Path) -> None:
-        """Drop the steps that a crash left there and that will be done again."""
+        """Drop the steps after the saved one from the curve: they will be done again."""
         done: list[bytes] = []
-        if self._trainer.step_count and file.exists():
+        if self.trainer.step_count and file.exists():
             with file.open("rb") as lines:
-                done = list(islice(lines, self._trainer.step_count))
+                done = list(islice(lines, self.trainer.step_count))
         with replaced_file(file) as kept:
             kept.writelines(line for line in done if line.endswith(b"\n"))
 
-    def _plot(self, curve: Path, progress: Progress) -> None:
-        reports = _read_curve(curve)
+    def _plot(self, curve: Path) -> None:
+        reports, progress = _read_curve(curve), self.progress
         if reports:
-            examples = len(self._trainer.examples)
+            examples = len(self.trainer.examples)
             title = f"{self.folder.name}: {examples} examples, {reports[-1].step} steps"
             if progress.best is not None:
                 title += f", best at step {progress.best.step} (dotted)"

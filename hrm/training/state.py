@@ -1,8 +1,8 @@
-"""The folders `step_N` of a training: checkpoints from which the training can go on.
+"""The `step_N` folders of a run: checkpoints from which it can be resumed.
 
 Each is a checkpoint of the averaged weights (`hrm.checkpoint`) with its `measured.json`, and with
 `training.state`: everything else that the next steps depend on. Knows files; what the tensors mean
-is `hrm.training.trainer`'s.
+is the subject of `hrm.training.trainer`.
 """
 
 import os
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -27,39 +27,48 @@ from hrm.checkpoint import (
 )
 from hrm.data.config import ConversionConfig
 from hrm.training.fit import Measurement
+from hrm.training.options import TrainingOptions
 from hrm.training.trainer import Trainer
 
 STATE = "training.state"
-"""Tensors as safetensors, with a `RunRecord` in their header. Its name is not one of weights, so
-that nobody takes it for them."""
+"""Tensors as safetensors, with a `RunRecord` in their header. It is not named like weights, so that
+nobody takes it for them."""
 
 MEASURED = "measured.json"
 """The file of a checkpoint folder with what training measured and how it was run."""
 
 _RECORD = "record"
 
-Option = int | float | str | None
-
 
 class RunRecord(BaseModel):
-    """What a run was given, which has to be the same when it goes on, and what it measured."""
+    """What a run was given, which must be the same when it is resumed, and what it measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1] = 1
-    options: dict[str, Option]
-    """All that decides what the steps do."""
+    options: TrainingOptions
     data_sha256: str
     held_out_sha256: str | None
-    """Of the held-out examples' own file, if they have one."""
+    """Hash of the held-out examples' own file, if they have one."""
     measurements: tuple[Measurement, ...] = ()
     seconds: float = 0.0
-    """Spent so far."""
+    """Seconds spent so far."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the weights of a run come from: what is saved beside them."""
+
+    conversion: ConversionConfig
+    pairs: TrainingRecord
+    record: RunRecord
+    about: Mapping[str, Any]
+    """What `measured.json` says beside the figures."""
 
 
 @dataclass(frozen=True, eq=False)
 class SavedStep:
-    """A `step_N` folder as it was read."""
+    """The content of a `step_N` folder."""
 
     checkpoint: Checkpoint
     record: RunRecord
@@ -67,7 +76,7 @@ class SavedStep:
     """`Trainer.state_dict()`, on the CPU."""
 
     def restore(self, trainer: Trainer) -> None:
-        """Let `trainer` go on from here."""
+        """Make `trainer` continue from this step."""
         trainer.load_state_dict(self.state, self.checkpoint.state)
 
 
@@ -83,25 +92,39 @@ def step_folders(folder: Path) -> list[Path]:
 def save_step(
     folder: Path,
     trainer: Trainer,
-    conversion: ConversionConfig,
-    pairs: TrainingRecord,
-    record: RunRecord,
+    provenance: Provenance,
     measured: str,
 ) -> None:
-    """Write `folder`, a `step_N`, in place of what may be there: whole, or after a crash not.
+    """Write the saved step `folder` (`step_N`) atomically, replacing an earlier one.
 
-    measured: the text of `measured.json`. Raises `CheckpointError` where it cannot be written.
+    After a crash the folder is either complete or absent.
+
+    Args:
+        folder: Where to write it.
+        trainer: The run after step N.
+        provenance: What to save beside the weights.
+        measured: The text of `measured.json`.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
     """
-    # Hidden until it is whole: under its name, a folder can be relied on.
+    # Hidden until it is complete: under its name, a folder can be relied on.
     partial = folder.with_name(f".{folder.name}.partial")
     network = trainer.averaged_network
     state = {key: tensor.cpu().contiguous() for key, tensor in trainer.state_dict().items()}
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        save_checkpoint(partial, network.state_dict(), network.config, conversion, pairs)
+        save_checkpoint(
+            partial,
+            network.state_dict(),
+            network.config,
+            provenance.conversion,
+            provenance.pairs,
+        )
         (partial / MEASURED).write_text(measured, encoding="utf-8")
-        save_file(state, partial / STATE, {_RECORD: record.model_dump_json()})
-        # safetensors makes its files for the owner alone; whoever may read the rest reads this.
+        save_file(state, partial / STATE, {_RECORD: provenance.record.model_dump_json()})
+        # safetensors creates files that only their owner can read; this one is as readable as the
+        # rest.
         (partial / STATE).chmod((partial / MEASURED).stat().st_mode & 0o777)
         with (partial / STATE).open("rb") as file:
             os.fsync(file.fileno())
@@ -113,7 +136,7 @@ def save_step(
 
 
 def prune_steps(folder: Path, keep: int) -> None:
-    """Remove all but the latest `keep` saved steps of a run's folder."""
+    """Remove all but the latest `keep` saved steps from a run's folder."""
     for old in step_folders(folder)[:-keep]:
         shutil.rmtree(old)
 

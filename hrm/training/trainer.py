@@ -39,22 +39,30 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(default=1000, ge=1, description="Optimiser steps.")
-    batch_size: int = Field(default=96, ge=1, description="At most the number of examples.")
-    lr: float = Field(default=1e-3, gt=0, description="Of AdamW, at its peak.")
-    lr_warmup_steps: int = Field(default=50, ge=0, description="Until the rates are at the peak.")
-    lr_min_ratio: float = Field(
-        default=0.0, ge=0, le=1, description="Of the rates at the last step to the peak's."
+    batch_size: int = Field(
+        default=96, ge=1, description="Examples per step; at most the number of training examples."
     )
-    weight_decay: float = Field(default=1.0, ge=0, description="Of AdamW.")
+    lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of AdamW.")
+    lr_warmup_steps: int = Field(
+        default=50, ge=0, description="Steps until the learning rates reach their peak."
+    )
+    lr_min_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="Final learning rate as a fraction of the peak."
+    )
+    weight_decay: float = Field(default=1.0, ge=0, description="Weight decay of AdamW.")
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to it.")
-    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Of the averaged weights.")
-    puzzle_emb_lr: float = Field(
-        default=1e-2, ge=0, description="Of the puzzle table's sign descent, at its peak."
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="Norm that gradients are clipped to."
     )
-    puzzle_emb_weight_decay: float = Field(default=0.1, ge=0, description="Of the puzzle table.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Of all that is random.")
+    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Decay of the averaged weights.")
+    puzzle_emb_lr: float = Field(
+        default=1e-2, ge=0, description="Peak learning rate of the puzzle table's sign descent."
+    )
+    puzzle_emb_weight_decay: float = Field(
+        default=0.1, ge=0, description="Weight decay of the puzzle table."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for all random numbers.")
 
 
 @dataclass(frozen=True)

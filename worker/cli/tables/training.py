@@ -1,6 +1,6 @@
 """What `sqe-hrm train` shows on stderr: a bar of the steps, and a line for each measurement.
 
-Knows the console; what training is and measures is `hrm`'s.
+Knows the console, and what `hrm.training` reports; computes nothing.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hrm.evaluation.measurement import BothRules, RuleFigures
 from hrm.training.fit import Measurement
+from hrm.training.run import TrainingRun
 from hrm.training.trainer import StepReport
 from worker.cli.tables.style import interval, number, percent
 
 
 class TrainingDisplay:
-    """Lines are always printed, and never wrapped; the bar is there where stderr is a terminal."""
+    """Prints lines, which are never wrapped, and shows a bar if stderr is a terminal."""
 
     def __init__(self, bar: Progress, steps: int, done: int) -> None:
         self._bar = bar
@@ -26,11 +27,11 @@ class TrainingDisplay:
 
     def say(self, line: str) -> None:
         """Print `line`."""
-        # A log's wrapped lines can be neither searched nor read by a program.
+        # Wrapped lines in a log can be neither searched nor read by a program.
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def on_step(self, report: StepReport) -> None:
-        """Move the bar. Where no example halted, the figures of the last that did stay."""
+        """Move the bar. If no example halted, the figures of the last ones that did remain."""
         self._loss = report.loss
         if report.accuracy is not None:
             self._halted = (
@@ -51,7 +52,7 @@ class TrainingDisplay:
 
 @contextmanager
 def training_display(steps: int, done: int) -> Iterator[TrainingDisplay]:
-    """A display for a run of `steps`, of which some are `done`."""
+    """A display for a run of `steps`, of which the first `done` are done already."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -61,6 +62,18 @@ def training_display(steps: int, done: int) -> Iterator[TrainingDisplay]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         yield TrainingDisplay(bar, steps, done)
+
+
+def start_line(run: TrainingRun, device: str) -> str:
+    """What is trained, and how, in one line."""
+    network = run.trainer.network
+    held_out = f", {len(run.held_out)} held out" if run.held_out is not None else ""
+    numbers = sum(tensor.numel() for tensor in network.state_dict().values())
+    dtype = str(network.forward_dtype).removeprefix("torch.")
+    return (
+        f"{len(run.trainer.examples)} examples{held_out}; {numbers:,} numbers in the network; "
+        f"{dtype} activations on {device}, measured in float32"
+    )
 
 
 def summary(measurement: Measurement) -> str:

@@ -14,9 +14,10 @@ from hrm.data.config import ConversionConfig
 from hrm.evaluation.measurement import BothRules, RuleFigures
 from hrm.model.batch import Batch
 from hrm.model.network import HRM
-from hrm.training.fit import Measurement, Progress
+from hrm.training.fit import Measurement
+from hrm.training.options import RunPolicy, TrainingOptions
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
-from hrm.training.state import STATE, RunRecord, step_folders
+from hrm.training.state import STATE, Provenance, RunRecord, step_folders
 from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig
 from tests.support.checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
 from tests.support.networks import tiny
@@ -47,23 +48,21 @@ def train(
     generator = torch.Generator().manual_seed(1)
     inputs, labels = torch.randint(12, (2, 5, 8), generator=generator)
     torch.manual_seed(0)
-    trainer = Trainer(HRM(CONFIG), Batch(inputs, labels, torch.arange(5)), recipe)
-    record = RunRecord(options={}, data_sha256="", held_out_sha256=None)
+    options = TrainingOptions(**recipe.model_dump(), measure_every=1)
+    trainer = Trainer(HRM(CONFIG), Batch(inputs, labels, torch.arange(5)), options)
+    record = RunRecord(options=options, data_sha256="", held_out_sha256=None)
     if saved is not None:
         record = saved.record
         saved.restore(trainer)
     claim_folder(folder, resume=resume)
+    pairs = TrainingRecord(pair_hashes=frozenset(), target_token_counts=(0,) * 12)
     run = TrainingRun(
         folder,
         trainer,
-        ConversionConfig(),
-        TrainingRecord(pair_hashes=frozenset(), target_token_counts=(0,) * 12),
-        record,
-        {"command": "train"},
-        save_every=save_every,
-        keep=keep,
+        Provenance(ConversionConfig(), pairs, record, {"command": "train"}),
+        RunPolicy(save_every=save_every, keep=keep),
+        trainer.examples[:2],
     )
-    progress = Progress(steps=recipe.steps, halt_max_steps=3, measurements=record.measurements)
     reports: list[StepReport] = []
 
     def on_step(report: StepReport) -> None:
@@ -72,13 +71,7 @@ def train(
             raise KeyboardInterrupt
 
     try:
-        run.train(
-            progress,
-            measure_every=1,
-            held_out=trainer.examples[:2],
-            on_step=on_step,
-            on_measurement=lambda _: None,
-        )
+        run.train(on_step=on_step)
     except KeyboardInterrupt:
         assert until is not None
     return reports
@@ -265,7 +258,7 @@ def test_measurements_survive_a_record_exactly() -> None:
     third = RuleFigures(3, 1, 1 / 3, 2 / 3, 16 / 3)
     measurement = Measurement(7, BothRules(third, third), None)
     record = RunRecord(
-        options={"lr": 1e-3, "steps": 1000, "held_out": None, "forward_dtype": "bfloat16"},
+        options=TrainingOptions(lr=1 / 3, layers="1 and 2", held_out=Path("a/b")),
         data_sha256="d",
         held_out_sha256=None,
         measurements=(measurement,),
@@ -273,4 +266,3 @@ def test_measurements_survive_a_record_exactly() -> None:
     )
     read = RunRecord.model_validate_json(record.model_dump_json())
     assert read == record
-    assert type(read.options["steps"]) is int

@@ -122,7 +122,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_module_is_named_with_the_extra_that_brings_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "worker.cli.commands.train", raising=False)
+    for module in ("worker.cli.commands.train", "hrm.training.setup"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert call(monkeypatch, "train", "--help") == 1
     printed = capsys.readouterr()
@@ -134,9 +135,9 @@ def test_a_missing_module_is_named_with_the_extra_that_brings_it(
 
 def test_a_missing_module_of_the_project_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "worker.cli.commands.train", raising=False)
-    monkeypatch.setitem(sys.modules, "hrm.training.fit", None)
+    monkeypatch.setitem(sys.modules, "hrm.training.setup", None)
     monkeypatch.setattr(sys, "argv", ["sqe-hrm", "train", "--help"])
-    with pytest.raises(ModuleNotFoundError, match=r"hrm\.training\.fit"):
+    with pytest.raises(ModuleNotFoundError, match=r"hrm\.training\.setup"):
         cli.main()
 
 

@@ -1,0 +1,89 @@
+"""What a training run is asked to do, as typed and frozen values.
+
+Knows the values and their limits; nothing of files, networks or a command line.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from hrm.training.trainer import TrainingConfig
+from schemas import SQEHRMError
+
+
+class OptionsError(SQEHRMError):
+    """Options that exclude each other, or that a saved run or a checkpoint contradicts.
+
+    Attributes:
+        names: The fields concerned.
+        problem: What is wrong with them and how to fix it; it continues after the names.
+    """
+
+    def __init__(self, names: Sequence[str], problem: str) -> None:
+        super().__init__(f"{' and '.join(names)}{problem}")
+        self.names = tuple(names)
+        self.problem = problem
+
+
+class TrainingOptions(TrainingConfig):
+    """Everything that decides what the steps of a run do: the recipe, and what it is applied to.
+
+    A run's record keeps it, and a run is resumed only with the same. Fields that were not given
+    are taken from the saved run, or from the checkpoint of `init_from`.
+    """
+
+    init_from: str | None = Field(
+        default=None,
+        description="Name or path of a checkpoint whose weights, sizes and conversion to start "
+        "with.",
+    )
+    held_out: Path | None = Field(
+        default=None, description="JSONL file to measure on and never train on."
+    )
+    held_out_share: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of the training data to hold out instead, drawn by the seed.",
+    )
+    forward_dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="Data type of activations in training; auto picks bfloat16 if the device "
+        "computes in it.",
+    )
+    hidden_size: int = Field(default=256, ge=1, description="Width of the network.")
+    num_heads: int = Field(default=8, ge=1, description="Attention heads of each layer.")
+    layers: int | Annotated[str, StringConstraints(pattern=r"^\d+ and \d+$")] = Field(
+        default=2, description="Layers of each level."
+    )
+    """`H and L` for a checkpoint whose levels differ."""
+    puzzle_space: int = Field(
+        default=1000, ge=1, description="Number of puzzle ids given to messages that have none."
+    )
+    exploration: float = Field(
+        default=0.5, ge=0, le=1, description="Share of examples that may not halt at once."
+    )
+    measure_every: int = Field(
+        default=100, ge=1, description="Steps from one measurement to the next."
+    )
+
+
+class RunPolicy(BaseModel):
+    """When a run gives up, and which steps it keeps: free to change when it is resumed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Stop after this many measurements in a row without a better one.",
+    )
+    save_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps from one saved step_N to the next. The best and the last step are "
+        "always saved.",
+    )
+    keep: int = Field(default=3, ge=1, description="How many of the latest step_N folders to keep.")

@@ -1,0 +1,258 @@
+"""Sets up a training run: data, network and record become a `TrainingRun`.
+
+Knows the parts of `hrm.training` and joins them; nothing of terminals or a command line.
+"""
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from hrm.data.config import ConversionConfig
+from hrm.data.conversion import Converter
+from hrm.model.batch import Batch, encode
+from hrm.model.config import HRMConfig
+from hrm.model.network import HRM
+from hrm.training.examples import hash_of, read_examples, split, training_record
+from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
+from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
+from hrm.training.state import Provenance, RunRecord, SavedStep
+from hrm.training.trainer import Trainer, TrainingConfig
+from schemas import HRMExample, SQEHRMError, first_problem
+
+
+def prepare_run(
+    data_path: Path,
+    output: Path,
+    options: TrainingOptions,
+    policy: RunPolicy | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    checkpoint_dir: Path = Path("checkpoints"),
+    command: str | None = None,
+) -> TrainingRun:
+    """Read the data, build or load the network, and claim the folder; then call `train`.
+
+    Seeds torch's global random generator.
+
+    Args:
+        data_path: JSONL file of accepted messages.
+        output: The run's folder, which becomes a checkpoint of the best weights.
+        options: What the steps do. When resuming, the saved options count; those that are given
+            must be equal to them.
+        policy: When to give up and what to keep.
+        device: Where to train, as torch calls it.
+        resume: Go on from the latest saved step in `output`.
+        checkpoint_dir: Folder in which `options.init_from` is looked up.
+        command: What started the run, for `measured.json`.
+
+    Raises:
+        OptionsError: The options contradict each other, the saved run, or the base checkpoint.
+        TrainingDataError: The data cannot be trained on.
+        CheckpointError: A checkpoint cannot be read, or the folder cannot be written.
+    """
+    policy = policy or RunPolicy()
+    saved = latest_step(output) if resume else None
+    options, base = _settled(options, torch.device(device), output, saved, checkpoint_dir)
+    _check_together(options, policy)
+    record = _record(data_path, options, saved)
+    source = base if saved is None else saved.checkpoint
+    conversion = ConversionConfig(puzzle_space=options.puzzle_space)
+    if source is not None:
+        conversion = source.conversion
+    data = _read(data_path, options, Converter(conversion))
+    torch.manual_seed(options.seed)
+    network = _network(options, data, source, resumed=saved is not None).to(device)
+    training, held_out = data.on(network)
+    claim_folder(output, resume=resume)
+    trainer = Trainer(network, training, options)
+    if saved is not None:
+        saved.restore(trainer)
+    about = _about(record, torch.device(device), command)
+    provenance = Provenance(conversion, training_record(data.training), record, about)
+    return TrainingRun(output, trainer, provenance, policy, held_out)
+
+
+@dataclass(frozen=True)
+class _Data:
+    training: list[HRMExample]
+    held_out: list[HRMExample]
+
+    @property
+    def puzzles(self) -> int:
+        """Rows of a puzzle table that has room for all examples."""
+        return max(example.puzzle_id for example in self.training + self.held_out) + 1
+
+    def on(self, network: HRM) -> tuple[Batch, Batch | None]:
+        """Both sets as tensors for `network`, on its device."""
+        training, held_out = (
+            encode(examples, network.config).to(network.H_init.device) if examples else None
+            for examples in (self.training, self.held_out)
+        )
+        assert training is not None  # noqa: S101 - a file without messages is refused
+        return training, held_out
+
+
+def _settled(
+    options: TrainingOptions,
+    device: torch.device,
+    output: Path,
+    saved: SavedStep | None,
+    checkpoint_dir: Path,
+) -> tuple[TrainingOptions, Checkpoint | None]:
+    """The options with everything they inherit, and the checkpoint of `init_from`."""
+    dtype = options.forward_dtype
+    settled = options.model_copy(
+        update={"forward_dtype": _fast_dtype(device) if dtype == "auto" else dtype}
+    )
+    given = {name: getattr(settled, name) for name in options.model_fields_set}
+    if saved is not None:
+        fix = "leave it out, or start anew in another folder"
+        _check_given(given, saved.record.options.model_dump(), f"the run in {output}", fix)
+        return saved.record.options, None
+    if settled.init_from is None:
+        return settled, None
+    base = load_checkpoint(find_checkpoint(settled.init_from, checkpoint_dir))
+    sizes = _sizes_of(base)
+    _check_given(given, sizes, base.name, "leave it out")
+    return settled.model_copy(update=sizes), base
+
+
+def _check_given(
+    given: Mapping[str, object], inherited: Mapping[str, object], source: str, fix: str
+) -> None:
+    """Raise `OptionsError` for a given option of which `source` has another value."""
+    for name, has in inherited.items():
+        if name in given and given[name] != has:
+            shown = "none" if has is None else has
+            raise OptionsError([name], f" {given[name]}, but {source} has {shown}: {fix}")
+
+
+def _check_together(options: TrainingOptions, policy: RunPolicy) -> None:
+    """Raise `OptionsError` for options that exclude each other."""
+    if options.held_out is not None and options.held_out_share is not None:
+        raise OptionsError(["held_out", "held_out_share"], ": give one of them")
+    every = policy.save_every
+    if every is not None and every % options.measure_every:
+        raise OptionsError(
+            ["save_every"],
+            f" {every}: each saved step is measured, so give a multiple of the steps between two "
+            f"measurements, {options.measure_every}",
+        )
+
+
+def _fast_dtype(device: torch.device) -> str:
+    """`bfloat16` if it saves time on `device`, which it does not where it is emulated."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Releases of torch that cannot tell get what is right everywhere.
+        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return "bfloat16" if fast else "float32"
+
+
+def _sizes_of(base: Checkpoint) -> dict[str, int | str]:
+    """The options that a run takes from the checkpoint it starts with."""
+    config = base.config
+    same = config.H_layers == config.L_layers
+    return {
+        "hidden_size": config.hidden_size,
+        "num_heads": config.num_heads,
+        "layers": config.H_layers if same else f"{config.H_layers} and {config.L_layers}",
+        "puzzle_space": base.conversion.puzzle_space,
+    }
+
+
+def _record(data_path: Path, options: TrainingOptions, saved: SavedStep | None) -> RunRecord:
+    """The run's record: the saved one when resuming (its files must be unchanged), or a new one."""
+    held_out = options.held_out
+    record = RunRecord(
+        options=options,
+        data_sha256=_sha256(data_path),
+        held_out_sha256=None if held_out is None else _sha256(held_out),
+    )
+    if saved is None:
+        return record
+    for path, before, now in (
+        (data_path, saved.record.data_sha256, record.data_sha256),
+        (held_out, saved.record.held_out_sha256, record.held_out_sha256),
+    ):
+        if before != now:
+            raise SQEHRMError(
+                f"{path}: not the file that the run was started with: give that one, or train "
+                "anew with --init-from"
+            )
+    return saved.record
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SQEHRMError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _read(data_path: Path, options: TrainingOptions, converter: Converter) -> _Data:
+    examples = read_examples(data_path, converter)
+    if options.held_out is not None:
+        hashes = {hash_of(example) for example in examples}
+        return _Data(examples, read_examples(options.held_out, converter, excluded=hashes))
+    if options.held_out_share is not None:
+        return _Data(*split(examples, options.held_out_share, options.seed))
+    return _Data(examples, [])
+
+
+def _network(
+    options: TrainingOptions, data: _Data, source: Checkpoint | None, *, resumed: bool
+) -> HRM:
+    """A new network, or that of `source`. When resuming, its puzzle table has its size already."""
+    dtype = getattr(torch, options.forward_dtype)
+    if source is not None:
+        rows = 0 if resumed else max(options.puzzle_space, data.puzzles)
+        config, state = enlarged(source, rows)
+        config = config.model_copy(update={"halt_exploration_prob": options.exploration})
+        network = HRM(config, dtype)
+        network.load_state_dict(state)
+        return network
+    try:
+        config = HRMConfig(
+            hidden_size=options.hidden_size,
+            puzzle_emb_ndim=options.hidden_size,
+            num_heads=options.num_heads,
+            H_layers=options.layers,
+            L_layers=options.layers,
+            num_puzzle_identifiers=max(options.puzzle_space, data.puzzles),
+            halt_exploration_prob=options.exploration,
+        )
+    except ValidationError as error:
+        raise OptionsError(["hidden_size", "num_heads"], f": {first_problem(error)}") from None
+    return HRM(config, dtype)
+
+
+def _about(record: RunRecord, device: torch.device, command: str | None) -> dict[str, Any]:
+    """What `measured.json` says of the run beside its figures."""
+    options = record.options
+    hardware = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    recipe = {*TrainingConfig.model_fields, "exploration", "forward_dtype", "measure_every"}
+    return {
+        "command": command,
+        "data_sha256": record.data_sha256,
+        "held_out": options.held_out_share if options.held_out is None else str(options.held_out),
+        "held_out_sha256": record.held_out_sha256,
+        "recipe": options.model_dump(mode="json", include={*recipe, "init_from"}),
+        "hardware": hardware,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
