@@ -5,6 +5,10 @@ Joins evaluation, members and ensembles; knows no terminal.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,10 +18,13 @@ from hrm.data.conversion import Converter
 from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, check_members, normalised
-from hrm.ensemble.stacking import Stacking, fit_stacking
+from hrm.ensemble.stacking import EnsembleError, Stacking, fit_stacking
+from hrm.evaluation.evaluator import Evaluator, Model
 from hrm.evaluation.recommendation import CheckpointFigures, Recommendation, recommend
 from hrm.evaluation.report import EvaluationReport
+from hrm.evaluation.run import evaluate_file
 from hrm.inference.config import Inference
+from hrm.inference.prediction import Predictor
 from schemas import HRMExample, MessageRejected
 
 MAX_CALIBRATION_EXAMPLES = 10_000
@@ -52,6 +59,114 @@ class EnsembleReport(BaseModel):
     recommendation: Recommendation | None = Field(
         description="What to take, as far as this data says; null where it has no example."
     )
+
+
+def _open(path: Path, _: str) -> BinaryIO:
+    return path.open("rb")
+
+
+def _ignore(*_: object) -> None:
+    """For callers who need no reports, and for lines that were reported before."""
+
+
+@dataclass(frozen=True)
+class EnsembleEvaluation:
+    """Evaluates an ensemble, and each of its members alone, on the same file.
+
+    Args:
+        data_path: JSONL file of messages, bare pairs or converted examples. It is read several
+            times.
+        inference: How every network is run.
+        device: Where, as torch calls it.
+        reader: Reads and judges the lines.
+        open_file: Opens a file for reading; the second argument says what for. This is where a
+            caller shows progress and words its errors.
+        on_refused: Called once with the file and each line of it that cannot be evaluated.
+    """
+
+    data_path: Path
+    inference: Inference
+    device: str = "cpu"
+    reader: LineReader = DEFAULT_READER
+    open_file: Callable[[Path, str], AbstractContextManager[BinaryIO]] = _open
+    on_refused: Callable[[Path, RefusedLine], None] = _ignore
+
+    def fit(
+        self, members: Sequence[Checkpoint], weights: Sequence[float] | None, calibration: Path
+    ) -> tuple[Stacking, int]:
+        """Fit a stacking combiner on the pairs of `calibration` that the data does not contain.
+
+        Returns the combiner, and how many examples were left out. Raises `EnsembleError` if none
+        are left to fit on.
+        """
+        converter = Converter(members[0].conversion)
+
+        def examples_of(
+            path: Path, source: BinaryIO, on_refused: Callable[[Path, RefusedLine], None]
+        ) -> Iterator[HRMExample]:
+            return sound_examples(
+                source,
+                converter,
+                reader=self.reader,
+                on_refused=lambda line: on_refused(path, line),
+            )
+
+        with self.open_file(calibration, "Reading") as source:
+            found = examples_of(calibration, source, self.on_refused)
+            examples = list(islice(found, MAX_CALIBRATION_EXAMPLES))
+        with self.open_file(self.data_path, "Reading") as source:
+            others = exclude_seen(examples, examples_of(self.data_path, source, _ignore))
+        if not others:
+            raise EnsembleError(
+                f"{calibration} has no pair that {self.data_path} lacks: a combiner is fitted on "
+                "other pairs than it is evaluated on"
+            )
+        stacking = fit_stacking_for(
+            members,
+            weights,
+            others,
+            str(calibration),
+            device=self.device,
+            inference=self.inference,
+        )
+        return stacking, len(examples) - len(others)
+
+    def report(self, ensemble: Ensemble, left_out: int | None = None) -> EnsembleReport:
+        """Evaluate everything and put it side by side.
+
+        Args:
+            ensemble: The ensemble, whose members are evaluated too.
+            left_out: Examples that `fit` left out, if the ensemble's combiner was fitted just now.
+        """
+        # What the ensemble takes, every member takes: a refused line is reported once.
+        together = self._evaluate(
+            ensemble, ensemble.open(self.inference, self.device), self.on_refused
+        )
+        alone = [
+            self._evaluate(member, self.inference.open(member, self.device), _ignore)
+            for member in ensemble.members
+        ]
+        return build_report(ensemble, alone, together, left_out)
+
+    def _evaluate(
+        self,
+        model: Model,
+        predictor: Predictor,
+        on_refused: Callable[[Path, RefusedLine], None],
+    ) -> EvaluationReport:
+        evaluator = Evaluator(model, predictor, device=self.device, worker="local")
+        with (
+            contextlib.closing(evaluator),
+            self.open_file(self.data_path, "Evaluating") as source,
+        ):
+            return evaluate_file(
+                source,
+                str(self.data_path),
+                evaluator,
+                reader=self.reader,
+                on_refused=lambda line: on_refused(self.data_path, line),
+                on_verdict=_ignore,
+            )
 
 
 def build_report(

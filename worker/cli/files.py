@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,17 +95,14 @@ def check_rereadable(paths: Sequence[Path | None]) -> None:
             raise click.UsageError(f"{path} is read several times: give a regular file")
 
 
+def print_refused_line(path: Path, line: RefusedLine) -> None:
+    """Print a refused line of `path` on stderr, in the form of a compiler's message."""
+    click.echo(f"{path}:{line.number}: {line.reason}: {line.detail}", err=True)
+
+
 def refused_line_printer(path: Path) -> Callable[[RefusedLine], None]:
-    """A function that prints a refused line of `path` on stderr, in the form of a compiler."""
-
-    def print_line(line: RefusedLine) -> None:
-        click.echo(f"{path}:{line.number}: {line.reason}: {line.detail}", err=True)
-
-    return print_line
-
-
-def ignore_refused(_: RefusedLine) -> None:
-    """For lines that were reported before."""
+    """`print_refused_line` for the lines of `path`."""
+    return partial(print_refused_line, path)
 
 
 def check_strict(path: Path, refused: int) -> None:

@@ -1,40 +1,21 @@
 """`sqe-hrm ensemble`: several checkpoints as one, beside each alone."""
 
-import contextlib
-import os
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import click
 
-from hrm.checkpoint import Checkpoint
-from hrm.data.conversion import Converter
-from hrm.data.files import LineReader, RefusedLine
+from hrm.data.files import LineReader
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, load_members
-from hrm.ensemble.report import (
-    MAX_CALIBRATION_EXAMPLES,
-    build_report,
-    exclude_seen,
-    fit_stacking_for,
-    sound_examples,
-)
-from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
-from hrm.evaluation.evaluator import Evaluator, Model
-from hrm.evaluation.report import EvaluationReport
-from hrm.evaluation.run import evaluate_file
+from hrm.ensemble.report import EnsembleEvaluation
+from hrm.ensemble.stacking import read_stacking
 from hrm.inference.config import Inference, dtype_of
-from hrm.inference.prediction import Predictor
-from schemas import HaltedBy, HRMExample
+from schemas import HaltedBy
 from worker.cli.files import (
     check_outputs,
     check_rereadable,
-    ignore_refused,
+    print_refused_line,
     read_with_progress,
-    refused_line_printer,
     write_text,
 )
 from worker.cli.options import (
@@ -101,17 +82,24 @@ def command(
         max_steps=max_steps,
         forward_dtype=dtype_of(dtype, pinned.torch_name),
     )
-    run = _Run(data_path, settings, pinned.torch_name, inference)
+    evaluation = EnsembleEvaluation(
+        data_path,
+        inference,
+        pinned.torch_name,
+        LineReader(settings.max_message_bytes),
+        open_file=read_with_progress,
+        on_refused=print_refused_line,
+    )
     members = load_members(checkpoints, settings.checkpoint_dir)
     stacking, left_out = None, None
     if calibration is not None:
-        stacking, left_out = run.fit(members, weights, calibration)
+        stacking, left_out = evaluation.fit(members, weights, calibration)
     elif combiner is not None:
         stacking = read_stacking(combiner)
     ensemble = Ensemble(members, Strategy(strategy), weights, stacking)
     if written is not None and stacking is not None:
         write_text(written, stacking.model_dump_json(indent=1))
-    report = build_report(ensemble, *run.evaluate(ensemble), left_out)
+    report = evaluation.report(ensemble, left_out)
     text = report.model_dump_json(indent=2)
     if output is not None:
         write_text(output, text)
@@ -119,86 +107,6 @@ def command(
         click.echo(text)
     else:
         print_ensemble(report)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What every part of the work needs."""
-
-    data_path: Path
-    settings: Settings
-    device: str
-    inference: Inference
-
-    def fit(
-        self, members: Sequence[Checkpoint], weights: Sequence[float], calibration: Path
-    ) -> tuple[Stacking, int]:
-        """A combiner, and how many of the calibration's examples the data has too."""
-        converter = Converter(members[0].conversion)
-        with self._examples(calibration, converter, refused_line_printer(calibration)) as source:
-            examples = list(islice(source, MAX_CALIBRATION_EXAMPLES))
-        with self._examples(self.data_path, converter, ignore_refused) as data:
-            others = exclude_seen(examples, data)
-        if not others:
-            raise EnsembleError(
-                f"{calibration} has no pair that {self.data_path} lacks: a combiner is fitted on "
-                "other pairs than it is evaluated on"
-            )
-        stacking = fit_stacking_for(
-            members,
-            weights,
-            others,
-            str(calibration),
-            device=self.device,
-            inference=self.inference,
-        )
-        return stacking, len(examples) - len(others)
-
-    def evaluate(self, ensemble: Ensemble) -> tuple[list[EvaluationReport], EvaluationReport]:
-        """Each member alone, and the ensemble."""
-        together = ensemble.open(self.inference, self.device)
-        # What the ensemble takes, every member takes: a refused line is told once.
-        report = self._evaluate(ensemble, together, refused_line_printer(self.data_path))
-        alone = [
-            self._evaluate(member, self.inference.open(member, self.device), ignore_refused)
-            for member in ensemble.members
-        ]
-        return alone, report
-
-    def _evaluate(
-        self, model: Model, predictor: Predictor, on_refused: Callable[[RefusedLine], None]
-    ) -> EvaluationReport:
-        evaluator = Evaluator(
-            model,
-            predictor,
-            device=self.device,
-            worker=f"{socket.gethostname()}:{os.getpid()}",
-            max_message_bytes=self.settings.max_message_bytes,
-        )
-        with (
-            contextlib.closing(evaluator),
-            read_with_progress(self.data_path, "Evaluating") as source,
-        ):
-            return evaluate_file(
-                source,
-                str(self.data_path),
-                evaluator,
-                reader=LineReader(self.settings.max_message_bytes),
-                on_refused=on_refused,
-                on_verdict=lambda _: None,
-            )
-
-    @contextlib.contextmanager
-    def _examples(
-        self, path: Path, converter: Converter, on_refused: Callable[[RefusedLine], None]
-    ) -> Iterator[Iterator[HRMExample]]:
-        with read_with_progress(path, "Reading") as source:
-            yield sound_examples(
-                source,
-                converter,
-                reader=LineReader(self.settings.max_message_bytes),
-                on_refused=on_refused,
-            )
 
 
 def _check_stacking(strategy: str, calibration: Path | None, combiner: Path | None) -> None:
