@@ -3,6 +3,7 @@
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,13 +21,12 @@ from worker.cli.options import (
     max_steps_option,
     pin,
 )
+from worker.process.run import run
 from worker.settings import Settings
 from worker.telemetry.logs import configure_logging
 
-CUDA_SLOTS = 64
-
-CPU_SLOTS = 4
-"""For each thread: more rows are not computed faster. A GPU wants many."""
+if TYPE_CHECKING:
+    from worker.cli.serving import Serving
 
 
 @click.command("worker", cls=ListCommand)
@@ -82,10 +82,7 @@ def command(
     Without SQE_REDIS_URL, the worker starts a Redis server that keeps its data in this folder.
     """
     _check_ensemble(checkpoint, checkpoints, weights, strategy, combiner)
-    chosen = tuple(name.strip() for name in queues.split(","))
-    unknown = sorted(set(chosen) - set(QUEUES))
-    if unknown:
-        raise click.UsageError(f"no queue {unknown[0]!r}: there are {' and '.join(QUEUES)}")
+    chosen = _chosen(queues)
     settings = Settings.from_env(
         checkpoint=checkpoint,
         device=device,
@@ -99,63 +96,45 @@ def command(
     configure_logging()
     pinned = pin(settings.device, check=False)
 
-    # After the device is pinned: these import torch.
-    import torch  # noqa: PLC0415
+    # After the device is pinned: it imports torch.
+    from worker.cli.serving import Serving  # noqa: PLC0415
 
-    from hrm.checkpoint import load_checkpoint  # noqa: PLC0415
-    from hrm.ensemble.combiners import Strategy  # noqa: PLC0415
-    from hrm.ensemble.ensemble import Ensemble, load_members  # noqa: PLC0415
-    from hrm.ensemble.stacking import read_stacking  # noqa: PLC0415
-    from hrm.evaluation.evaluator import Evaluator, Model  # noqa: PLC0415
-    from hrm.inference.config import Inference, dtype_of  # noqa: PLC0415
-    from schemas import HaltedBy  # noqa: PLC0415
-    from worker.process.run import run  # noqa: PLC0415
+    serving = Serving(
+        settings,
+        pinned,
+        members=checkpoints,
+        weights=weights,
+        strategy=strategy,
+        combiner=combiner,
+        halting=halting,
+        max_steps=max_steps,
+        dtype=dtype,
+    )
+    sys.exit(_serve(serving, chosen))
 
-    threads = settings.threads or torch.get_num_threads()
-    # The engine's threads are all that the cores are for. A second set, which torch would start
-    # here to load a checkpoint, makes OpenMP put threads to sleep between operations.
-    torch.set_num_threads(1)
 
-    def open_evaluator(worker: str) -> Evaluator:
-        inference = Inference(
-            slots=settings.slots or (CUDA_SLOTS if pinned.is_cuda else CPU_SLOTS * threads),
-            halting=HaltedBy(halting),
-            max_steps=max_steps,
-            forward_dtype=dtype_of(dtype, pinned.torch_name),
-            threads=threads,
-            cached_predictions=settings.cached_predictions,
-        )
-        model: Model
-        if checkpoints:
-            ensemble = Ensemble(
-                load_members(checkpoints, settings.checkpoint_dir),
-                Strategy(strategy),
-                weights,
-                None if combiner is None else read_stacking(combiner),
-            )
-            model, predictor = ensemble, ensemble.open(inference, pinned.torch_name)
-        else:
-            model = load_checkpoint(find_checkpoint(settings.checkpoint, settings.checkpoint_dir))
-            predictor = inference.open(model, pinned.torch_name)
-        return Evaluator(
-            model,
-            predictor,
-            device=pinned.name,
-            worker=worker,
-            max_message_bytes=settings.max_message_bytes,
-        )
-
+def _serve(serving: "Serving", queues: tuple[str, ...]) -> int:
+    """Run the worker, with a Redis server of its own if none is set. Returns the exit status."""
+    settings = serving.settings
     with embedded.redis_url(settings.redis_url, start_if_missing=True) as redis_url:
         if settings.redis_url is None:
             logging.getLogger(__name__).info("using the embedded Redis at %s", redis_url)
-        status = run(
+        return run(
             redis_url=redis_url,
             settings=settings,
-            device=pinned,
-            queues=chosen,
-            open_evaluator=open_evaluator,
+            device=serving.device,
+            queues=queues,
+            open_evaluator=serving.open_evaluator,
         )
-    sys.exit(status)
+
+
+def _chosen(queues: str) -> tuple[str, ...]:
+    """The names in `--queues`."""
+    chosen = tuple(name.strip() for name in queues.split(","))
+    unknown = sorted(set(chosen) - set(QUEUES))
+    if unknown:
+        raise click.UsageError(f"no queue {unknown[0]!r}: there are {' and '.join(QUEUES)}")
+    return chosen
 
 
 def _check_ensemble(
@@ -165,7 +144,7 @@ def _check_ensemble(
     strategy: str,
     combiner: Path | None,
 ) -> None:
-    """What can be refused before torch is imported."""
+    """Refuse what can be refused before torch is imported."""
     if checkpoints and checkpoint is not None:
         raise click.UsageError("give --checkpoint for one, or --checkpoints for several as one")
     if not checkpoints and (weights or combiner is not None or strategy != DEFAULT_STRATEGY):

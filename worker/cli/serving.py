@@ -1,0 +1,97 @@
+"""What a worker serves: the evaluator of the checkpoint or ensemble that its options name.
+
+Knows checkpoints, ensembles and engines; nothing of Redis. Imports torch, so it is imported only
+after the device is pinned.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from hrm.ensemble.combiners import Strategy
+from hrm.ensemble.ensemble import Ensemble, load_members
+from hrm.ensemble.stacking import read_stacking
+from hrm.evaluation.evaluator import Evaluator
+from hrm.inference.config import Inference, dtype_of
+from schemas import HaltedBy
+from worker.process import devices
+from worker.settings import Settings
+
+CUDA_SLOTS = 64
+
+CPU_SLOTS = 4
+"""For each thread. More rows are not computed faster on a CPU; a GPU wants many."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Everything that decides how a worker answers.
+
+    Args:
+        settings: Names the checkpoint, unless `members` does.
+        device: The pinned device.
+        members: Checkpoints that answer as one; none for the settings' single checkpoint.
+        weights: One for each member; none to weigh them equally.
+        strategy: How the members' predictions are combined.
+        combiner: File of the stacking combiner, for that strategy.
+        halting: When an example is done.
+        max_steps: ACT steps per example, or None for each checkpoint's own.
+        dtype: Name of the activations' data type, or `auto`.
+    """
+
+    settings: Settings
+    device: devices.Device
+    members: tuple[str, ...]
+    weights: tuple[float, ...]
+    strategy: str
+    combiner: Path | None
+    halting: str
+    max_steps: int | None
+    dtype: str
+
+    def open_evaluator(self, worker: str) -> Evaluator:
+        """Load what is served, and start to answer.
+
+        `worker` is the name in the verdicts. Raises `CheckpointError` and `EnsembleError`.
+        """
+        threads = self.settings.threads or torch.get_num_threads()
+        # The engine's threads are all that the cores are for. A second set, which torch would start
+        # here to load a checkpoint, makes OpenMP put threads to sleep between operations.
+        torch.set_num_threads(1)
+        inference, device = self._inference(threads), self.device.torch_name
+        model = self._model()
+        if isinstance(model, Ensemble):
+            predictor = model.open(inference, device)
+        else:
+            predictor = inference.open(model, device)
+        return Evaluator(
+            model,
+            predictor,
+            device=self.device.name,
+            worker=worker,
+            max_message_bytes=self.settings.max_message_bytes,
+        )
+
+    def _model(self) -> Checkpoint | Ensemble:
+        folder = self.settings.checkpoint_dir
+        if not self.members:
+            return load_checkpoint(find_checkpoint(self.settings.checkpoint, folder))
+        return Ensemble(
+            load_members(self.members, folder),
+            Strategy(self.strategy),
+            self.weights,
+            None if self.combiner is None else read_stacking(self.combiner),
+        )
+
+    def _inference(self, threads: int) -> Inference:
+        default = CUDA_SLOTS if self.device.is_cuda else CPU_SLOTS * threads
+        return Inference(
+            slots=self.settings.slots or default,
+            halting=HaltedBy(self.halting),
+            max_steps=self.max_steps,
+            forward_dtype=dtype_of(self.dtype, self.device.torch_name),
+            threads=threads,
+            cached_predictions=self.settings.cached_predictions,
+        )
