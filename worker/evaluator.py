@@ -12,7 +12,7 @@ from hrm.inference.prediction import EngineStatistics
 from schemas import HaltedBy, SQEMessage, Verdict
 
 Evaluated = tuple[Verdict, Counter[tuple[int, int]]]
-"""A verdict, and how often which target token was predicted as which other."""
+"""A verdict, and how often each pair (target, predicted) of different tokens occurred."""
 
 
 class Pending(Protocol):

@@ -1,7 +1,8 @@
-"""How several members' logits become one sequence of tokens: averaged, by vote, or stacked.
+"""One sequence of tokens from the logits of several members: averaged, by vote, or stacked.
 
 Knows tensors of logits; nothing of networks, checkpoints or files. Symbols: M members, S sequence
-length, V vocabulary, N tokens. All in float64 on the CPU, so that every machine says the same.
+length, V vocabulary, N tokens. Everything is computed in float64 on the CPU, so that all machines
+give the same tokens.
 """
 
 from dataclasses import dataclass
@@ -14,35 +15,36 @@ from torch import Tensor
 from hrm.model.outputs import log_probabilities
 
 PRIOR_STRENGTH = 1.0
-"""Of stacking: a normal prior of deviation 1 around the weighted average, as strong as what
-a few tokens say. Less fits the noise of a small calibration file, more keeps to the average."""
+"""Strength of stacking's prior: a normal distribution of deviation 1 around the weighted average,
+which weighs as much as a few tokens. Less fits the noise of a small calibration file, more stays
+at the average."""
 
 _MAX_ITERATIONS = 500
 _HISTORY = 20
-"""Of LBFGS: a convex problem of a few hundred numbers converges well within these."""
+"""Limits of LBFGS. A convex problem of a few hundred numbers converges well within them."""
 
 
 class Strategy(StrEnum):
-    """How an ensemble finds the token of a position."""
+    """How an ensemble chooses the token of a position."""
 
     WEIGHTED_AVERAGE = "weighted_average"
-    """The largest weighted mean of the members' log-probabilities."""
+    """The token with the largest weighted mean of the members' log-probabilities."""
     VOTING = "voting"
-    """What most members say; of a tie, what the heaviest of its members says, then the first."""
+    """The token that most members choose. A tie goes to its heaviest member, then to the first."""
     STACKING = "stacking"
     """Logistic regression on all log-probabilities, fitted on calibration examples."""
 
 
 def weighted_average(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits (M, S, V) and weights (M,) to tokens int64 (S,); of equal ones the smallest id."""
+    """Turn logits (M, S, V) and weights (M,) into tokens int64 (S,). The smallest id wins a tie."""
     return torch.einsum("m,msv->sv", weights, log_probabilities(logits)).argmax(-1)
 
 
 def vote(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits (M, S, V) and weights (M,) to tokens int64 (S,)."""
+    """Turn logits (M, S, V) and weights (M,) into tokens int64 (S,)."""
     members, _, vocabulary = logits.shape
     votes = F.one_hot(logits.argmax(-1), vocabulary).double()
-    # Each member breaks ties by its rank: distinct, and together less than one vote.
+    # Each member breaks ties by its rank. Ranks are distinct, and always less than one vote.
     order = weights.argsort(descending=True, stable=True)
     rank = torch.empty(members, dtype=torch.float64)
     rank[order] = torch.arange(members, 0, -1, dtype=torch.float64) / (members + 1)
@@ -55,31 +57,37 @@ class StackingCoefficients:
     """A logistic regression from all members' log-probabilities to tokens, float64."""
 
     weight: Tensor
-    """(V, M V): the members one after the other."""
+    """(V, M V), with the members one after the other."""
     bias: Tensor
     """(V,)."""
 
     def tokens(self, logits: Tensor) -> Tensor:
-        """Logits (M, S, V) to tokens int64 (S,)."""
+        """Turn logits (M, S, V) into tokens int64 (S,)."""
         return self._scores(log_probabilities(logits)).argmax(-1)
 
     def _scores(self, log_probabilities_: Tensor) -> Tensor:
-        """(M, N, V) to (N, V)."""
+        """Turn log-probabilities (M, N, V) into scores (N, V)."""
         return F.linear(log_probabilities_.transpose(0, 1).flatten(1), self.weight, self.bias)
 
     @classmethod
     def average(cls, weights: Tensor, vocabulary: int) -> "StackingCoefficients":
-        """Those with which stacking is the weighted average; weights: float64 (M,)."""
+        """Coefficients that make stacking the weighted average by `weights`, float64 (M,)."""
         identity = torch.eye(vocabulary, dtype=torch.float64)
         weight = torch.cat([share * identity for share in weights], dim=1)
         return cls(weight, torch.zeros(vocabulary, dtype=torch.float64))
 
     @classmethod
     def fit(cls, logits: Tensor, targets: Tensor, weights: Tensor) -> "StackingCoefficients":
-        """Fit on calibration tokens: logits (M, N, V), targets int64 (N,), weights float64 (M,).
+        """Fit coefficients on calibration tokens.
 
-        Minimises cross-entropy plus the distance from the weighted average, so that where the
-        tokens say nothing it stays that. Convex and without chance: equal input, equal result.
+        Minimises cross-entropy plus the distance from the weighted average, so that the result
+        stays at the average wherever the tokens say nothing. The problem is convex and nothing is
+        random: equal input gives an equal result.
+
+        Args:
+            logits: The members' logits (M, N, V).
+            targets: The right tokens, int64 (N,).
+            weights: The members' weights, float64 (M,).
         """
         prior = cls.average(weights, logits.shape[-1])
         features = log_probabilities(logits)

@@ -1,4 +1,4 @@
-"""Several checkpoints as one model: who may join, what it is called, and how it answers.
+"""Several checkpoints as one model: its rules of membership, its name and digest, its opening.
 
 Knows checkpoints and joins the parts of an ensemble; how their predictions are joined is
 `hrm.ensemble.join`, how their logits are combined `hrm.ensemble.combiners`.
@@ -28,7 +28,7 @@ from hrm.inference.config import Inference
 from hrm.inference.prediction import Predictor
 
 MAX_NAME_LENGTH = 80
-"""Characters of an ensemble's name: it is a label of metrics and a column of tables."""
+"""Longest name of an ensemble, in characters: it is a metric label and a column of tables."""
 
 _MIN_MEMBERS = 2
 
@@ -39,15 +39,21 @@ SHARED_FIELDS: dict[str, Callable[[Checkpoint], object]] = {
     "puzzle_policy": lambda member: member.conversion.puzzle_policy,
     "puzzle_space": lambda member: member.conversion.puzzle_space,
 }
-"""With one of these different, members would read a message as different examples."""
+"""Fields in which members have to agree, or they would read a message as different examples."""
 
 
 class Ensemble:
-    """Members with their weights and a strategy; a `Model` like a single checkpoint.
+    """Several checkpoints that answer as one; a `Model` like a single checkpoint.
 
-    `weights` are positive and are scaled to sum to 1 (default: all alike). They weigh the average
-    and the Q logits, and break ties of votes; `stacking` has its own, once fitted. Raises
-    `EnsembleError` for members that do not go together.
+    Args:
+        members: The checkpoints, at least two.
+        strategy: How the token of a position is chosen.
+        weights: Positive numbers, scaled to sum 1 (default: all equal). They weigh the average and
+            the Q logits, and break ties of votes.
+        stacking: The fitted combiner, for the strategy `stacking` only. It has weights of its own.
+
+    Raises:
+        EnsembleError: The members do not go together.
     """
 
     def __init__(
@@ -78,13 +84,13 @@ class Ensemble:
                 "halt_max_steps": max(each.halt_max_steps for each in configs),
             }
         )
-        """What every member can take. Its other sizes are the first member's."""
+        """Sizes of the first member, with the fewest puzzles and most ACT steps of any member."""
         self.conversion = members[0].conversion
         self.training = _common_training([member.training for member in members])
-        """The pairs that all members were trained on; their targets, counted once a member."""
+        """The pairs that all members were trained on, and the sum of their target token counts."""
 
     def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool:
-        """Whether every member was trained on it. False where one has no record."""
+        """Whether every member was trained on this pair. False if a member has no record."""
         if self.training is None:
             return False
         return pair_hash(puzzle_id, input_sequence) in self.training.pair_hashes
@@ -100,9 +106,11 @@ class Ensemble:
 
 
 def load_members(names: Sequence[str], folder: Path) -> list[Checkpoint]:
-    """The checkpoints of these paths or names in `folder`, which go together.
+    """Load the checkpoints with these paths, or names in `folder`.
 
-    Raises `CheckpointError` and `EnsembleError`.
+    Raises:
+        CheckpointError: One of them cannot be found, read or used.
+        EnsembleError: They do not go together.
     """
     members = [load_checkpoint(find_checkpoint(name, folder)) for name in names]
     check_members(members)
@@ -110,7 +118,7 @@ def load_members(names: Sequence[str], folder: Path) -> list[Checkpoint]:
 
 
 def check_members(members: Sequence[Checkpoint]) -> None:
-    """Raise `EnsembleError` for fewer than two, twice the same, and any that read otherwise."""
+    """Raise `EnsembleError` for fewer than two members, equal ones, or ones that do not agree."""
     if len(members) < _MIN_MEMBERS:
         raise EnsembleError("an ensemble has at least two checkpoints: name another")
     first, *others = members
@@ -132,14 +140,14 @@ def check_members(members: Sequence[Checkpoint]) -> None:
 
 
 def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
-    """`weights` scaled to sum to 1; all alike where there are none. Raises `EnsembleError`."""
+    """Scale `weights` to sum 1; without any, all are equal. Raises `EnsembleError`."""
     weights = weights or (1.0,) * members
     if len(weights) != members:
         raise EnsembleError(f"{len(weights)} weights for {members} checkpoints: give one each")
     for weight in weights:
         if not 0 < weight < math.inf:
             raise EnsembleError(f"weight {weight:g}: give a positive number, or drop the member")
-    largest = max(weights)  # first, so that no sum is infinite
+    largest = max(weights)  # divided by first, so that no sum is infinite
     scaled = [weight / largest for weight in weights]
     if min(scaled) == 0:
         raise EnsembleError("the smallest weight is nothing beside the largest: drop its member")
@@ -165,7 +173,7 @@ def _digest(
     members: Sequence[str],
     stacking: Stacking | None,
 ) -> str:
-    """SHA-256 of everything that an answer depends on."""
+    """SHA-256 of everything an answer depends on."""
     combiner = None if stacking is None else [stacking.weight, stacking.bias]
     content = json.dumps([strategy, weights, members, combiner], separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()

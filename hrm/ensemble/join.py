@@ -1,4 +1,4 @@
-"""The predictions of an ensemble's members for one example become one prediction.
+"""One prediction from those of all members of an ensemble.
 
 Knows predictions and their logits; how logits are combined, its caller says.
 
@@ -34,8 +34,8 @@ def join_by(weights: Sequence[float], combine: Combine) -> Join:
     `halted_by` is `q` if every member halted by it.
 
     Args:
-        weights: one for each member, with sum 1; `q_halt` and `q_continue` are means by them.
-        combine: finds the tokens.
+        weights: One for each member, with sum 1; `q_halt` and `q_continue` are means by them.
+        combine: Finds the tokens.
     """
 
     def mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""An ensemble beside each of its members alone, on the same file; and what stacking learns from.
+"""Reports of an ensemble beside each of its members, and the calibration of stacking.
 
 Joins evaluation, members and ensembles; knows no terminal.
 """
@@ -28,11 +28,12 @@ from hrm.inference.prediction import Predictor
 from schemas import HRMExample, MessageRejected
 
 MAX_CALIBRATION_EXAMPLES = 10_000
-"""Of a longer file the first: half a million tokens, for a few hundred coefficients."""
+"""Most examples to fit on, from the start of the file: half a million tokens are plenty for a few
+hundred coefficients."""
 
 
 class Calibration(BaseModel):
-    """What a stacking combiner was fitted on."""
+    """The data that a stacking combiner was fitted on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,24 +41,24 @@ class Calibration(BaseModel):
     examples: int
     tokens: int
     left_out: int | None = Field(
-        description="Examples that the evaluated data has too, and that were not fitted on. Null "
-        "where the combiner was fitted before: then nobody looked."
+        description="Examples not fitted on, because the evaluated data has them too. Null if the "
+        "combiner was fitted earlier: then nobody compared."
     )
 
 
 class EnsembleReport(BaseModel):
-    """Members and ensemble on the same data."""
+    """The members and the ensemble, evaluated on the same data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int = 1
     strategy: Strategy
-    weights: tuple[float, ...] = Field(description="Of the members, in order; their sum is 1.")
+    weights: tuple[float, ...] = Field(description="One per member, in order, with sum 1.")
     calibration: Calibration | None
-    members: tuple[EvaluationReport, ...] = Field(description="Each alone.")
+    members: tuple[EvaluationReport, ...] = Field(description="Each member alone.")
     ensemble: EvaluationReport
     recommendation: Recommendation | None = Field(
-        description="What to take, as far as this data says; null where it has no example."
+        description="What to take, as far as this data says; null if it has no example."
     )
 
 
@@ -175,7 +176,14 @@ def build_report(
     together: EvaluationReport,
     left_out: int | None,
 ) -> EnsembleReport:
-    """Put the evaluations of the members and of the ensemble beside each other."""
+    """Put the evaluations of the members and of the ensemble beside each other.
+
+    Args:
+        ensemble: The evaluated ensemble.
+        members: The evaluation of each member alone.
+        together: The evaluation of the ensemble.
+        left_out: Examples not fitted on, because the evaluated data has them too.
+    """
     stacking = ensemble.stacking
     measured = [_measured(report) for report in (*members, together) if report.overall.examples]
     return EnsembleReport(
@@ -231,10 +239,10 @@ def sound_examples(
 
 
 def exclude_seen(calibration: Sequence[HRMExample], data: Iterator[HRMExample]) -> list[HRMExample]:
-    """The examples of `calibration` whose puzzle and input do not occur in `data`.
+    """Return the examples of `calibration` whose puzzle and input do not occur in `data`.
 
     A combiner has to be fitted on other examples than it is evaluated on, or its figures say
-    nothing. `data` may be of any length; it is read once.
+    nothing. `data` may have any length and is read once.
     """
     hashes = [pair_hash(each.puzzle_id, each.input_sequence) for each in calibration]
     left = set(hashes)
@@ -252,9 +260,18 @@ def fit_stacking_for(
     device: str,
     inference: Inference,
 ) -> Stacking:
-    """A stacking combiner for these members, fitted on `examples`.
+    """Fit a stacking combiner for `members`.
 
-    Fit it under the halting rule that it will be used under. Raises `EnsembleError`.
+    Args:
+        members: The checkpoints.
+        weights: Weights of the average that the combiner starts from (default: all equal).
+        examples: The calibration examples.
+        calibration: What the combiner calls them.
+        device: Device of the members.
+        inference: How they run; with the halting rule that the combiner will be used under.
+
+    Raises:
+        EnsembleError: The members do not go together, or no example is left.
     """
     check_members(members)
     shares = normalised(weights, len(members))

@@ -1,4 +1,4 @@
-"""A fitted stacking combiner as a file, and how it is fitted on calibration examples.
+"""A stacking combiner: fitted on calibration examples, saved in a file and read again.
 
 Knows JSON, engines and examples; the regression itself is `hrm.ensemble.combiners`.
 """
@@ -19,7 +19,7 @@ from schemas import HRMExample, SQEHRMError, first_problem
 
 
 class EnsembleError(SQEHRMError):
-    """Checkpoints, weights or a combiner that make no ensemble."""
+    """Checkpoints, weights or a combiner that do not make an ensemble."""
 
 
 class Stacking(BaseModel):
@@ -28,14 +28,14 @@ class Stacking(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: Literal[1] = 1
-    members: tuple[str, ...] = Field(min_length=2, description="Their digests.")
+    members: tuple[str, ...] = Field(min_length=2, description="Digests of the members, in order.")
     calibration: str = Field(description="The file it was fitted on.")
     examples: int = Field(ge=1)
     tokens: int = Field(ge=1)
     weight: tuple[tuple[float, ...], ...] = Field(
-        description="A row a token; in it as many numbers for each member as there are tokens."
+        description="One row per token, with one number per token for each member."
     )
-    bias: tuple[float, ...] = Field(description="A number a token.")
+    bias: tuple[float, ...] = Field(description="One number per token.")
 
     @model_validator(mode="after")
     def _is_of_one_size(self) -> Self:
@@ -46,7 +46,7 @@ class Stacking(BaseModel):
         return self
 
     def coefficients(self) -> StackingCoefficients:
-        """As tensors."""
+        """The coefficients as tensors."""
         return StackingCoefficients(
             torch.tensor(self.weight, dtype=torch.float64),
             torch.tensor(self.bias, dtype=torch.float64),
@@ -54,7 +54,7 @@ class Stacking(BaseModel):
 
 
 def read_stacking(path: Path) -> Stacking:
-    """The combiner in the file `path`. Raises `EnsembleError` for what holds none."""
+    """Read the combiner in the file `path`. Raises `EnsembleError` if it holds none."""
     try:
         return Stacking.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -71,10 +71,18 @@ def fit_stacking(
     examples: Sequence[HRMExample],
     calibration: str,
 ) -> Stacking:
-    """Fit on what `members`, each its digest and an engine that keeps logits, say of `examples`.
+    """Fit a combiner on the members' logits for `examples`.
 
-    weights: as an ensemble's, summing to 1. An example that a member cannot take or answer is left
-    out. Raises `EnsembleError` where none is left; `calibration` is what to call the examples.
+    Examples that a member cannot take or answer are left out.
+
+    Args:
+        members: For each its digest, and an engine that keeps logits.
+        weights: The ensemble's weights, with sum 1.
+        examples: The calibration examples.
+        calibration: What the combiner calls them.
+
+    Raises:
+        EnsembleError: No example is left.
     """
     answers = [_logits(engine, examples) for _, engine in members]
     logits: list[Tensor] = []
@@ -104,7 +112,7 @@ def fit_stacking(
 
 
 def _logits(engine: Predictor, examples: Sequence[HRMExample]) -> list[Tensor | None]:
-    """Float32 (target length, V) of each example; None where there is no answer."""
+    """Logits of each example, float32 (target length, V); None if there is no answer."""
     futures = [_submit(engine, example) for example in examples]
     found: list[Tensor | None] = []
     for example, future in zip(examples, futures, strict=True):
@@ -112,7 +120,7 @@ def _logits(engine: Predictor, examples: Sequence[HRMExample]) -> list[Tensor | 
             logits = None if future is None else future.result().logits
         except InferenceError:
             logits = None
-        # A copy, or the whole sequences of all examples would stay.
+        # A copy: a slice would keep the whole sequences of all examples in memory.
         found.append(None if logits is None else logits[: len(example.target_sequence)].clone())
     return found
 

@@ -1,15 +1,15 @@
 """From predictions to verdicts, figures and a choice.
 
-- `evaluator`: one message to one verdict
-- `scoring`: a prediction against its target
-- `baselines`: what guessing reaches
+- `evaluator`: the verdict of one message
+- `scoring`: the comparison of a prediction with its target
+- `baselines`: guesses that never look at the input
 - `statistics`: shares, intervals, histograms
 - `measurement`: a network's figures on a set of examples
-- `run`: a whole file through an evaluator
+- `run`: the evaluation of a whole file
 - `counters`: figures of many verdicts in constant memory
-- `report`: the figures of an evaluation
-- `comparison`: checkpoints tensor by tensor
-- `recommendation`: which of several checkpoints to take
+- `report`: the form of an evaluation's report
+- `comparison`: the weights of several checkpoints, tensor by tensor
+- `recommendation`: a choice among several checkpoints
 
 May import `schemas`, `hrm.data`, `hrm.model`, `hrm.checkpoint` and `hrm.inference`.
 """

@@ -1,7 +1,7 @@
-"""What a prediction is worth beside: guesses that never look at the input.
+"""Guesses that never look at the input: what predictions have to beat.
 
 Knows training targets and the token sequences guessed from them; nothing of networks. Counting
-them takes the same memory whatever their number.
+targets takes constant memory.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ class Baseline:
 
     name: str
     fitted_on: str
-    """The training targets it was counted from, in words."""
+    """Description of the training targets it was counted from."""
     tokens: tuple[int, ...]
-    """For every position a sequence may have; a target's length of them is compared with it."""
+    """A token for every possible position; a target is compared with the first of them."""
 
 
 def commonest(target_token_counts: Sequence[int], fitted_on: str) -> Baseline:
-    """The commonest token of the training targets, everywhere; the smallest id wins a tie."""
+    """Guess the commonest training token at every position. The smallest id wins a tie."""
     token = commonest_token(target_token_counts)
     return Baseline("commonest token", fitted_on, (token,) * MAX_SEQUENCE_LENGTH)
 
 
 class TargetCounter:
-    """Counts training targets; `baselines` are what to guess after them."""
+    """Counts training targets and derives baselines from them."""
 
     def __init__(self) -> None:
         self.targets = 0
@@ -39,7 +39,7 @@ class TargetCounter:
         self._after = [[0] * VOCABULARY_SIZE for _ in range(VOCABULARY_SIZE)]
 
     def add(self, target: Sequence[int]) -> None:
-        """Count one target sequence (at most 100 tokens)."""
+        """Count one target sequence of at most 100 tokens."""
         self.targets += 1
         for position, token in enumerate(target):
             self._tokens[token] += 1
@@ -48,12 +48,12 @@ class TargetCounter:
             self._after[previous][token] += 1
 
     def baselines(self, fitted_on: str) -> tuple[Baseline, ...]:
-        """The commonest token; the commonest by position; bigram. The smallest id wins a tie.
+        """The commonest token, the commonest by position, and bigram. The smallest id wins a tie.
 
-        Where training targets say nothing (a position beyond all of them, a token that nothing
-        followed), the commonest token is guessed. Bigram begins with the commonest first token and
-        goes on with the commonest successor of what it guessed itself: the true previous token is
-        what no predictor is given here.
+        If the training targets say nothing (a position beyond all of them, a token that nothing
+        followed), the guess is the commonest token. Bigram begins with the commonest first token
+        and goes on with the commonest successor of its own last guess, since no predictor is given
+        the true previous token here.
         """
         overall = commonest(self._tokens, fitted_on)
         default = overall.tokens[0]

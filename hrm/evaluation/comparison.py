@@ -1,8 +1,8 @@
-"""How the weights of a run's checkpoints change from each to the next.
+"""Changes of the weights between consecutive checkpoints of a run.
 
-Knows several checkpoints, in order. Weights say how far they moved and whether that goes on; which
-checkpoint is better only inference says, in `hrm.evaluation.recommendation`, whose results are part
-of a comparison here.
+Knows several checkpoints, in order. Weights show how far they moved and whether they still move.
+Only inference shows which checkpoint is better: `hrm.evaluation.recommendation`, whose results are
+part of a comparison here.
 """
 
 import math
@@ -29,7 +29,7 @@ class _Figures(BaseModel):
 
 
 class TensorChange(_Figures):
-    """One tensor between two checkpoints. Percentages are null where it was all zeros before."""
+    """Change of one tensor between two checkpoints; percentages are null if it was all zeros."""
 
     magnitude_percent: float | None = Field(description="Change of the mean absolute value.")
     spread_percent: float | None = Field(description="Change of the standard deviation.")
@@ -39,29 +39,35 @@ class TensorChange(_Figures):
 
 
 class StepChange(_Figures):
-    """All weights between two consecutive checkpoints."""
+    """Change of all weights between two consecutive checkpoints."""
 
     earlier: str
     later: str
-    magnitude_percent: float | None = Field(description="Of all numbers, not a mean over tensors.")
+    magnitude_percent: float | None = Field(
+        description="Over all numbers; not a mean over tensors."
+    )
     spread_percent: float | None
-    moved: float | None = Field(description="The furthest of the tensors that can be compared.")
+    moved: float | None = Field(
+        description="Distance of the comparable tensor that moved furthest."
+    )
     converged: bool | None = Field(
         description="No tensor moved further than the rule allows; null for different networks."
     )
     only_earlier: tuple[str, ...] = Field(description="Tensors that the later one lacks.")
     only_later: tuple[str, ...]
-    tensors: dict[str, TensorChange] = Field(description="The furthest moved first.")
+    tensors: dict[str, TensorChange] = Field(description="Those that moved furthest come first.")
 
 
 class Comparison(_Figures):
-    """All that is known of several checkpoints, in their order."""
+    """Inspections, changes and measurements of several checkpoints, in their order."""
 
     checkpoints: dict[str, Inspection] = Field(description="By name, or by path if names repeat.")
     steps: tuple[StepChange, ...]
     converged_below: float = CONVERGED_BELOW
-    data: str | None = Field(description="What was measured on; null where nothing was.")
-    refused_lines: int = Field(description="Of the data: neither a message nor an example.")
+    data: str | None = Field(description="File of the measurement; null if nothing was measured.")
+    refused_lines: int = Field(
+        description="Lines of the data that are neither a message nor an example."
+    )
     measured: tuple[CheckpointFigures, ...]
     recommendations: tuple[Recommendation, ...]
 
@@ -73,9 +79,13 @@ def compare_checkpoints(
     data: str | None = None,
     refused_lines: int = 0,
 ) -> Comparison:
-    """Compare at least two, which `load_checkpoint` gave, the earliest first.
+    """Compare at least two loaded checkpoints.
 
-    `measured` is what `measure_messages` found for them on `data`.
+    Args:
+        checkpoints: The checkpoints, the earliest first.
+        measured: The figures from `measure_messages`.
+        data: The file that they were measured on.
+        refused_lines: Number of its lines that were refused.
     """
     inspections = [inspect_checkpoint(checkpoint) for checkpoint in checkpoints]
     labels = labels_of(checkpoints)
@@ -123,7 +133,7 @@ def _step_change(
 
 
 def _furthest_first(change: TensorChange) -> float:
-    """Other shapes are the largest change there is."""
+    """Sort key by distance. A change of shape counts as the largest distance."""
     return -math.inf if change.moved is None else -change.moved
 
 

@@ -35,14 +35,14 @@ from schemas import (
 )
 
 RELIABILITY_BINS = 10
-"""Of equal width over the probability that q_halt states."""
+"""Number of bins, of equal width, over the probability stated by q_halt."""
 
 UNKNOWN_CATEGORY = "unknown"
-"""That of a converted example, which has no prompt to tell it by."""
+"""Category of converted examples, which have no prompt to guess it from."""
 
 
 class PredictionCounter:
-    """Counts predictions, whoever made them."""
+    """Counts predictions, of a network or of a baseline."""
 
     def __init__(self) -> None:
         self.examples = 0
@@ -62,7 +62,7 @@ class PredictionCounter:
         self._similarity.add(edit_similarity)
 
     def figures(self) -> PredictionFigures:
-        """Of all predictions so far."""
+        """The figures of all predictions so far."""
         return PredictionFigures(
             examples=self.examples,
             solved=Share.measured(self._solved, self.examples),
@@ -105,7 +105,7 @@ class FiguresCounter:
         self._seconds.add(verdict.timings.inference)
 
     def figures(self) -> Figures:
-        """Of all verdicts so far."""
+        """The figures of all verdicts so far."""
         predictions = self._predictions.figures()
         steps = self._steps.summary()
         return Figures(
@@ -124,7 +124,7 @@ class FiguresCounter:
 
 
 class ReliabilityCounter:
-    """Holds what q_halt states of examples against what became of them."""
+    """Compares the probability stated by q_halt with the share of solved examples."""
 
     def __init__(self) -> None:
         self._stated: list[list[float]] = [[0, 0.0, 0] for _ in range(RELIABILITY_BINS)]
@@ -139,7 +139,7 @@ class ReliabilityCounter:
         cell[2] += solved
 
     def bins(self) -> tuple[ReliabilityBin, ...]:
-        """From the least to the most probable."""
+        """The bins, from the least to the most probable."""
         return tuple(
             ReliabilityBin(
                 low=number / RELIABILITY_BINS,
@@ -153,7 +153,7 @@ class ReliabilityCounter:
 
 
 class TokenCounter:
-    """Counts target tokens by position, and by what was predicted for them."""
+    """Counts target tokens by position and by predicted token."""
 
     def __init__(self) -> None:
         self._tokens = [0] * MAX_SEQUENCE_LENGTH
@@ -168,7 +168,7 @@ class TokenCounter:
             self._correct[position] += expected == given
 
     def by_position(self) -> tuple[PositionFigures, ...]:
-        """Every position that a sequence may have."""
+        """The figures of every possible position."""
         return tuple(
             PositionFigures(
                 position=position,
@@ -182,7 +182,7 @@ class TokenCounter:
         )
 
     def confusion(self) -> Confusion:
-        """The whole table."""
+        """The counts of all pairs of target and predicted token."""
         tokens = range(VOCABULARY_SIZE)
         return Confusion(
             counts=tuple(
@@ -193,7 +193,7 @@ class TokenCounter:
 
 
 class BaselineCounter:
-    """Counts what one baseline gets."""
+    """Counts the results of one baseline."""
 
     def __init__(self, baseline: Baseline) -> None:
         self._baseline = baseline
@@ -201,13 +201,13 @@ class BaselineCounter:
         self._by_known = {"known": PredictionCounter(), "unknown": PredictionCounter()}
 
     def add(self, target: Sequence[int], known: str) -> None:
-        """Count one example; `known` or `unknown`."""
+        """Count one example of the group `known`, which is `known` or `unknown`."""
         guess = score(self._baseline.tokens, target, baseline_token=None)
         for counter in (self._overall, self._by_known[known]):
             counter.add(guess.correct_tokens, guess.target_tokens, guess.edit_similarity)
 
     def figures(self, *, recorded: bool) -> BaselineFigures:
-        """Of all examples so far; by known only where training pairs are `recorded`."""
+        """The figures of all examples so far; by known only if training pairs are `recorded`."""
         by_known = {name: counter.figures() for name, counter in self._by_known.items()}
         return BaselineFigures(
             name=self._baseline.name,
@@ -219,7 +219,12 @@ class BaselineCounter:
 
 
 class EvaluationCounter:
-    """Counts everything. `max_steps`: ACT steps an example gets at most."""
+    """Counts all figures of an evaluation.
+
+    Args:
+        max_steps: Limit of ACT steps of an example.
+        baselines: Guesses to count beside the predictions.
+    """
 
     def __init__(self, max_steps: int, baselines: Sequence[Baseline]) -> None:
         def counters(names: Sequence[str]) -> dict[str, FiguresCounter]:
@@ -243,7 +248,7 @@ class EvaluationCounter:
         self._refused[reason] += 1
 
     def add(self, verdict: Verdict, target: Sequence[int], *, converted: bool) -> None:
-        """Count one verdict and its target. `converted`: of an example without a prompt."""
+        """Count one verdict and its target; `converted` says that the example had no prompt."""
         self._messages += not converted
         self._converted += converted
         self._convert_seconds.add(verdict.timings.convert)
@@ -262,9 +267,13 @@ class EvaluationCounter:
     def report(
         self, data: str, setting: Setting, seconds: float, *, recorded: bool
     ) -> EvaluationReport:
-        """All figures so far, after `seconds`.
+        """Report all figures so far.
 
-        `recorded`: the checkpoint knows its training pairs, so that known means something.
+        Args:
+            data: What the report calls the data.
+            setting: What was run, and how.
+            seconds: How long it took.
+            recorded: Whether the checkpoint knows its training pairs, which `known` needs.
         """
         overall = self._overall.figures()
         return EvaluationReport(

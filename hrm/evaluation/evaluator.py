@@ -1,6 +1,6 @@
-"""One message to one verdict: parse, convert, infer, score.
+"""The verdict of one message: parse, convert, infer, score.
 
-Joins the parts of this folder for whoever has messages; knows no queue and no metrics server.
+Joins conversion, inference and scoring; knows no queue and no metrics server.
 """
 
 import time
@@ -41,7 +41,7 @@ from schemas import (
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an example came from, as far as its verdict says so."""
+    """Origin of an example, as its verdict shows it."""
 
     message_id: str
     agent_id: str
@@ -49,17 +49,17 @@ class Origin:
 
     @classmethod
     def of(cls, message: SQEMessage) -> Self:
-        """That of a message; its category from the prompt's words where it names none."""
+        """The origin of a message. A category that it does not name is guessed from the prompt."""
         category = message.category or categorize(message.prompt)
         return cls(message.message_id, message.agent_id, category)
 
 
 class Evaluated(NamedTuple):
-    """Everything found about one example."""
+    """The result of one example."""
 
     verdict: Verdict
     confusions: Counter[tuple[int, int]]
-    """How often which target token was predicted as which other."""
+    """How often each pair (target, predicted) of different tokens occurred."""
 
 
 class PendingExample:
@@ -81,24 +81,26 @@ class PendingExample:
         prediction.add_done_callback(lambda _: clock.stop())
 
     def done(self) -> bool:
-        """Whether `result` has not to wait."""
+        """Whether `result` returns at once."""
         return self._prediction.done()
 
     def add_done_callback(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called once when `done`; in the engine's thread, so it must be quick."""
+        """Call `callback` once when `done`, in the engine's thread: it must be quick."""
         self._prediction.add_done_callback(lambda _: callback())
 
     def result(self, timeout: float | None = None) -> Evaluated:
         """Wait for the verdict, for at most `timeout` seconds.
 
-        Raises `MessageRejected` (evaluation failed) where the network gave no finite answer,
-        `EngineClosedError` when the engine is shutting down, and `TimeoutError`.
+        Raises:
+            MessageRejected: Evaluation failed, since the network's answer is not finite.
+            EngineClosedError: The engine is shutting down.
+            TimeoutError: The time is over.
         """
         try:
             prediction = self._prediction.result(timeout)
         except InferenceError as error:
             raise MessageRejected(RejectionReason.EVALUATION_FAILED, str(error)) from None
-        self._clock.stop()  # a future wakes who waits for it before it calls back
+        self._clock.stop()  # a future wakes its waiters before it calls back
         figures = self._evaluator.score(prediction, self.example)
         verdict = self._evaluator.verdict(
             self._origin, self.example, prediction, figures, self._clock.timings()
@@ -144,7 +146,7 @@ class _Clock:
 
 
 class Model(Protocol):
-    """Whose answers are evaluated: a checkpoint, or several as one."""
+    """The model that is evaluated: a checkpoint, or several as one."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -160,7 +162,18 @@ class Model(Protocol):
 
 
 class Evaluator:
-    """Evaluates messages with one checkpoint. Threads may share one."""
+    """Evaluates messages with one model. Threads may share an evaluator.
+
+    Args:
+        checkpoint: The model whose predictions are evaluated.
+        engine: Predicts with the model; the evaluator closes it.
+        device: What verdicts call the device.
+        worker: What verdicts call this worker.
+        max_message_bytes: Limit of prompt and completion together (UTF-8).
+
+    Raises:
+        CheckpointError: The model's conversion gives puzzles that the model does not have.
+    """
 
     def __init__(
         self,
@@ -193,7 +206,7 @@ class Evaluator:
 
     @property
     def dtype(self) -> str:
-        """Of activations."""
+        """The dtype of activations."""
         return str(self._engine.forward_dtype).removeprefix("torch.")
 
     @property
@@ -203,7 +216,7 @@ class Evaluator:
 
     @property
     def max_steps(self) -> int:
-        """ACT steps an example gets at most."""
+        """Limit of ACT steps of an example."""
         return self._engine.max_steps
 
     @property
@@ -214,10 +227,15 @@ class Evaluator:
     def submit(
         self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
     ) -> PendingVerdict:
-        """Hand the message in `body` to the engine; waits only while that has no room.
+        """Submit the message in `body` to the engine, and wait only while its queue is full.
 
-        `queued_seconds` is how long it waited before. Raises `MessageRejected` where it cannot be
-        evaluated and `EngineClosedError` after `close`, also when that comes during the wait.
+        Args:
+            body: The message, as JSON or decoded.
+            queued_seconds: How long it waited in a queue before.
+
+        Raises:
+            MessageRejected: The message cannot be evaluated.
+            EngineClosedError: The evaluator was closed, before or during the wait.
         """
         taken = time.perf_counter()
         message = parse_message(body, max_bytes=self._max_message_bytes)
@@ -228,15 +246,18 @@ class Evaluator:
     def submit_example(
         self, example: HRMExample, origin: Origin, *, taken: float
     ) -> PendingExample:
-        """Hand a converted example to the engine; waits only while that has no room.
+        """Submit a converted example to the engine; waits and raises as `submit` does.
 
-        `taken`: `time.perf_counter` before its conversion began. Raises as `submit` does.
+        Args:
+            example: The example.
+            origin: Message and agent it came from.
+            taken: `time.perf_counter` before its conversion began.
         """
         clock = _Clock(None, taken, converted=time.perf_counter())
         return PendingExample(self, example, origin, self._infer(example), clock)
 
     def close(self) -> None:
-        """Finish what is in slots and fail what waits."""
+        """Finish the examples in slots, and fail those that wait."""
         self._engine.close()
 
     def score(self, prediction: Prediction, example: HRMExample) -> Score:
@@ -251,7 +272,7 @@ class Evaluator:
         figures: Score,
         timings: Timings,
     ) -> Verdict:
-        """All that was found about one example."""
+        """Put together the verdict of one example."""
         return Verdict(
             message_id=origin.message_id,
             agent_id=origin.agent_id,
@@ -297,7 +318,7 @@ class Evaluator:
 
 
 def _shortened(number: int) -> str:
-    """Also of a number with a thousand digits."""
+    """Write `number` in a few characters, even if it has a thousand digits."""
     return str(number) if number < 10**18 else "beyond 10^18"
 
 

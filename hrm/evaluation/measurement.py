@@ -1,6 +1,6 @@
-"""Measures a network on a set of examples, with the plain loop.
+"""Figures of a network on a set of examples, measured with the plain loop.
 
-Knows batches and what is right about an answer; nothing of training, checkpoints or files.
+Knows batches and the correctness of answers; nothing of training, checkpoints or files.
 """
 
 from dataclasses import dataclass
@@ -15,42 +15,42 @@ from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy
 
 MEASURE_BATCH = 128
-"""Examples evaluated at once: bounds memory, and larger batches are not faster."""
+"""Examples evaluated at once. It bounds memory; larger batches are not faster."""
 
 
 @dataclass(frozen=True)
 class RuleFigures:
-    """What inference over a set of examples found under one halting rule."""
+    """Figures of inference over a set of examples, under one halting rule."""
 
     examples: int
     solved: int
     token_accuracy: float
     """Mean over the examples."""
     q_accuracy: float
-    """Share of examples where `q_halt >= 0` says rightly whether they are solved."""
+    """Share of examples for which `q_halt >= 0` is right about whether they are solved."""
     mean_act_steps: float
 
     @property
     def solve_rate(self) -> Share:
-        """With its 95 % Wilson interval."""
+        """Share of solved examples, with its 95 % Wilson interval."""
         return Share.measured(self.solved, self.examples)
 
     @property
     def perfect(self) -> bool:
-        """Everything solved, and the Q head knows it."""
+        """Whether every example is solved and the Q head is right about all."""
         return self.solved == self.examples and self.q_accuracy == 1.0
 
 
 @dataclass(frozen=True)
 class BothRules:
-    """Of one set of examples, under both halting rules."""
+    """Figures of one set of examples, under both halting rules."""
 
     max_steps: RuleFigures
     q: RuleFigures
 
     @property
     def perfect(self) -> bool:
-        """Perfect under both rules."""
+        """Whether both rules are perfect."""
         return self.max_steps.perfect and self.q.perfect
 
 

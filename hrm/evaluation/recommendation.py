@@ -1,4 +1,4 @@
-"""Which of several checkpoints to take, by what each solves of the same messages.
+"""A choice among several checkpoints, by how many of the same messages each solves.
 
 Knows inference, solve rates and their intervals; nothing of weights, files, terminals or tables.
 """
@@ -31,30 +31,32 @@ class _Report(BaseModel):
 
 
 class CheckpointFigures(_Report):
-    """One checkpoint's inference over the messages under one halting rule."""
+    """Figures of one checkpoint's inference over the messages, under one halting rule."""
 
     checkpoint: str
     halting: HaltedBy
     solved: Share
     known: int = Field(description="Examples that this checkpoint was trained on.")
     token_accuracy: float = Field(description="Mean over the examples.")
-    q_accuracy: float = Field(description="Share whose q_halt is right about being solved.")
+    q_accuracy: float = Field(description="Share of examples whose q_halt is right.")
     mean_act_steps: float
 
 
 class Recommendation(_Report):
     """Which checkpoint to take under a halting rule, as far as the measurements say."""
 
-    halting: HaltedBy | None = Field(description="Null where nothing was measured.")
+    halting: HaltedBy | None = Field(description="Null if nothing was measured.")
     recommended: str | None
-    candidates: tuple[str, ...] = Field(description="Those the data cannot tell from the best.")
+    candidates: tuple[str, ...] = Field(
+        description="The best, and all that the data cannot tell from it."
+    )
     reason: str
 
 
 def labels_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """What to call each: its name, or the path of its weights where names are not enough.
+    """Return a label for each: its name, or the path of its weights if names repeat.
 
-    Raises `ComparisonError` for the same file twice.
+    Raises `ComparisonError` if a file is given twice.
     """
     for labels in (
         [checkpoint.name for checkpoint in checkpoints],
@@ -74,9 +76,16 @@ def measure_messages(
 ) -> list[CheckpointFigures]:
     """Run every checkpoint over the same messages, under each of `rules`.
 
-    lines: each with its index from 0; read once, and never held all at once. Each checkpoint
-    converts messages as it was trained to. Without any message nothing is measured: the answer is
-    empty. Raises `ComparisonError` for a message that one of the checkpoints cannot take.
+    Each checkpoint converts messages as it was trained to. Without any message the result is empty.
+
+    Args:
+        checkpoints: The checkpoints.
+        lines: Messages, each with its index from 0. They are read once and never held all at once.
+        rules: The halting rules.
+        device: Device of the checkpoints.
+
+    Raises:
+        ComparisonError: One of the checkpoints cannot take a message.
     """
     candidates = [
         _Candidate(label, checkpoint, rules, device)
@@ -93,9 +102,10 @@ def measure_messages(
 
 
 def recommend(measured: Sequence[CheckpointFigures]) -> list[Recommendation]:
-    """For each halting rule the checkpoint that solves most, if its interval lies above the rest.
+    """Recommend for each halting rule the checkpoint that solves most, if its interval lies above
+    all others.
 
-    Without measurements there is one recommendation, which says that there can be none.
+    Without measurements the one recommendation says that there can be none.
     """
     if not measured:
         return [Recommendation(halting=None, recommended=None, candidates=(), reason=WEIGHTS_ALONE)]
@@ -107,7 +117,7 @@ def recommend(measured: Sequence[CheckpointFigures]) -> list[Recommendation]:
 
 
 class _Candidate:
-    """A checkpoint and what it answered so far."""
+    """A checkpoint, and its figures so far."""
 
     def __init__(
         self,

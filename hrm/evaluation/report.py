@@ -1,6 +1,6 @@
-"""What an evaluation found: the form of its report. How it is counted: `hrm.evaluation.counters`.
+"""The form of an evaluation's report; `hrm.evaluation.counters` counts its figures.
 
-Every figure comes from inference; where there is no example to take one from, it is null.
+Every figure comes from inference. A figure that has no example to be taken from is null.
 """
 
 from typing import Literal
@@ -17,22 +17,22 @@ class _Model(BaseModel):
 
 
 class PredictionFigures(_Model):
-    """How predictions compare with their targets, whoever made them."""
+    """Comparison of predictions, of a network or of a baseline, with their targets."""
 
     examples: int
     solved: Share = Field(description="Examples with every target token right.")
     correct_tokens: int
     target_tokens: int
-    token_accuracy: float | None = Field(description="By token: correct of all target tokens.")
-    token_accuracy_by_example: Summary = Field(description="Each example's share of right tokens.")
+    token_accuracy: float | None = Field(description="Correct tokens / target tokens.")
+    token_accuracy_by_example: Summary = Field(description="Share of right tokens of an example.")
     edit_similarity: Summary
 
 
 class Figures(PredictionFigures):
-    """All that was measured of a set of examples."""
+    """All figures of a set of examples."""
 
     act_steps: MedianSummary
-    act_steps_solved: MedianSummary = Field(description="Of solved examples only.")
+    act_steps_solved: MedianSummary = Field(description="Over solved examples only.")
     efficiency: float | None = Field(
         description="Mean ACT steps / max_steps: the share of the allowed steps that was used."
     )
@@ -40,18 +40,18 @@ class Figures(PredictionFigures):
     q_halt: Summary = Field(description="Logit at the last step.")
     q_continue: Summary = Field(description="Logit at the last step.")
     q_flips: MedianSummary = Field(
-        description="Of an example: how often the sign of q_halt - q_continue changed."
+        description="How often the sign of q_halt - q_continue changed in an example."
     )
     flipped: int = Field(description="Examples with any flip.")
     q_right: Share = Field(description="Examples where (q_halt >= 0) == solved.")
     inference_seconds: MedianSummary = Field(
-        description="Handed to the engine until answered, waiting for a slot included. "
-        "The median is right within 2.5 %."
+        description="From submission to answer, waiting for a slot included. "
+        "The median is exact within 2.5 %."
     )
 
 
 class ReliabilityBin(_Model):
-    """Examples whose sigmoid(q_halt) lies in [low, high), the last bin including 1."""
+    """Examples with sigmoid(q_halt) in [low, high); the last bin includes 1."""
 
     low: float
     high: float
@@ -61,7 +61,7 @@ class ReliabilityBin(_Model):
 
 
 class PositionFigures(_Model):
-    """One position of the target, from 0."""
+    """Figures of one target position, counted from 0."""
 
     position: int
     tokens: int
@@ -70,24 +70,26 @@ class PositionFigures(_Model):
 
 
 class Confusion(_Model):
-    """How often which target token was predicted as which, right ones included."""
+    """How often each target token was predicted as each token, right ones included."""
 
     tokens: tuple[str, ...] = VOCABULARY
-    counts: tuple[tuple[int, ...], ...] = Field(description="A row a target, a column a guess.")
+    counts: tuple[tuple[int, ...], ...] = Field(
+        description="One row per target token, one column per prediction."
+    )
 
 
 class BaselineFigures(_Model):
-    """What a guess that never looks at the input gets on the same examples."""
+    """Results, on the same examples, of a guess that never looks at the input."""
 
     name: str
     fitted_on: str = Field(description="The training targets it was counted from.")
-    tokens: tuple[int, ...] = Field(description="What it guesses for every example.")
+    tokens: tuple[int, ...] = Field(description="The guess for every example.")
     overall: PredictionFigures
     by_known: dict[str, PredictionFigures] | None
 
 
 class Setting(_Model):
-    """What was run, and how."""
+    """The checkpoint, and how it was run."""
 
     checkpoint: str
     checkpoint_digest: str
@@ -100,27 +102,27 @@ class Setting(_Model):
 
 
 class Lines(_Model):
-    """What the file held. `messages` and `examples` together were evaluated."""
+    """Contents of the file. `messages` and `examples` were evaluated."""
 
     messages: int = Field(description="Raw messages and bare pairs.")
-    examples: int = Field(description="Already converted.")
-    refused: dict[str, int] = Field(description="By reason.")
+    examples: int = Field(description="Examples that were converted before.")
+    refused: dict[str, int] = Field(description="Refused lines, by reason.")
 
 
 class Seconds(_Model):
-    """Without loading the checkpoint."""
+    """Durations, without the loading of the checkpoint."""
 
     total: float = Field(description="By the clock, from the first line to the last verdict.")
     per_example: float | None = Field(description="total / examples.")
-    convert: MedianSummary = Field(description="Of one line: parsing and conversion.")
+    convert: MedianSummary = Field(description="Parsing and conversion of one line.")
     inference: MedianSummary = Field(
-        description="Of one example: waiting for a slot, and in it. Up to batch_size are in work "
-        "at once, so these are longer than per_example."
+        description="Time of one example in the engine, waiting for a slot included. Up to "
+        "batch_size examples are in work at once, so it is longer than per_example."
     )
 
 
 class EvaluationReport(_Model):
-    """Every figure of an evaluation. Null: there was no example to take it from."""
+    """Every figure of an evaluation; null if there was no example to take it from."""
 
     format_version: Literal[1] = 1
     data: str
@@ -129,13 +131,13 @@ class EvaluationReport(_Model):
     seconds: Seconds
     overall: Figures
     by_known: dict[str, Figures] | None = Field(
-        description="Null where the checkpoint has no record of its training pairs."
+        description="Null if the checkpoint has no record of its training pairs."
     )
     by_difficulty: dict[str, Figures]
     by_category: dict[str, Figures] = Field(
-        description="`unknown` holds converted examples, which have no prompt to tell it by."
+        description="`unknown` holds converted examples, which have no prompt to guess it from."
     )
-    by_failure_pattern: dict[str, Figures] = Field(description="Of unsolved examples.")
+    by_failure_pattern: dict[str, Figures] = Field(description="Unsolved examples only.")
     reliability: tuple[ReliabilityBin, ...]
     by_position: tuple[PositionFigures, ...]
     confusion: Confusion

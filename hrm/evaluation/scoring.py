@@ -1,4 +1,4 @@
-"""How a prediction compares with its target. Knows two token sequences; no model and no text."""
+"""Comparison of a prediction with its target. Knows two token sequences; no model and no text."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from hrm.data.vocabulary import END
 from schemas import FailurePattern
 
 NEAR_MISS_SHARE = 0.05
-"""Wrong tokens, as a share of the target's, up to which a failure is a near miss."""
+"""Largest share of wrong tokens in a near miss."""
 
 SHIFTED_SIMILARITY = 0.8
-"""Edit similarity from which a failure may be a shift."""
+"""Smallest edit similarity of a shift."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Score:
     """1 - Levenshtein distance / target length, at least 0."""
     failure_pattern: FailurePattern | None
     confusions: Counter[tuple[int, int]]
-    """How often which target token was predicted as which other: (target, predicted)."""
+    """How often each pair (target, predicted) of different tokens occurred."""
 
     @property
     def solved(self) -> bool:
-        """Every target token right."""
+        """Whether every target token is right."""
         return self.correct_tokens == self.target_tokens
 
     @property
@@ -40,21 +40,24 @@ class Score:
 
 
 def commonest_token(counts: Sequence[int]) -> int:
-    """The token with the largest of `counts`; the smallest id of several."""
+    """The token with the largest count; the smallest id wins a tie."""
     return max(range(len(counts)), key=counts.__getitem__)
 
 
 def score(predicted: Sequence[int], target: Sequence[int], *, baseline_token: int | None) -> Score:
-    """Compare `predicted`, cut to the target's length, with `target` (at least one token).
+    """Compare `predicted`, cut to the target's length, with `target`.
 
-    `baseline_token` is the commonest one of the training targets, or None where they are not
-    recorded: then this target's own commonest stands for it.
+    Args:
+        predicted: Predicted tokens, at least as many as the target has.
+        target: Target tokens, at least one.
+        baseline_token: The commonest token of the training targets. None if they are not recorded;
+            then the commonest token of this target takes its place.
     """
     predicted = predicted[: len(target)]
     pairs = list(zip(target, predicted, strict=True))
     correct = sum(expected == given for expected, given in pairs)
-    # Not 1 - distance / length, which is a rounding error above `correct / length` where the two
-    # distances are equal. At most the length, as both sequences have it.
+    # Not 1 - distance / length, which is a rounding error above `correct / length` if the edit
+    # distance equals the number of wrong tokens. The distance is at most the common length.
     similarity = (len(target) - Levenshtein.distance(predicted, target)) / len(target)
     return Score(
         correct_tokens=correct,
@@ -68,7 +71,7 @@ def score(predicted: Sequence[int], target: Sequence[int], *, baseline_token: in
 def _failure_pattern(
     pairs: list[tuple[int, int]], correct: int, similarity: float, baseline_token: int | None
 ) -> FailurePattern | None:
-    """The first pattern that applies, in the order of `FailurePattern`; None when solved."""
+    """The first pattern that applies, in the order of `FailurePattern`; None if solved."""
     length = len(pairs)
     wrong = length - correct
     if wrong == 0:

@@ -1,6 +1,6 @@
-"""Figures over streams of numbers, in memory that does not grow with the streams.
+"""Statistics of streams of numbers, in constant memory.
 
-Knows numbers only; what they count is the caller's.
+Knows numbers, and nothing of what they measure.
 """
 
 import math
@@ -10,19 +10,19 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 Z_95 = 1.959963984540054
-"""Standard deviations of a normal distribution that hold 95 % of it."""
+"""Standard deviations around the mean that hold 95 % of a normal distribution."""
 
 _BUCKET_RATIO = 1.05
-"""From one bucket of a `PositiveHistogram` to the next: medians are right within 2.5 %."""
+"""Ratio of consecutive buckets of a `PositiveHistogram`: medians are exact within 2.5 %."""
 
 _SMALLEST = 1e-9
-"""What is below counts as this: a nanosecond, where the values are seconds."""
+"""Smaller values count as this one: a nanosecond, if the values are seconds."""
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson, 1927); 0 to 1 where nothing was tried.
+    """The 95 % score interval of a share (Wilson, 1927); 0 to 1 without any trial.
 
-    Unlike the usual plus and minus it holds for few trials and for shares near 0 and 1.
+    Unlike the usual normal approximation, it holds for few trials and for shares near 0 and 1.
     """
     if trials == 0:
         return 0.0, 1.0
@@ -37,7 +37,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 class Share(BaseModel):
-    """So many of so many. Share and interval are null where there was none."""
+    """`count` of `of` trials. Share and interval are null if there was no trial."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class Share(BaseModel):
 
     @classmethod
     def measured(cls, count: int, of: int) -> Self:
-        """`count` of `of` independent trials."""
+        """The share of `count` successes in `of` independent trials."""
         if of == 0:
             return cls(count=0, of=0, share=None, low=None, high=None)
         low, high = wilson_interval(count, of)
@@ -57,7 +57,7 @@ class Share(BaseModel):
 
 
 class Summary(BaseModel):
-    """How values are spread. All null where there was none."""
+    """Mean, spread and range of values; all null if there was no value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ class Summary(BaseModel):
 
 
 class MedianSummary(Summary):
-    """A summary with the value that half of all do not exceed."""
+    """A summary with the median."""
 
     median: float | None = None
 
@@ -93,11 +93,11 @@ class RunningStatistics:
         self._max = max(self._max, value)
 
     def summary(self) -> Summary:
-        """Of all values so far."""
+        """The summary of all values so far."""
         if not self.count:
             return Summary()
         return Summary(
-            # Rounding may carry the mean of equal values just past them.
+            # Rounding may move the mean of equal values slightly past them.
             mean=min(max(self._mean, self._min), self._max),
             spread=math.sqrt(self._squares / self.count),
             min=self._min,
@@ -106,7 +106,7 @@ class RunningStatistics:
 
 
 class IntegerHistogram:
-    """All figures of integers that take few values, such as steps: exact."""
+    """Exact statistics of integers with few different values, such as steps."""
 
     def __init__(self) -> None:
         self.counts: Counter[int] = Counter()
@@ -116,7 +116,7 @@ class IntegerHistogram:
         self.counts[value] += 1
 
     def summary(self) -> MedianSummary:
-        """Of all values so far; the median of an even number of them lies between two."""
+        """The summary of all values so far. The median of an even number lies between two."""
         total = self.counts.total()
         if not total:
             return MedianSummary()
@@ -133,7 +133,7 @@ class IntegerHistogram:
 
 
 class PositiveHistogram:
-    """Figures of positive numbers, such as seconds: exact but for the median, within 2.5 %."""
+    """Statistics of positive numbers, such as seconds: exact, except the median (within 2.5 %)."""
 
     def __init__(self) -> None:
         self._running = RunningStatistics()
@@ -145,7 +145,7 @@ class PositiveHistogram:
         self._buckets[math.floor(math.log(max(value, _SMALLEST), _BUCKET_RATIO))] += 1
 
     def summary(self) -> MedianSummary:
-        """Of all values so far."""
+        """The summary of all values so far."""
         summary = self._running.summary()
         if summary.min is None or summary.max is None:
             return MedianSummary()
@@ -157,7 +157,7 @@ class PositiveHistogram:
 
 
 def _ranked(counts: Counter[int], rank: int) -> int:
-    """The value at place `rank` (from 0) of all in order."""
+    """The value with `rank`, from 0, of all values in order."""
     for value in sorted(counts):
         rank -= counts[value]
         if rank < 0:

@@ -1,13 +1,13 @@
 """Examples in, predictions out: queue, slots, lanes and cache.
 
-- `config`: the settings of an engine
-- `engine`: a model on a device with a fixed number of slots
-- `lane`: one network's slots, stepped together
-- `lanes`: the lanes of several networks, and fewer slots if memory is short
-- `prediction`: what an engine answers, and what answers as an engine does
-- `cache`: equal examples are answered once
-- `threads`: a step's rows shared among CPU threads
-- `transfers`: tensors to a GPU and back without waiting
+- `config`: the settings of an engine, and the opening of checkpoints with them
+- `engine`: the queue, the order of turns and the futures
+- `lanes`: the memory of all networks of an engine, with fewer slots if the device has less
+- `lane`: one network's rows, stepped together
+- `prediction`: predictions, and the interface of everything that makes them
+- `cache`: one answer for equal examples
+- `threads`: the rows of a step shared among CPU threads
+- `transfers`: copies to a GPU and back that do not wait
 
 May import `schemas`, `hrm.model`, `hrm.checkpoint` and `hrm.kernels`.
 """

@@ -1,4 +1,4 @@
-"""Answers an example from the prediction of an equal one, where there is one.
+"""A cache before a predictor: equal examples get one prediction.
 
 Knows futures and what makes two examples equal to a network; nothing of networks themselves.
 """
@@ -18,7 +18,7 @@ from hrm.model.config import HRMConfig
 from schemas import HaltedBy, HRMExample
 
 _Key = tuple[int, Sequence[int], int | None]
-"""Puzzle, input and ACT steps asked for: all that a prediction depends on. The target is not."""
+"""Puzzle, input and limit of ACT steps: a prediction depends on these, but not on the target."""
 
 
 class _Kept(NamedTuple):
@@ -48,24 +48,27 @@ class _Kept(NamedTuple):
 
 @dataclass
 class _Pending:
-    """An example with the predictor, and who waits for its prediction."""
+    """An example that the predictor works on, and the futures that wait for its prediction."""
 
     inner: Future[Prediction]
     futures: list[Future[Prediction]] = field(default_factory=list)
 
 
 class CachedPredictor:
-    """Stands before `predictor`, and answers what equals an earlier example without it.
+    """A predictor that asks another one only about examples that it has not seen lately.
 
-    Keeps the predictions of the last `entries` different examples, of which the one that was asked
-    for longest ago goes first. One of 100 tokens takes about 0.6 kB. An example equal to one that
-    is still in work waits for that one's prediction. So every answer is one that this `predictor`
-    gave, with its checkpoint, halting rule and dtype: no prediction crosses checkpoints. Failures
-    go to all who waited for them and are not kept; nor are logits, so `predictor` must be one
-    without.
+    It keeps the predictions of the last `entries` different examples and drops the least recently
+    used first. A prediction of 100 tokens takes about 0.6 kB. An example equal to one still in work
+    waits for that one's prediction. Every answer comes from this `predictor`, with its checkpoint,
+    halting rule and dtype: no prediction crosses checkpoints. A failure goes to everyone who waits
+    for it and is not kept. Logits are not kept either, so `predictor` must not keep them.
 
-    `config`: of the network; a target that is too long for it is the predictor's to refuse.
-    Threads may share one. Closing it closes `predictor`.
+    Threads may share a cache. Closing it closes `predictor`.
+
+    Args:
+        predictor: Makes the predictions.
+        config: The network's configuration. `predictor` refuses a target that is too long for it.
+        entries: Number of predictions to keep.
     """
 
     def __init__(self, predictor: Predictor, config: HRMConfig, *, entries: int) -> None:
@@ -82,35 +85,35 @@ class CachedPredictor:
 
     @property
     def statistics(self) -> EngineStatistics:
-        """The predictor's, and how many examples it was spared."""
+        """The predictor's statistics, with the hits and misses of this cache."""
         inner = self._predictor.statistics
         with self._lock:
             return replace(inner, cache_hits=self._hits, cache_misses=self._misses)
 
     @property
     def halting(self) -> HaltedBy:
-        """Of the predictor."""
+        """The predictor's halting rule."""
         return self._predictor.halting
 
     @property
     def max_steps(self) -> int:
-        """Of the predictor."""
+        """The predictor's limit of ACT steps."""
         return self._predictor.max_steps
 
     @property
     def forward_dtype(self) -> torch.dtype:
-        """Of the predictor."""
+        """The dtype of the predictor's activations."""
         return self._predictor.forward_dtype
 
     def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
-        """As `Engine.submit`, which it calls only for what equals no earlier example.
+        """Answer `example` from an equal one, or submit it to the predictor; see `Engine.submit`.
 
-        A future of its own for every call: cancelling one leaves equal ones alone, and cancelling
-        all of them cancels the work.
+        Every call has a future of its own. Cancelling one leaves those of equal examples alone;
+        cancelling all of them cancels the work.
         """
         key = (example.puzzle_id, _packed(example.input_sequence), max_steps)
-        # The predictor refuses what does not fit the network. Only the target needs a look here: an
-        # equal example with a shorter one may have been answered.
+        # The predictor refuses an example that does not fit. An equal one with a shorter target may
+        # have been answered, so a target that is too long must not be looked up.
         fits = len(example.target_sequence) <= self._config.seq_len
         with self._lock:
             future = self._find(key) if fits else None
@@ -121,7 +124,7 @@ class CachedPredictor:
         return future
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
-        """As `Engine.wait_for_room`."""
+        """Wait until the predictor's queue has room; see `Engine.wait_for_room`."""
         return self._predictor.wait_for_room(timeout)
 
     def close(self) -> None:
@@ -131,7 +134,7 @@ class CachedPredictor:
         self._predictor.close()
 
     def _find(self, key: _Key) -> Future[Prediction] | None:
-        """A future for what an equal example has been answered, or will be."""
+        """Return a future for the answer of an equal example, if there is or will be one."""
         if self._closed:
             raise EngineClosedError("the engine is closed")
         kept = self._kept.get(key)
@@ -144,11 +147,11 @@ class CachedPredictor:
         return None if pending is None else self._attach(key, pending)
 
     def _begin(self, key: _Key, inner: Future[Prediction]) -> Future[Prediction]:
-        """A future for what `inner` is going to answer, from now on to all equal examples."""
+        """Return a future for the answer of `inner`, which equal examples also get from now on."""
         mine = _Pending(inner)
         with self._lock:
             self._misses += 1
-            # Another thread may have begun the same meanwhile: then its work is for both.
+            # Another thread may have begun an equal example meanwhile: its work is for both.
             pending = self._pending.setdefault(key, mine)
             future = self._attach(key, pending)
         if pending is mine:
@@ -189,7 +192,7 @@ class CachedPredictor:
         pending.inner.cancel()
 
     def _forget(self, key: _Key, pending: _Pending) -> None:
-        """From now on nobody waits for `pending` who does not yet."""
+        """Stop further callers from attaching to `pending`. Those attached still get its answer."""
         if self._pending.get(key) is pending:
             del self._pending[key]
 
@@ -201,5 +204,5 @@ class CachedPredictor:
 
 
 def _packed(tokens: Sequence[int]) -> Sequence[int]:
-    """One byte a token instead of a pointer, where the vocabulary is small enough."""
+    """Pack tokens into one byte each instead of a pointer, if the vocabulary is small enough."""
     return bytes(tokens) if max(tokens) < 256 else tuple(tokens)  # noqa: PLR2004 - a byte

@@ -47,10 +47,10 @@ class Inference:
         """Start an engine of the checkpoints' networks on `device`, without a cache.
 
         Args:
-            checkpoints: one, or several that answer as one.
-            device: where all networks run.
-            keep_logits: whether predictions carry their logits.
-            join: how the predictions of several checkpoints become one.
+            checkpoints: One, or several that answer as one.
+            device: Device of all networks.
+            keep_logits: Whether predictions carry their logits.
+            join: How the predictions of several checkpoints become one.
         """
         return Engine(
             [self.network(checkpoint, device) for checkpoint in checkpoints],

@@ -1,28 +1,28 @@
-"""Answers examples with one network or several on one device: a queue, slots and one thread.
+"""The engine: answers examples with one network or several on one device, in one thread.
 
-Knows the order of work and futures; tensors are `hrm.inference.lane`'s, and nothing here knows
-messages.
+Knows the order of work and futures. Tensors are the subject of `hrm.inference.lane`; nothing here
+knows messages.
 
 The scheduler, for a newcomer. `submit` puts an example into a bounded queue and returns a future at
 once. A thread owns the networks and takes turns. In a turn it gives free slots to examples from the
 front of the queue, runs one ACT step over all examples in slots, each at an ACT step of its own,
-and answers those that have halted, which frees their slots for the next turn. So nobody waits for a
-batch to form or to finish, and a step computes only the slots that are taken: each network keeps
-its examples in the first rows of fixed memory (a lane), which threads of a CPU share, while a GPU
-replays a step that was captured for the nearest of a few sizes. There the host prepares and
-delivers while the device computes, and waits for it once a turn, for two numbers of each example:
-whether to halt.
+and answers the examples that have halted. That frees their slots for the next turn. So nobody waits
+for a batch to form or to finish, and a step computes only slots with an example. Each network keeps
+its examples in the first rows of fixed memory, a lane. CPU threads share the rows of a step; a GPU
+replays a step that was captured for the nearest of a few sizes. On a GPU the host prepares and
+delivers while the device computes, and waits for it once a turn, for two numbers of each example
+that decide whether it halts.
 
-A CPU's step takes as long as it has rows, so that examples which meet slow each other. While slots
-are free, a turn there is only for one of them, or for as many as there are threads where these are
-more than two. Under `q` it is for those with the fewest steps done: most examples halt after one
-or two, a few after many, and nobody knows before (least attained service first, Kleinrock, 1976).
-Else it is for those with the fewest steps left. When all slots are taken, a turn is for all of
-them: none starves, and slots become free.
+A CPU step takes time in proportion to its rows, so examples that are in work together slow each
+other down. While slots are free, a CPU turn is for one example only, or for one per thread if there
+are more than two threads. Under `q` it is for the examples with the fewest steps done: most
+examples halt after one or two steps, a few after many, and nobody knows before (least attained
+service first, Kleinrock, 1976). Otherwise it is for the examples with the fewest steps left. When
+all slots are taken, a turn is for all of them: no example starves, and slots become free.
 
 Several networks are an ensemble: an example takes one slot, leaves each network when it halts
-there, and frees the slot when the last is done. Where the device's memory does not suffice, the
-examples in slots go back to the front of the queue, and the engine goes on with half the slots.
+there, and frees the slot when the last network is done. If the device's memory does not suffice,
+the examples in slots go back to the front of the queue, and the engine goes on with half the slots.
 """
 
 import heapq
@@ -50,14 +50,17 @@ from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
 
 MIN_QUEUE_LIMIT = 1024
-"""Examples that may wait, or twice the slots where these are many: all slots can free at once."""
+"""How many examples may wait, or twice the slots if that is more: all slots can free at once."""
 
 THREADS_PER_EXAMPLE = 2
-"""So many of a CPU take 3.0 ms for a step of one example, of which one takes 5.0: hardly more than
-for a share of two examples, and the first is through sooner. More were not measured."""
+"""CPU threads that work on one example together.
+
+Measured: two threads finish a step of one example in 3.0 ms, one thread in 5.0 ms. Giving each
+thread an example of its own is hardly faster overall, and the first answer comes later. More than
+two threads were not measured."""
 
 Join = Callable[[Sequence[Prediction]], Prediction]
-"""The predictions of several networks, in their order, to one."""
+"""Turns the predictions of several networks, in their order, into one."""
 
 
 @dataclass(eq=False)
@@ -68,15 +71,15 @@ class _Ticket:
     max_steps: int | None
     future: Future[Prediction] = field(default_factory=Future)
     predictions: dict[int, Prediction] = field(default_factory=dict)
-    """By network."""
+    """By number of the network."""
     halted: int = 0
-    """At how many networks."""
+    """Number of networks at which it has halted."""
     steps: int = 0
-    """ACT steps that were computed for it."""
+    """ACT steps computed for it."""
     settled: bool = False
 
     def settle(self, outcome: Prediction | Exception) -> None:
-        """Tell whoever waits. Only the first outcome counts."""
+        """Give the future its outcome. Only the first one counts."""
         if self.settled:
             return
         self.settled = True
@@ -89,17 +92,25 @@ class _Ticket:
 
 
 class Engine:
-    """Owns `network`, or several as one, which must be in evaluation mode, until `close`.
+    """Answers examples with one network, or with several as one, in a thread of its own.
 
-    `slots`: examples in work at once. `halting`: `max_steps` runs every example for `max_steps`
-    ACT steps (default: the configuration's `halt_max_steps`), as the reference's evaluation does;
-    `q` ends an example at the first step at which `q_halt > q_continue`, at the latest there.
-    `queue_limit`: examples that may wait for a slot (default: 1024, and at least twice the slots).
-    `keep_logits`: predictions carry them.
-    `join`: how the predictions of several networks become one. `threads`: of the CPU (default: as
-    many as torch uses).
+    The engine owns the networks until `close`.
 
-    Raises `DeviceMemoryError` where not even one slot finds room.
+    Args:
+        network: One network or several, in evaluation mode and on one device.
+        slots: Number of examples in work at once.
+        halting: `max_steps` runs every example for `max_steps` ACT steps, as the reference's
+            evaluation does. `q` ends an example at the first step at which `q_halt > q_continue`,
+            and at `max_steps` at the latest.
+        max_steps: Limit of ACT steps (default: the configuration's `halt_max_steps`).
+        queue_limit: How many examples may wait for a slot (default: 1024, and at least twice the
+            slots).
+        keep_logits: Whether predictions carry their logits.
+        join: How the predictions of several networks become one.
+        threads: Number of CPU threads (default: as many as torch uses).
+
+    Raises:
+        DeviceMemoryError: The device has no room for a single slot.
     """
 
     def __init__(
@@ -122,13 +133,13 @@ class Engine:
         self._steps = self._occupied = self._refills = 0
         self._waiting: deque[_Ticket] = deque()
         self._fresh: list[_Ticket] = []
-        """In slots, but in no lane yet."""
+        """Examples in slots that are in no lane yet."""
         self._active: dict[_Ticket, None] = {}
-        """In slots, the oldest first."""
+        """Examples in slots, the oldest first."""
         self._answers: list[tuple[int, Answers[_Ticket]]] = []
-        """What halted, by network, and was not delivered yet."""
+        """Answers not delivered yet, each with the number of its network."""
         self._cancelled: deque[Future[Prediction]] = deque()
-        """Since the last turn."""
+        """Futures cancelled since the last turn."""
         self._closed = False
         self._changed = threading.Condition()
         self._lanes: Lanes[_Ticket] = Lanes(
@@ -138,23 +149,23 @@ class Engine:
             keep_logits=keep_logits,
             threads=threads or torch.get_num_threads(),
         )
-        end_openmp_threads()  # that it took to load the network: they would slow the engine's
+        end_openmp_threads()  # those that loaded the network would slow down the engine's
         self._thread = threading.Thread(target=self._run, name="hrm-engine", daemon=True)
         self._thread.start()
 
     @property
     def max_steps(self) -> int:
-        """ACT steps an example gets at most, unless it is submitted with a limit of its own."""
+        """Limit of ACT steps for an example that is submitted without a limit of its own."""
         return max(self._limits)
 
     @property
     def forward_dtype(self) -> torch.dtype:
-        """Of activations."""
+        """The dtype of activations."""
         return self.networks[0].forward_dtype
 
     @property
     def statistics(self) -> EngineStatistics:
-        """A snapshot, all of one moment."""
+        """The engine's state at this moment, and its counts since the start."""
         with self._changed:
             return EngineStatistics(
                 slots=self._lanes.slots,
@@ -167,18 +178,25 @@ class Engine:
             )
 
     def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
-        """Queue `example`; the future gives its prediction. Never waits.
+        """Queue `example` and return the future of its prediction, without waiting.
 
-        `max_steps`: its own limit of ACT steps. Raises `ExampleError` for what a network cannot
-        take, `EngineFullError` where `queue_limit` examples wait, and `EngineClosedError` after
-        `close`. The future raises `InferenceError` where a network's answer is not finite, and
-        `EngineClosedError` where the engine closed before the example took a slot. Cancelling the
-        future frees its slot, or its place among those that wait, at the next turn.
+        The future raises `InferenceError` if a network's answer is not finite, and
+        `EngineClosedError` if the engine closed before the example took a slot. Cancelling the
+        future frees its slot, or its place in the queue, at the next turn.
+
+        Args:
+            example: The example.
+            max_steps: Its own limit of ACT steps.
+
+        Raises:
+            ExampleError: The example does not fit a network.
+            EngineFullError: The queue is full.
+            EngineClosedError: The engine was closed.
         """
         for network in self.networks:
             check_fits(example, network.config)
         ticket = _Ticket(example, max_steps)
-        # Not the engine itself, which a future may outlive.
+        # The callback must not hold the engine itself: a future may outlive it.
         ticket.future.add_done_callback(partial(_note_if_cancelled, self._cancelled))
         with self._changed:
             if self._closed:
@@ -199,7 +217,7 @@ class Engine:
             )
 
     def close(self) -> None:
-        """Finish the examples in slots, fail those that wait, and end the thread."""
+        """Finish the examples in slots, fail those in the queue, and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -211,7 +229,7 @@ class Engine:
         try:
             while self._take():
                 self._turn()
-        finally:  # whatever ended it, no future stays without an answer
+        finally:  # whatever ended the thread, no future may stay without an outcome
             with self._changed:
                 self._closed = True
                 left = [*self._in_work(), *self._waiting]
@@ -222,7 +240,7 @@ class Engine:
             _settle(left, EngineClosedError("the engine ended"))
 
     def _take(self) -> bool:
-        """Give free slots to waiting examples; wait while there is no work. False at the end."""
+        """Wait for work and give free slots to waiting examples. Return False at the end."""
         refused: list[_Ticket] = []
         with self._changed:
             self._changed.wait_for(
@@ -245,7 +263,7 @@ class Engine:
         return goes_on
 
     def _drop_cancelled(self) -> set[_Ticket]:
-        """Take what was cancelled since the last turn out of slots and queue, and return it."""
+        """Remove examples cancelled since the last turn from slots and queue, and return them."""
         futures = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
         if not futures:
             return set()
@@ -258,20 +276,20 @@ class Engine:
         error: Exception | None = None
         try:
             self._step()
-        except Exception as raised:  # noqa: BLE001 - it belongs to the examples in work
+        except Exception as raised:  # noqa: BLE001 - the examples in work get it
             error = raised
         if error is None:
             return
         tickets = self._in_work()
         if is_out_of_memory(error) and self._lanes.slots > 1:
-            error = None  # with its traceback, whose frames hold memory of the device
+            error = None  # the frames of its traceback hold memory of the device
             self._go_on_with_fewer_slots(tickets)
         else:
             self._clear()
             _settle(tickets, error)
 
     def _step(self) -> None:
-        """One ACT step over all examples in slots, and the answers of those that halt."""
+        """Run one ACT step over this turn's examples, and take the answers of those that halt."""
         fresh, self._fresh = self._fresh, []
         if fresh:
             self._lanes.admit(
@@ -287,7 +305,7 @@ class Engine:
             self._occupied += len(computed)
         for ticket in computed:
             ticket.steps += 1
-        self._deliver()  # what halted at the step before, while the device computes this one
+        self._deliver()  # answers of the step before, while the device computes this one
         for number, answers in self._lanes.finish():
             self._answers.append((number, answers))
             with self._changed:
@@ -299,7 +317,7 @@ class Engine:
             self._deliver()
 
     def _chosen(self) -> Sequence[_Ticket] | None:
-        """The examples that this turn is for, the oldest first among equals; None: all in slots."""
+        """Choose the examples of this turn, the oldest first among equals. None: all in slots."""
         if len(self._active) == self._lanes.slots or not self._lanes.needs_threads:
             return None
         threads = self._lanes.threads
@@ -307,13 +325,13 @@ class Engine:
         return heapq.nsmallest(count, self._active, key=self._rank)
 
     def _rank(self, ticket: _Ticket) -> int:
-        """The lowest is for the next turn: see the module's docstring."""
+        """Rank an example for the next turn, the lowest first; see the module's docstring."""
         if self.halting is HaltedBy.Q:
             return ticket.steps
         return (ticket.max_steps or self.max_steps) - ticket.steps
 
     def _deliver(self) -> None:
-        """Answer what has halted at every network, and fail what one could not answer."""
+        """Answer examples that halted at every network; fail those that one could not answer."""
         answered = [(number, list(answers.read())) for number, answers in self._answers]
         self._answers.clear()
         for number, predictions in answered:
@@ -332,17 +350,17 @@ class Engine:
             return predictions[0]
         try:
             return self._join(predictions)
-        except Exception as error:  # noqa: BLE001 - it belongs to the example
+        except Exception as error:  # noqa: BLE001 - the example gets it
             return error
 
     def _leave(self, ticket: _Ticket) -> None:
-        """Free the slot of an example that one network failed, at the others too."""
+        """Free the slot of an example that failed at one network, at all others too."""
         if ticket in self._active:
             del self._active[ticket]
             self._lanes.remove({ticket})
 
     def _in_work(self) -> list[_Ticket]:
-        """What is in slots or halted but not answered yet, the oldest first."""
+        """Examples in slots, and those that halted but have no answer yet; the oldest first."""
         halted = (ticket for _, answers in self._answers for ticket in answers.occupants)
         return [ticket for ticket in dict.fromkeys((*halted, *self._active)) if not ticket.settled]
 
@@ -353,7 +371,7 @@ class Engine:
         self._lanes.clear()
 
     def _go_on_with_fewer_slots(self, tickets: Sequence[_Ticket]) -> None:
-        """Put `works` back to the front of the queue; they begin again at their first step."""
+        """Put `tickets` back to the front of the queue, to begin again, and halve the slots."""
         with self._changed:
             self._clear()
             self._waiting.extendleft(

@@ -1,7 +1,7 @@
 """The rows of one network on its device: fixed memory, of which some rows are in work.
 
-Knows tensors and ACT steps; nothing of futures, queues or other networks. What a row is for is its
-occupant, which is of no concern here.
+Knows tensors and ACT steps; nothing of futures, queues or other networks. A row in work belongs to
+an occupant, which means nothing here.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ Occupant = TypeVar("Occupant")
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
-"""What errors say for which torch has no type: of CUDA and Triton, of the CPU, of cuBLAS."""
+"""Texts of errors for which torch has no type: from CUDA and Triton, the CPU, and cuBLAS."""
 
 
 class Answers(Generic[Occupant]):
-    """The predictions of the rows that halted at one step, which the device may still work on."""
+    """The predictions of the rows that halted at one step. The device may still work on them."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Answers(Generic[Occupant]):
         self._halting = halting
 
     def read(self) -> Iterator[tuple[Occupant, Prediction | InferenceError]]:
-        """Each occupant's prediction, or why it has none; waits for the device."""
+        """Wait for the device; yield each occupant's prediction, or the reason why it has none."""
         kept = [None] * len(self.occupants) if self._logits is None else self._logits.read()
         for occupant, tokens, finite, logits, (q_halt, q_continue), act_steps, q_flips in zip(
             self.occupants,
@@ -86,10 +86,17 @@ class Answers(Generic[Occupant]):
 
 
 class Lane(Generic[Occupant]):
-    """Memory for `capacity` examples in work at `network`, which is in evaluation mode.
+    """Memory for the examples in work at one network.
 
-    On a GPU it has a stream of its own, and steps are captured (`hrm.kernels.graphs`). Methods are
-    called by one thread, in inference mode; only `compute` by several, for rows of their own.
+    On a GPU a lane has a stream of its own, and its steps are captured (`hrm.kernels.graphs`). Only
+    one thread may call the methods, in inference mode. `compute` is the exception: several threads
+    may call it, each for its own rows.
+
+    Args:
+        network: The network, in evaluation mode.
+        capacity: Number of rows.
+        halting: The rule by which rows halt.
+        keep_logits: Whether predictions carry their logits.
     """
 
     def __init__(
@@ -111,7 +118,7 @@ class Lane(Generic[Occupant]):
         config = network.config
         shape = (capacity, config.puzzle_emb_len + config.seq_len, config.hidden_size)
         with self._on_stream():
-            # Zeros, since rows without an occupant are computed too where sizes are fixed.
+            # Zeros, since steps of fixed sizes compute rows without an occupant too.
             self._x, self._z_H, self._z_L = (
                 torch.zeros(shape, dtype=network.forward_dtype, device=self.device)
                 for _ in range(3)
@@ -120,14 +127,14 @@ class Lane(Generic[Occupant]):
             capture = self._capture()
             self._replay = None if capture is None else self._captured(capacity, capture)
         self._occupants: list[Occupant | None] = []
-        # Of each row, on the host. The device's tensors above are in the same order.
+        # The state of each row on the host, in the order of the device's tensors above.
         self._act_steps, self._limits, self._q_flips = (
             torch.zeros(capacity, dtype=torch.int64) for _ in range(3)
         )
         self._preferred_halt = torch.zeros(capacity, dtype=torch.bool)
         self._numbers = torch.arange(capacity)
         self._rows: slice | Tensor = slice(0)
-        """Of the step in flight."""
+        """The rows of the step in flight."""
         self._sent: ToHost | None = None
 
     @property
@@ -137,7 +144,7 @@ class Lane(Generic[Occupant]):
 
     @property
     def needs_threads(self) -> bool:
-        """Whether the host's threads compute its steps."""
+        """Whether the host's threads compute the steps."""
         return self._replay is None
 
     def admit(
@@ -145,7 +152,10 @@ class Lane(Generic[Occupant]):
     ) -> None:
         """Give each of `occupants` a row, with its example at the start of its first ACT step.
 
-        limits: the steps each gets at most.
+        Args:
+            occupants: New owners of rows.
+            examples: The example of each.
+            limits: How many steps each gets at most.
         """
         holes = [row for row, occupant in enumerate(self._occupants) if occupant is None]
         end = len(self._occupants)
@@ -165,7 +175,7 @@ class Lane(Generic[Occupant]):
             self._occupants[row] = occupant
 
     def remove(self, occupants: Collection[Occupant]) -> None:
-        """Free the rows of `occupants`, where they have one, in the midst of a step too."""
+        """Free the rows of `occupants`, even during a step. Those without a row are ignored."""
         if not occupants:
             return
         for row, occupant in enumerate(self._occupants):
@@ -178,9 +188,9 @@ class Lane(Generic[Occupant]):
         self._sent = None
 
     def begin(self, chosen: Collection[Occupant] | None = None) -> list[tuple[RowWork, int]]:
-        """Prepare a step over the rows of `chosen`, or over all, which are brought together.
+        """Prepare a step over the rows of `chosen`, or over all rows, which are brought together.
 
-        Returns what computes them, and how many each.
+        Returns what computes the rows, each with its number of rows.
         """
         if chosen is None:
             self._compact()
@@ -191,7 +201,7 @@ class Lane(Generic[Occupant]):
         return [(partial(self.compute, row), 1) for row in rows]
 
     def compute(self, offset: int, first: int, end: int) -> None:
-        """One ACT step in place, over the rows from `first` up to `end`, counted from `offset`."""
+        """Compute one ACT step in place, for rows `first` up to `end`, counted from `offset`."""
         rows = slice(offset + first, offset + end)
         state = self.network.step(State(self._z_H[rows], self._z_L[rows]), self._x[rows])
         self._z_H[rows] = state.z_H
@@ -199,19 +209,19 @@ class Lane(Generic[Occupant]):
         self._q_logits[rows] = self.network.q_logits(state.z_H)
 
     def replay(self) -> None:
-        """One ACT step over all rows, which the device does by itself."""
+        """Have the device compute one ACT step over all rows by itself."""
         if self._replay is not None and self._occupants:
             with self._on_stream():
                 self._replay(len(self._occupants))
 
     def send(self) -> None:
-        """Have the step's Q logits on their way to the host."""
+        """Send the step's Q logits to the host, without waiting for them."""
         if self._occupants:
             with self._on_stream():
                 self._sent = ToHost(self._q_logits[self._rows])
 
     def finish(self) -> Answers[Occupant] | None:
-        """Wait for the step. The rows that halt at it are free, and their answers are begun."""
+        """Wait for the step, free the rows that halt at it, and begin their answers."""
         if self._sent is None:
             return None
         q_logits, rows, self._sent = self._sent.read(), self._rows, None
@@ -229,7 +239,7 @@ class Lane(Generic[Occupant]):
         occupants: list[Occupant] = []
         for place, row in zip(halting.tolist(), numbers.tolist(), strict=True):
             occupant, self._occupants[row] = self._occupants[row], None
-            if occupant is not None:  # else it was removed in the midst of the step
+            if occupant is not None:  # otherwise it was removed during the step
                 places.append(place)
                 occupants.append(occupant)
         if not occupants:
@@ -247,7 +257,7 @@ class Lane(Generic[Occupant]):
             )
 
     def _compact(self) -> None:
-        """Move the last rows into the holes, so that those in work are the first ones."""
+        """Move the last rows into the holes, so that the rows in work come first."""
         count = sum(occupant is not None for occupant in self._occupants)
         holes = [row for row in range(count) if self._occupants[row] is None]
         if holes:
@@ -267,7 +277,7 @@ class Lane(Generic[Occupant]):
         del self._occupants[count:]
 
     def _captured(self, capacity: int, capture: Capture) -> Callable[[int], None]:
-        """What computes so many of the first rows."""
+        """Return the function that computes a given number of the first rows."""
         compute = partial(self.compute, 0, 0)
         try:
             return Graphs(compute, capacity, capture)
@@ -276,7 +286,7 @@ class Lane(Generic[Occupant]):
                 raise
             said = str(error).partition("\n")[0]
             logger.warning("steps are launched kernel by kernel: they cannot be captured: %s", said)
-            # Of the same few sizes, since libraries make plans for every new one.
+            # Still with the same few sizes, since libraries make plans for every new one.
             return Graphs(compute, capacity, lambda work: work)
 
     def _index(self, rows: Sequence[int]) -> Tensor:
@@ -291,7 +301,7 @@ class Lane(Generic[Occupant]):
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the device's memory is the matter, also where it led to another error."""
+    """Return whether `error` is, or was caused by, a lack of the device's memory."""
     return error is not None and (
         isinstance(error, torch.OutOfMemoryError)
         or (isinstance(error, RuntimeError) and any(each in str(error) for each in OUT_OF_MEMORY))

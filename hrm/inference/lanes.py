@@ -26,14 +26,14 @@ class Lanes(Generic[Occupant]):
     Only one thread may use them, in inference mode.
 
     Args:
-        networks: the networks, in evaluation mode and on one device.
-        slots: rows of each lane. If the device's memory does not suffice, half of them, and so on.
-        halting: the rule by which rows halt.
-        keep_logits: whether predictions carry their logits.
+        networks: The networks, in evaluation mode and on one device.
+        slots: Rows of each lane. If the device's memory does not suffice, half of them, and so on.
+        halting: The rule by which rows halt.
+        keep_logits: Whether predictions carry their logits.
         threads: CPU threads that share the rows of all lanes.
 
     Raises:
-        DeviceMemoryError: the device has no room for a single slot.
+        DeviceMemoryError: The device has no room for a single slot.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Lanes(Generic[Occupant]):
         """Give each of `occupants` a row in every lane, at the start of its first ACT step.
 
         Args:
-            occupants: who takes the rows.
-            examples: the example of each.
-            limits: for each network, how many steps each occupant gets at most.
+            occupants: New owners of rows.
+            examples: The example of each.
+            limits: For each network, how many steps each occupant gets at most.
         """
         for lane, own in zip(self._lanes, limits, strict=True):
             lane.admit(occupants, examples, own)
@@ -121,7 +121,7 @@ class Lanes(Generic[Occupant]):
         """Give all memory back, and halve the slots. `allocate` then takes memory for these.
 
         Args:
-            in_work: examples that had a slot when the memory did not suffice.
+            in_work: Examples that had a slot when the memory did not suffice.
         """
         # A GPU's memory is taken for all slots in advance, a CPU's for those in work.
         self._reduce((self.slots if self.is_asynchronous else in_work) // 2)

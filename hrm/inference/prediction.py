@@ -1,4 +1,4 @@
-"""What an engine answers, and what answers as an engine does.
+"""Predictions, and the interface of everything that makes them.
 
 Knows examples and futures; nothing of networks or of how work is ordered.
 """
@@ -15,15 +15,15 @@ if TYPE_CHECKING:  # a worker reads statistics without torch
 
 
 class EngineClosedError(SQEHRMError):
-    """The engine is shutting down: the example has to be sent to another."""
+    """The engine is shutting down. Send the example to another one."""
 
 
 class EngineFullError(SQEHRMError):
-    """As many examples wait as may: `wait_for_room`, then submit again."""
+    """The engine's queue is full. Call `wait_for_room` and submit again."""
 
 
 class DeviceMemoryError(SQEHRMError):
-    """The device has no room for a single example."""
+    """The device has no memory for a single example."""
 
 
 class InferenceError(SQEHRMError):
@@ -32,10 +32,10 @@ class InferenceError(SQEHRMError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network said of one example at the step at which it halted."""
+    """A network's answer to one example, at the ACT step at which it halted."""
 
     tokens: tuple[int, ...]
-    """At every position of the sequence length, whatever the target's length."""
+    """One for every position of the sequence length, whatever the target's length."""
     act_steps: int
     halted_by: HaltedBy
     q_halt: float
@@ -43,7 +43,7 @@ class Prediction:
     q_flips: int
     """How often the sign of q_halt - q_continue changed."""
     logits: "Tensor | None" = field(default=None, compare=False, repr=False)
-    """Of the token head: float32 (S, V) on the CPU, from an engine that keeps them."""
+    """Logits of the token head, float32 (S, V) on the CPU, if the engine keeps them."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,22 @@ class EngineStatistics:
     waiting: int = 0
     """Examples that wait for a slot; not those that wait for an equal one's prediction."""
     steps: int = 0
-    """Turns, each an ACT step over all examples in slots or over a few of them."""
+    """Turns. Each is one ACT step over all examples in slots, or over a few of them."""
     occupied: int = 0
-    """Examples that a turn computed, summed over the turns: divided by `steps` and by the slots,
-    the share of the slots that a turn computes in the mean."""
+    """Examples that a turn computed, summed over all turns. Divided by `steps` and by the slots, it
+    is the mean share of the slots that a turn computes."""
     refills: int = 0
-    """Examples that took a slot while others were at work."""
+    """Examples that took a slot while others were in work."""
     slot_reductions: int = 0
-    """Times that the device's memory did not suffice and the engine went on with fewer slots."""
+    """How often the device's memory did not suffice and the engine went on with fewer slots."""
     cache_hits: int = 0
-    """Examples answered from an equal one's prediction."""
+    """Examples answered from the prediction of an equal one."""
     cache_misses: int = 0
-    """Examples that a cache was asked for and did not have."""
+    """Examples that were not in the cache."""
 
 
 class Predictor(Protocol):
-    """What answers examples: an engine, or a cache before one."""
+    """An engine, or a cache before one."""
 
     @property
     def statistics(self) -> EngineStatistics: ...  # noqa: D102
@@ -91,7 +91,7 @@ class Predictor(Protocol):
 
 
 def submit_when_room(predictor: Predictor, example: HRMExample) -> Future[Prediction]:
-    """`predictor.submit(example)`, after waiting for as long as it has no room."""
+    """Submit `example`, and wait while `predictor` has no room."""
     while True:
         try:
             return predictor.submit(example)

@@ -1,12 +1,13 @@
-"""Shares the rows of a batch among threads of the CPU, each of which computes its own to the end.
+"""A batch's rows shared among CPU threads, each of which computes its own rows to the end.
 
 Knows threads and numbers of rows; nothing of networks.
 
-torch itself splits every operation among threads, which wait for each other some two hundred times
-a step, so one that is kept from its core keeps all. On two cores, 8 rows of the default size in
-bfloat16, beside one busy process: 2.9 examples a second split, 4.9 shared; alone: 8.0 split, 7.7
-shared. And OpenMP's threads stop waiting actively once a process has two sets of them, such as
-one of the thread that loads and one of the thread that computes: 6.3 instead of 8.3 split.
+torch itself splits every operation among threads, and these wait for each other some two hundred
+times a step, so a thread that loses its core holds up all others. Measured on two cores with 8 rows
+of the default size in bfloat16, in examples a second: beside one busy process 2.9 with operations
+split and 4.9 with rows shared; alone 8.0 split and 7.7 shared. OpenMP's threads also stop waiting
+actively once a process has two sets of them, for example one of the thread that loads and one of
+the thread that computes: then 6.3 split instead of 8.3.
 """
 
 import ctypes
@@ -17,43 +18,46 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import torch
 
 RowWork = Callable[[int, int], None]
-"""Computes the rows from the first number up to, not including, the second."""
+"""Computes the rows from the first number up to, but not including, the second."""
 
 _PAUSE = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)
-"""Of OpenMP 5.0; None where torch comes with an older one, or has not shown it to others."""
+"""A function of OpenMP 5.0; None if torch comes with an older OpenMP or does not export it."""
 
 _SOFT = 1
-"""`omp_pause_soft` of omp.h: what threads hold stays as it is."""
+"""`omp_pause_soft` of omp.h: the threads' data is kept."""
 
 
 def end_openmp_threads() -> None:
-    """End OpenMP's threads of the calling thread; the next operation that is split starts others.
+    """End the calling thread's OpenMP threads; the next operation that is split starts others.
 
-    After an operation they wait actively for some 5 ms, on cores that other threads may need. And
-    with two sets of them on two cores a step of one example takes 5.5 ms instead of 3.2.
+    After an operation they wait actively for some 5 ms, on cores that other threads may need. With
+    two sets of them on two cores, a step of one example takes 5.5 ms instead of 3.2.
     """
     if _PAUSE is not None:
         _PAUSE(_SOFT)
 
 
 class Team:
-    """`threads` threads, of which the calling one is one. Only one thread may call."""
+    """A team of `threads` threads, the calling one included. Only one thread may call it."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._others = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="hrm-rows")
 
     def run(self, works: Sequence[tuple[RowWork, int]]) -> None:
-        """Have each work compute its number of rows: all rows are shared as if they were one's.
+        """Compute all rows, shared among the threads as if they were one batch.
 
-        Where rows are fewer than threads, torch splits operations too. Raises what a work raises,
-        once every thread is done.
+        If there are fewer rows than threads, torch splits operations too. An error of one thread is
+        raised once all threads are done.
+
+        Args:
+            works: Each with its number of rows.
         """
         rows = sum(count for _, count in works)
         parts = min(self.threads, rows)
         if not parts:
             return
-        if parts > 1:  # the cores are for the other threads, after a step over a single row
+        if parts > 1:  # after a step over a single row, the cores are for this team's threads
             end_openmp_threads()
         bounds = [rows * part // parts for part in range(parts + 1)]
         own, *others = itertools.pairwise(bounds)
@@ -71,7 +75,7 @@ class Team:
 
     @torch.inference_mode()
     def _run(self, works: Sequence[tuple[RowWork, int]], first: int, end: int, parts: int) -> None:
-        """Compute these of all rows."""
+        """Compute the rows from `first` up to `end`, counted over all works."""
         torch.set_num_threads(self.threads // parts)  # of this thread
         for work, count in works:
             if first < count and end > 0:

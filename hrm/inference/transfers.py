@@ -1,6 +1,6 @@
-"""Copies between a device and the host that do not make either wait for the other.
+"""Copies between a device and the host, neither of which waits for the other.
 
-On the CPU there is nothing to copy, and every function here hands on what it is given.
+On the CPU there is nothing to copy, and every function here returns the tensor it is given.
 """
 
 import torch
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor`, of the host, on `device`: queued there behind the work that was given before."""
+    """Copy the host's `tensor` to `device`, queued there behind the work given to it before."""
     if device.type == "cpu":
         return tensor
-    # From pinned memory a copy runs beside the host's own work. torch does not use that memory
-    # again before the copy is through.
+    # A copy from pinned memory runs beside the host's own work. torch does not reuse that memory
+    # before the copy is done.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class ToHost:
-    """A device's tensor on its way to the host."""
+    """A copy of a device's tensor on its way to the host."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -29,7 +29,7 @@ class ToHost:
             self._arrived.record()
 
     def read(self) -> Tensor:
-        """The tensor on the host, once the device has computed and sent it."""
+        """Wait until the device has computed and sent the tensor, and return it."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor

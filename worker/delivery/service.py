@@ -78,7 +78,7 @@ class Service:
         All bodies are submitted before the first is waited for, and a bad one stops none.
 
         Raises:
-            SQEHRMError: the engine closes. Nothing was answered, and the message has to be
+            SQEHRMError: The engine closes. Nothing was answered, and the message has to be
                 delivered again.
             DeliveryAborted: Redis is gone at shutdown, with the same consequence.
         """

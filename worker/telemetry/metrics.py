@@ -155,9 +155,9 @@ class Metrics:
         """Show the evaluator's engine, checkpoint and device at every scrape from now on.
 
         Args:
-            evaluator: everything is read from it at each scrape, the checkpoint's name included.
-            memory: the device's memory.
-            cached: whether the engine has a cache of predictions.
+            evaluator: Everything is read from it at each scrape, the checkpoint's name included.
+            memory: The device's memory.
+            cached: Whether the engine has a cache of predictions.
         """
 
         def collect() -> Iterable[Metric]:
