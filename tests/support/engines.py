@@ -23,7 +23,7 @@ DEADLINE = 30
 Predictions = Future[Prediction]
 
 Works = list[tuple[RowWork, int]]
-"""What `Lane.begin` returns."""
+"""The result of `Lane.begin`."""
 
 
 @contextmanager

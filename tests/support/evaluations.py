@@ -35,7 +35,7 @@ def write_jsonl(path: Path, *lines: Any) -> Path:  # noqa: ANN401
 
 
 class Run:
-    """An evaluation, and what it told on its way."""
+    """An evaluation, with its verdicts and refused lines."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from schemas import HaltedBy, HRMExample
 
 
 def prediction_of(asked: HRMExample, max_steps: int | None) -> Prediction:
-    """Another one for every other key; its last token needs more than a byte."""
+    """A prediction of its own for each key. Its last token needs more than a byte."""
     return Prediction(
         tokens=(*asked.input_sequence, 1000 + asked.puzzle_id),
         act_steps=max_steps or 4,
@@ -27,7 +27,7 @@ def prediction_of(asked: HRMExample, max_steps: int | None) -> Prediction:
 
 
 class Asked:
-    """An example that came to the stub."""
+    """An example submitted to the stub."""
 
     def __init__(self, of: HRMExample, max_steps: int | None) -> None:
         self.example = of
@@ -44,7 +44,7 @@ class Asked:
 
 
 class StubPredictor:
-    """Answers when it is told to."""
+    """A predictor that answers when a test tells it to."""
 
     statistics = EngineStatistics(slots=4, busy_slots=1, waiting=2, steps=5, occupied=9)
     halting = HaltedBy.Q

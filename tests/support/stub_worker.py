@@ -1,4 +1,4 @@
-"""A real worker process around the stub evaluator."""
+"""A real worker process with the stub evaluator."""
 
 import argparse
 import os

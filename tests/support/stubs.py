@@ -1,7 +1,7 @@
-"""A stand-in for the evaluator: real messages in, verdicts out, and no model between.
+"""A stand-in for the evaluator: real messages in, verdicts out, and no model between them.
 
-A prompt says what happens: `solve`, `fail`, `nan` (no finite answer), `bug` (an error nobody
-foresaw), `hold FILE` (until the file is there).
+The prompt says what happens: `solve`, `fail`, `nan` (no finite answer), `bug` (an unexpected
+error), `hold FILE` (wait until the file exists).
 """
 
 import threading

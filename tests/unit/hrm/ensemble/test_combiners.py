@@ -1,4 +1,4 @@
-"""Averages, votes and stacking give the tokens that their definitions say."""
+"""Averages, votes and stacking give the tokens of their definitions."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_ties_go_to_the_heaviest_and_then_to_the_first(
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
-def test_members_of_one_mind_are_followed_by_every_strategy(seed: int, members: int) -> None:
+def test_every_strategy_follows_members_that_agree(seed: int, members: int) -> None:
     logits = random_logits(1, 7, seed).expand(members, -1, -1)
     shares = torch.arange(1, members + 1, dtype=torch.float64)
     shares = shares / shares.sum()
@@ -109,15 +109,15 @@ def test_stacking_learns_whom_to_trust() -> None:
     assert right > 0.9
 
 
-def test_stacking_learns_what_no_member_says() -> None:
-    """Both members write 2 where the target is 4: no average and no vote ever says 4."""
+def test_stacking_learns_tokens_that_no_member_gives() -> None:
+    """Logits of two members that write 2 if the target is 4, so no average or vote gives 4."""
     logits = random_logits(2, 600, seed=1)
     said = logits[0].argmax(-1)
     fitted = StackingCoefficients.fit(logits, torch.where(said == 2, 4, said), EVEN)
     assert fitted.tokens(saying(2, 2, vocabulary=5)).tolist() == [4]
 
 
-def test_a_fit_is_where_the_gradient_vanishes_and_always_the_same() -> None:
+def test_a_fit_has_no_gradient_and_is_always_the_same() -> None:
     logits, targets = random_logits(2, 50, seed=3), torch.arange(50) % 5
     fitted = StackingCoefficients.fit(logits, targets, EVEN)
     again = StackingCoefficients.fit(logits, targets, EVEN)

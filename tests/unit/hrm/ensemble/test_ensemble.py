@@ -1,4 +1,4 @@
-"""Who may join an ensemble, what it is called, what it knows, and its fitted combiner."""
+"""The members of an ensemble, its name, its known pairs, and its fitted combiner."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ def refusal(
     weights: Sequence[float] | None = None,
     stacking: Stacking | None = None,
 ) -> str:
-    """What making this ensemble says, which is one line."""
+    """The error of making this ensemble, which is one line."""
     with pytest.raises(EnsembleError) as caught:
         Ensemble(members, strategy, weights, stacking)
     assert "\n" not in str(caught.value)
@@ -68,7 +68,7 @@ def fit(members: list[Checkpoint]) -> Stacking:
         ({}, {"puzzle_space": 4}, "a has puzzle_space 5, x has 4"),
     ],
 )
-def test_members_that_read_messages_otherwise_are_refused(
+def test_members_that_read_messages_differently_are_refused(
     pair: list[Checkpoint],
     config: dict[str, Any],
     conversion: dict[str, Any],
@@ -83,7 +83,7 @@ def test_members_that_read_messages_otherwise_are_refused(
     assert refusal([pair[0], other]) == f"{told}: an ensemble's checkpoints have to agree in it"
 
 
-def test_a_member_counts_once_and_there_are_at_least_two(
+def test_an_ensemble_has_at_least_two_different_members(
     pair: list[Checkpoint], tmp_path: Path
 ) -> None:
     copy = member(tmp_path / "copy", 1)

@@ -1,4 +1,4 @@
-"""Several networks answer as one: each member as alone, and what goes wrong stays where it is."""
+"""Several networks answer as one: each runs as it does alone, and an error fails one example."""
 
 import contextlib
 import threading
@@ -26,7 +26,7 @@ EXAMPLES = [example(puzzle, (0, word, 11)) for puzzle in range(5) for word in (3
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
-    """Two of one shape and one of another, which was trained for fewer steps."""
+    """Two members of one shape, and one of another shape that was trained for fewer steps."""
     folder = tmp_path_factory.mktemp("members")
     return [
         member(folder / "a", 1),

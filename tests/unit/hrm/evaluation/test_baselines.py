@@ -1,4 +1,4 @@
-"""What is guessed without looking at the input."""
+"""Guesses that never look at the input."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def baselines(*targets: list[int]) -> dict[str, Baseline]:
     return {baseline.name: baseline for baseline in counter.baselines("three pairs")}
 
 
-def test_there_are_three_and_each_says_what_it_was_counted_from() -> None:
+def test_there_are_three_baselines_and_each_names_its_training_targets() -> None:
     found = baselines([0, 3, 11])
     assert list(found) == ["commonest token", "commonest by position", "bigram"]
     assert {baseline.fitted_on for baseline in found.values()} == {"three pairs"}
@@ -45,9 +45,9 @@ def test_bigram_goes_on_from_its_own_guess() -> None:
     assert guess.tokens[:4] == (0, 4, 6, 11)
 
 
-def test_bigram_guesses_the_commonest_token_where_nothing_ever_followed() -> None:
+def test_bigram_guesses_the_commonest_token_if_nothing_ever_followed() -> None:
     guess = baselines([0, 4, 4, 11])["bigram"]
-    # After 4 came 4 and 11 once each: the smaller one, for ever.
+    # After 4 came 4 and 11 once each: the smaller one wins every time.
     assert guess.tokens == (0, *[4] * 99)
     ended = baselines([0, 11], [0, 11], [0, 11], [0, 11])["bigram"]
     assert ended.tokens[:4] == (0, 11, 0, 11)

@@ -1,4 +1,4 @@
-"""Weights are compared tensor by tensor, and converged is what the stated rule says."""
+"""Weights are compared tensor by tensor, and have converged by the stated rule."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_an_enlarged_puzzle_table_is_shown_first_and_leaves_convergence_open(sav
     assert change.converged is None
 
 
-def test_networks_of_other_tensors_say_which(save: Save) -> None:
+def test_tensors_of_only_one_network_are_named(save: Save) -> None:
     learned = TINY.model_copy(update={"pos_encodings": "learned", "puzzle_emb_ndim": 0})
     change = step(save("a"), save("b", config=learned))
     assert change.only_earlier == ("puzzle_emb.weights",)

@@ -1,4 +1,4 @@
-"""One message to one verdict, with every field right, or a refusal with its reason."""
+"""A message gets a verdict with every field right, or a refusal with its reason."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(checkpoint: Path) -> Iterator[Evaluator]:
-    """For tests that do not change it."""
+    """An evaluator for tests that do not change it."""
     evaluator = opened(checkpoint)
     yield evaluator
     evaluator.close()
@@ -74,7 +74,7 @@ def shared(checkpoint: Path) -> Iterator[Evaluator]:
 
 @pytest.fixture
 def evaluator(checkpoint: Path) -> Iterator[Evaluator]:
-    """The test's own."""
+    """An evaluator that the test may change."""
     evaluator = opened(checkpoint)
     yield evaluator
     evaluator.close()
@@ -267,9 +267,9 @@ def test_a_full_engine_is_waited_for(evaluator: Evaluator) -> None:
     assert [verdict.message_id for verdict in verdicts] == [f"m{index}" for index in range(20)]
 
 
-def test_who_waits_for_a_full_engine_learns_that_it_closes(checkpoint: Path) -> None:
+def test_waiting_for_a_full_engine_ends_when_it_closes(checkpoint: Path) -> None:
     class Full:
-        """Is full until it closes."""
+        """A predictor that is full until it closes."""
 
         def __init__(self) -> None:
             self.waited_for = threading.Event()
@@ -299,7 +299,7 @@ def test_who_waits_for_a_full_engine_learns_that_it_closes(checkpoint: Path) -> 
             submitted.result(TIMEOUT)
 
 
-def test_equal_messages_are_inferred_once_where_that_is_asked_for(checkpoint: Path) -> None:
+def test_equal_messages_are_inferred_once_if_there_is_a_cache(checkpoint: Path) -> None:
     evaluator = opened(checkpoint, cached_predictions=10)
     try:
         pending = [evaluator.submit({**MESSAGE, "message_id": f"m{index}"}) for index in range(5)]
@@ -365,7 +365,7 @@ def test_the_byte_limit_is_the_evaluators(checkpoint: Path) -> None:
     assert refused.reason is RejectionReason.TOO_LARGE
 
 
-def test_a_message_without_puzzle_where_puzzles_are_lines(tmp_path: Path) -> None:
+def test_a_message_without_puzzle_is_refused_if_puzzles_are_lines(tmp_path: Path) -> None:
     by_line = ConversionConfig(puzzle_policy=PuzzlePolicy.LINE_INDEX, puzzle_space=5)
     evaluator = opened(saved(tmp_path / "lines", conversion=by_line))
     try:

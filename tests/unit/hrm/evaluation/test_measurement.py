@@ -1,4 +1,4 @@
-"""Figures of a set of examples are those of the reference."""
+"""Figures of a set of examples equal the reference's."""
 
 import pytest
 

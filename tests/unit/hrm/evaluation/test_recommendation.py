@@ -1,4 +1,4 @@
-"""A checkpoint is recommended for what it solved, and only where the data can tell."""
+"""A checkpoint is recommended for what it solved, and only if the data can tell."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +45,7 @@ def save(tmp_path: Path) -> Save:
     return saved
 
 
-# What is measured.
+# Measurements.
 
 
 def test_figures_are_those_of_one_measurement_of_all_messages(
@@ -85,7 +85,7 @@ def test_each_checkpoint_converts_as_it_was_trained_and_knows_its_own_pairs(save
     assert [figures.known for figures in found] == [1, 0]
 
 
-def test_an_example_is_taken_as_it_is(save: Save) -> None:
+def test_a_converted_example_is_taken_unchanged(save: Save) -> None:
     examples = [Converter(SHA256).convert("a", "b", puzzle, None) for puzzle in range(3)]
     (found,) = measure_messages([save("a")], enumerate(examples), [HaltedBy.Q])
     assert found.solved.of == 3
@@ -110,7 +110,7 @@ def test_checkpoints_of_one_name_are_told_apart_by_path(save: Save) -> None:
         labels_of([checkpoints[0], checkpoints[0]])
 
 
-# What follows.
+# Recommendations.
 
 
 def measured(rule: HaltedBy, of: int, **solved: int) -> list[CheckpointFigures]:

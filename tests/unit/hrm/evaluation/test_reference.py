@@ -1,4 +1,4 @@
-"""The figures of an evaluation are those of the reference's loss head and outputs."""
+"""The figures of an evaluation equal those of the reference's loss head and outputs."""
 
 import json
 import shutil
@@ -81,5 +81,5 @@ def test_the_reliability_table_is_that_of_the_references_outputs(
     assert sum(cell.examples for cell in reference.reliability) == 9
 
 
-def test_known_is_null_where_no_training_pairs_are_recorded(reference: EvaluationReport) -> None:
+def test_known_is_null_if_no_training_pairs_are_recorded(reference: EvaluationReport) -> None:
     assert reference.by_known is None

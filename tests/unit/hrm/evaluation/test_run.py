@@ -232,7 +232,9 @@ class Pending:
             callback()
 
 
-def test_a_slow_example_keeps_back_only_so_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_example_holds_back_a_limited_number_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(evaluation, "MAX_BEHIND", 10)
     submitted = 0
 

@@ -11,7 +11,7 @@ from schemas import FailurePattern
 
 END = 11
 TARGET = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 3, 5, 7, 9, 2, 4, 6, END)
-"""20 tokens: one wrong is 5 %."""
+"""A target of 20 tokens: one wrong token is 5 %."""
 
 
 def changed(target: tuple[int, ...], *positions: int) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ def test_patterns(
     assert score(predicted, target, baseline_token=None).failure_pattern is pattern
 
 
-# Patterns: the first that applies, where two do.
+# Patterns: the first that applies, if two do.
 
 
 def test_near_miss_comes_before_wrong_length() -> None:
@@ -149,7 +149,7 @@ def test_wrong_tokens_alone_are_no_shift(length: int, wrong: int) -> None:
 # The baseline.
 
 
-def test_the_training_sets_commonest_token_is_the_baseline_where_known() -> None:
+def test_the_training_sets_commonest_token_is_the_baseline_if_recorded() -> None:
     predicted, target = (1, 1, 7, 7), (1, 1, 2, 2)
     by_token = {
         baseline: score(predicted, target, baseline_token=baseline).failure_pattern

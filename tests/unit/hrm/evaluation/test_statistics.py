@@ -1,4 +1,4 @@
-"""Streamed figures are those of the whole list."""
+"""Streamed figures equal those of the whole list."""
 
 import math
 import statistics
@@ -37,7 +37,7 @@ def test_the_interval_is_the_published_one(
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_nothing_tried_may_be_anything() -> None:
+def test_without_trials_the_interval_is_everything() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
@@ -106,7 +106,7 @@ def test_no_value_has_no_figures() -> None:
     assert MedianSummary().median is None
 
 
-def test_no_time_at_all_is_a_time() -> None:
+def test_a_duration_of_zero_counts() -> None:
     histogram = PositiveHistogram()
     histogram.add(0.0)
     assert histogram.summary().median == 0.0

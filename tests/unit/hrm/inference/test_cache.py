@@ -77,7 +77,7 @@ def test_other_puzzles_inputs_and_steps_are_other_examples(
     assert counts(cache) == (1, 4)
 
 
-def test_the_one_asked_for_longest_ago_goes_first(
+def test_the_least_recently_used_prediction_is_dropped_first(
     stub: StubPredictor, cache: CachedPredictor
 ) -> None:
     for puzzle in (0, 1, 0, 2, 0):  # a cache of two: 1 goes for 2
@@ -103,7 +103,7 @@ def test_an_example_waits_for_an_equal_one_in_work(
 
 
 @pytest.mark.parametrize("cancelled", [0, 1])
-def test_who_cancels_is_alone_with_it(
+def test_cancelling_one_future_leaves_those_of_equal_examples_alone(
     stub: StubPredictor, cache: CachedPredictor, cancelled: int
 ) -> None:
     futures = [cache.submit(example()), cache.submit(example())]
@@ -115,7 +115,7 @@ def test_who_cancels_is_alone_with_it(
         futures[cancelled].result()
 
 
-def test_when_all_cancel_the_work_is_cancelled_and_an_equal_one_begins_anew(
+def test_when_all_futures_are_cancelled_the_work_is_and_an_equal_example_starts_again(
     stub: StubPredictor, cache: CachedPredictor
 ) -> None:
     for future in [cache.submit(example()), cache.submit(example())]:
@@ -126,7 +126,7 @@ def test_when_all_cancel_the_work_is_cancelled_and_an_equal_one_begins_anew(
     assert later.result().tokens == (0, 11, 1000)
 
 
-def test_who_comes_while_the_others_cancel_is_not_cancelled_with_them(
+def test_a_caller_that_comes_during_a_cancellation_is_not_cancelled_with_it(
     stub: StubPredictor, cache: CachedPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     future = cache.submit(example())
@@ -144,7 +144,7 @@ def test_who_comes_while_the_others_cancel_is_not_cancelled_with_them(
     assert came[0].result().tokens == (0, 11, 1000)
 
 
-def test_of_two_that_begin_the_same_at_once_one_goes_on_for_both(
+def test_if_two_threads_submit_equal_examples_at_once_one_goes_on_for_both(
     stub: StubPredictor, cache: CachedPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit, others = stub.submit, []
@@ -161,7 +161,7 @@ def test_of_two_that_begin_the_same_at_once_one_goes_on_for_both(
     assert future.result() == others[0].result() == prediction_of(example(), None)
 
 
-def test_work_that_cannot_be_cancelled_any_more_is_kept_for_later(
+def test_a_prediction_that_can_no_longer_be_cancelled_is_kept_for_later(
     stub: StubPredictor, cache: CachedPredictor
 ) -> None:
     future = cache.submit(example())
@@ -172,7 +172,7 @@ def test_work_that_cannot_be_cancelled_any_more_is_kept_for_later(
     assert len(stub.asked) == 1
 
 
-def test_a_failure_goes_to_all_who_wait_and_is_not_kept(
+def test_a_failure_goes_to_all_waiters_and_is_not_kept(
     stub: StubPredictor, cache: CachedPredictor
 ) -> None:
     futures = [cache.submit(example()), cache.submit(example())]
@@ -186,7 +186,7 @@ def test_a_failure_goes_to_all_who_wait_and_is_not_kept(
     assert counts(cache) == (1, 2)
 
 
-def test_a_target_that_is_too_long_is_refused_though_its_prediction_is_there(
+def test_a_target_that_is_too_long_is_refused_although_its_prediction_is_kept(
     stub: StubPredictor, cache: CachedPredictor
 ) -> None:
     cache.submit(example())
@@ -197,7 +197,7 @@ def test_a_target_that_is_too_long_is_refused_though_its_prediction_is_there(
     assert counts(cache) == (1, 1)
 
 
-def test_a_full_queue_keeps_out_what_is_new_and_nothing_else(
+def test_a_full_queue_keeps_out_only_new_examples(
     stub: StubPredictor, cache: CachedPredictor
 ) -> None:
     cache.submit(example(0))
@@ -240,7 +240,9 @@ def test_a_callback_may_submit_again(stub: StubPredictor, cache: CachedPredictor
     assert [future.result().tokens[-1] for future in later] == [1000, 1001, 1000, 1001]
 
 
-def test_everything_else_is_the_predictors(stub: StubPredictor, cache: CachedPredictor) -> None:
+def test_everything_else_comes_from_the_predictor(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
     assert (cache.halting, cache.max_steps) == (HaltedBy.Q, 4)
     assert cache.forward_dtype is torch.bfloat16
     assert cache.statistics == stub.statistics
@@ -252,7 +254,7 @@ def test_everything_else_is_the_predictors(stub: StubPredictor, cache: CachedPre
         st.tuples(st.sampled_from(["submit", "answer", "fail", "cancel"]), st.integers(0, 5))
     ),
 )
-def test_whatever_happens_everyone_gets_the_answer_to_their_own(
+def test_whatever_happens_every_caller_gets_the_answer_to_its_own_example(
     entries: int, moves: list[tuple[str, int]]
 ) -> None:
     stub = StubPredictor()
@@ -269,7 +271,7 @@ def test_whatever_happens_everyone_gets_the_answer_to_their_own(
             unanswered[number % len(unanswered)].answer(error)
         assert len(cache._kept) <= entries
         in_work = [asked.example.puzzle_id for asked in stub.asked if not asked.future.done()]
-        assert len(in_work) == len(set(in_work)), "the same twice at once"
+        assert len(in_work) == len(set(in_work)), "equal examples are never in work twice"
     for asked in stub.asked:
         if not asked.future.done():
             asked.answer()
@@ -285,7 +287,7 @@ def test_whatever_happens_everyone_gets_the_answer_to_their_own(
 
 def test_threads_may_share_one() -> None:
     class Answering(StubPredictor):
-        """Answers from threads of its own."""
+        """A stub that answers in threads of its own."""
 
         def __init__(self, pool: ThreadPoolExecutor) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""hrm.inference.config: what the settings of an engine come to."""
+"""hrm.inference.config: the dtype and the cache that settings ask for."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_a_dtype_is_the_one_named_or_the_fastest_of_the_device(
     assert dtype_of("bfloat16", "cpu") == torch.bfloat16
 
 
-def test_a_cache_stands_before_an_engine_only_where_it_is_asked_for() -> None:
+def test_a_predictor_has_a_cache_only_if_one_is_asked_for() -> None:
     stub = StubPredictor()
     assert Inference(slots=1).cached(stub, HRMConfig()) is stub
     cached = Inference(slots=1, cached_predictions=3).cached(stub, HRMConfig())

@@ -1,4 +1,4 @@
-"""The engine answers as the plain loop does, whoever else is in it and whatever goes wrong."""
+"""The engine answers as the plain loop does, whatever else is in it and whatever goes wrong."""
 
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
@@ -50,7 +50,7 @@ def test_the_loop_halts_early_and_late(expected: dict[HaltedBy, list[Prediction]
 
 
 @pytest.mark.parametrize("halting", HaltedBy)
-def test_the_step_limit_is_kept_and_named(
+def test_the_step_limit_holds_and_is_named(
     network: HRM, examples: list[HRMExample], halting: HaltedBy
 ) -> None:
     wanted = loop_predictions(halting, max_steps=2)
@@ -60,7 +60,7 @@ def test_the_step_limit_is_kept_and_named(
     for prediction, other in zip(given, wanted, strict=True):
         assert_same(prediction, other)
     by_limit = [prediction.halted_by is HaltedBy.MAX_STEPS for prediction in given]
-    # Under q, only the third has not halted of itself by then.
+    # Under q, all but the third halt before the limit.
     assert by_limit == [halting is HaltedBy.MAX_STEPS or row == 2 for row in range(9)]
 
 
@@ -129,7 +129,7 @@ def test_work_never_exceeds_the_slots_and_fills_them(
         assert engine.statistics.slots == 3
         wait_until(lambda: engine.statistics.busy_slots == 0)
     assert busy[0] == 1
-    # A freed slot is taken at once: only when none waits any more do steps run with empty slots.
+    # A freed slot is taken at once: steps have empty slots only when no example waits any more.
     end = waiting.index(0, 1)
     assert busy[1:end] == gate.rows[1:end] == [3] * (end - 1)
     assert max(busy) == 3
@@ -147,7 +147,7 @@ def test_an_example_leaves_when_it_halts_and_the_next_takes_its_slot(
     with engine_of(network, slots=2, halting=HaltedBy.Q) as engine:
         blocker = engine.submit(examples[0])
         assert gate.reached.wait(DEADLINE)
-        # Row 2 needs three steps; the others are through after one or two.
+        # Row 2 needs three steps, the others one or two.
         for row in (2, 0, 4, 1):
             engine.submit(examples[row]).add_done_callback(partial(note, row))
         gate.opened.set()
@@ -172,7 +172,7 @@ def test_a_cancelled_example_costs_no_step_and_frees_its_slot_at_once(
         gate.opened.set()
         assert_same(last.result(DEADLINE), expected[HaltedBy.MAX_STEPS][5])
     assert gate.rows == [1] * 17, "one step of the first, sixteen of the last"
-    assert wait(cancelled, timeout=0).not_done == set(), "who waits for them is told"
+    assert wait(cancelled, timeout=0).not_done == set(), "their waiters are told"
     for future in cancelled:
         with pytest.raises(CancelledError):
             future.result()

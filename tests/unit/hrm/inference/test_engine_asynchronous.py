@@ -53,7 +53,7 @@ def test_the_last_answer_does_not_wait_for_another_example() -> None:
 
 
 @pytest.mark.parametrize("failing_step", [1, 2, 3, 4])
-def test_out_of_memory_loses_neither_what_is_in_work_nor_what_is_not_delivered(
+def test_out_of_memory_loses_no_example_in_work_and_no_undelivered_answer(
     monkeypatch: pytest.MonkeyPatch, failing_step: int
 ) -> None:
     begin, count = Lane.begin, 0
@@ -98,7 +98,7 @@ def test_members_of_an_ensemble_halt_each_for_itself_and_one_may_fail() -> None:
     assert all(one == other for one, other in given)
 
 
-def test_what_one_member_fails_leaves_another_that_halts_at_the_step_in_flight() -> None:
+def test_an_example_that_one_member_fails_leaves_another_at_the_step_in_flight() -> None:
     examples = reference_data.examples()
     networks = [reference_data.network(), reference_data.network()]
     networks[0].puzzle_emb.weights[examples[0].puzzle_id] = torch.nan

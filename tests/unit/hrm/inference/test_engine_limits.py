@@ -43,7 +43,7 @@ OUT_OF_MEMORY = (
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Call it to let a lane hold or compute no more than so many rows."""
+    """A function that limits the rows that a lane can hold or compute."""
 
     def limit(rows: int, *, at: str = "step", error: Exception = OUT_OF_MEMORY[0]) -> None:
         hold, admit, begin = Lane.__init__, Lane.admit, Lane.begin
@@ -154,7 +154,7 @@ def test_what_is_cancelled_leaves_the_queue_at_the_next_turn(
         go_on.set()
         for future in (active, first, last):
             assert future.result(DEADLINE).act_steps == 2
-    assert wait([cancelled], timeout=0).done, "who waits for it is told"
+    assert wait([cancelled], timeout=0).done, "its waiters are told"
 
 
 def test_a_turn_asks_no_example_whether_it_was_cancelled(
@@ -172,7 +172,7 @@ def test_a_turn_asks_no_example_whether_it_was_cancelled(
     with contextlib.closing(Engine(network, slots=9)) as engine:
         for future in [engine.submit(each) for each in examples]:
             future.result(DEADLINE)
-    assert asked == len(examples), "once it is done"
+    assert asked == len(examples), "once each, when it is done"
 
 
 def test_a_future_does_not_keep_the_engine_alive(network: HRM, examples: list[HRMExample]) -> None:
@@ -220,7 +220,7 @@ def test_statistics_count_steps_slots_and_refills(
             future.result(DEADLINE)
         wait_until(lambda: engine.statistics.busy_slots == 0)
         counted = engine.statistics
-    # One alone, then two by two: the third takes the slot that both leave at the third step.
+    # First one alone, then two at a time. The third takes a slot after the third step.
     assert gate.rows == [1, 2, 2, 1, 1]
     assert (counted.steps, counted.occupied) == (5, 7)
     assert counted.refills == 1, "the second, beside the first"
@@ -368,7 +368,7 @@ def test_when_no_memory_comes_back_every_future_fails(
 
 @given(data=st.data(), slots=st.integers(1, 6), halting=st.sampled_from(HaltedBy))
 @settings(max_examples=15, deadline=None)
-def test_whatever_is_cancelled_or_fails_the_others_are_answered_as_ever(
+def test_whatever_is_cancelled_or_fails_the_others_are_answered_as_usual(
     expected: dict[HaltedBy, list[Prediction]],
     data: st.DataObject,
     slots: int,

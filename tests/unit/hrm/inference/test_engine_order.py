@@ -1,4 +1,4 @@
-"""Which examples a turn on a CPU is for: all where no slot is free, else those with least to do."""
+"""The order of turns on a CPU: all examples if no slot is free, else those with the least to do."""
 
 import contextlib
 import threading
@@ -30,7 +30,7 @@ EXAMPLES = reference_data.examples()
 
 
 class Turns:
-    """Notes which examples each step of `network` computes, and can do something at each."""
+    """Notes which examples each step of `network` computes, and calls `at_step` at each."""
 
     def __init__(self, network: HRM) -> None:
         self.examples: list[list[int]] = []
@@ -54,7 +54,7 @@ def turns(network: HRM) -> Turns:
 
 
 def continue_always(network: HRM) -> None:
-    """Only limits halt examples then."""
+    """Set the Q head so that only limits halt examples."""
     assert network.q_head.bias is not None
     with torch.no_grad():
         network.q_head.weight.zero_()
@@ -72,7 +72,7 @@ def test_under_q_a_turn_is_for_the_example_with_the_fewest_steps_done(
                 later.extend(engine.submit(EXAMPLES[row]) for row in (4, 6))
 
         turns.at_step = submit_others
-        # It needs three steps, the others need two.
+        # The first example needs three steps, the others need two.
         first = engine.submit(EXAMPLES[2])
         wait_until(lambda: len(later) == 2 and engine.statistics.busy_slots == 0)
         for future, row in zip((first, *later), (2, 4, 6), strict=True):
@@ -101,7 +101,7 @@ def test_at_fixed_steps_a_turn_is_for_the_example_with_the_fewest_left(
 
 
 @pytest.mark.parametrize(("threads", "turn"), [(1, 1), (2, 1), (3, 3), (4, 4)])
-def test_two_threads_share_an_example_and_of_more_each_has_one(
+def test_two_threads_share_an_example_and_more_threads_have_one_each(
     network: HRM, threads: int, turn: int
 ) -> None:
     begin, engine = Lane.begin, Engine(network, slots=10, max_steps=2, threads=threads)
@@ -122,7 +122,7 @@ def test_two_threads_share_an_example_and_of_more_each_has_one(
     assert max(chosen_together) == turn
 
 
-def test_where_examples_wait_for_slots_a_long_one_is_in_every_turn(
+def test_while_examples_wait_for_slots_a_long_one_is_in_every_turn(
     network: HRM, turns: Turns
 ) -> None:
     continue_always(network)

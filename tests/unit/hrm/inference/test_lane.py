@@ -1,4 +1,4 @@
-"""Rows of fixed sizes, captured and replayed, give what the plain loop gives; and their sizes."""
+"""Captured steps of fixed sizes give the plain loop's answers; the sizes are few and close."""
 
 import itertools
 from collections.abc import Callable
@@ -27,13 +27,13 @@ def lanes_of(capacity: int, halting: HaltedBy = HaltedBy.MAX_STEPS) -> Lanes[Any
 
 
 def finish(lanes: Lanes[Occupant]) -> Answers[Occupant] | None:
-    """Of the one lane that there is."""
+    """The answers of the only lane."""
     return next((answers for _, answers in lanes.finish()), None)
 
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
-    """Lanes that capture their steps as on a GPU; a capture here is just the work again."""
+    """Let lanes capture their steps as on a GPU. A replay here just does the work again."""
     captures: list[Callable[[], None]] = []
 
     def capture(work: Callable[[], None]) -> Callable[[], None]:
@@ -69,7 +69,7 @@ def test_the_smallest_size_that_holds_the_rows_is_replayed() -> None:
 
     graphs = Graphs(computed.append, 24, capture)
     assert len(captured) == len(sizes(24))
-    assert computed == [], "what a capture does is the capture's business"
+    assert computed == [], "only the capture itself may compute"
     for rows in (1, 2, 3, 4, 5, 9, 13, 17, 24):
         graphs(rows)
     assert computed == [1, 2, 4, 4, 8, 12, 16, 24, 24]
@@ -107,7 +107,7 @@ def test_rows_that_come_and_go_answer_as_in_the_plain_loop(
 
 
 @torch.inference_mode()
-def test_limits_are_each_rows_own_and_removed_rows_answer_nothing() -> None:
+def test_each_row_has_its_own_limit_and_removed_rows_give_no_answer() -> None:
     lanes: Lanes[str] = lanes_of(4)
     examples = reference_data.examples()
     lanes.admit(["one", "three", "gone", "two"], examples[:4], [[1, 3, 9, 2]])
@@ -126,7 +126,7 @@ def test_limits_are_each_rows_own_and_removed_rows_answer_nothing() -> None:
 
 
 @torch.inference_mode()
-def test_rows_that_a_step_is_not_for_stay_as_they_are() -> None:
+def test_a_step_leaves_rows_that_are_not_chosen_unchanged() -> None:
     lanes: Lanes[str] = lanes_of(4)
     lanes.admit(["gone", "later", "sooner"], reference_data.examples()[:3], [[2, 4, 3]])
     lanes.remove({"gone"})
@@ -156,7 +156,7 @@ def test_rows_that_a_step_is_not_for_stay_as_they_are() -> None:
 
 
 @torch.inference_mode()
-def test_a_row_that_is_removed_in_the_midst_of_a_step_does_not_halt() -> None:
+def test_a_row_that_is_removed_during_a_step_does_not_halt() -> None:
     lanes: Lanes[str] = lanes_of(3)
     lanes.admit(["gone", "one", "two"], reference_data.examples()[:3], [[1, 1, 2]])
     lanes.launch()
@@ -179,7 +179,7 @@ def test_a_row_that_is_removed_in_the_midst_of_a_step_does_not_halt() -> None:
 
 
 @torch.inference_mode()
-def test_a_cleared_lane_begins_anew() -> None:
+def test_a_cleared_lane_starts_again() -> None:
     lanes: Lanes[str] = lanes_of(2)
     example = reference_data.examples()[0]
     lanes.admit(["lost"], [example], [[2]])

@@ -1,4 +1,4 @@
-"""Threads share rows, each of which is computed once; an error in one reaches the caller."""
+"""Threads share rows and compute each once; an error in one reaches the caller."""
 
 import threading
 from collections import Counter
@@ -69,7 +69,7 @@ def test_threads_compute_in_inference_mode() -> None:
 
 
 @given(threads=st.integers(1, 5), counts=st.lists(st.integers(0, 7), max_size=4))
-def test_the_rows_of_several_works_are_shared_as_if_they_were_one(
+def test_the_rows_of_several_works_are_shared_like_one_batch(
     threads: int, counts: list[int]
 ) -> None:
     computed: Counter[tuple[int, int]] = Counter()
@@ -94,7 +94,7 @@ def test_the_rows_of_several_works_are_shared_as_if_they_were_one(
 
 
 def split(*_: int) -> None:
-    """What torch splits among OpenMP's threads."""
+    """Do work that torch splits among OpenMP's threads."""
     torch.ones(1_000_000).sum()
 
 
