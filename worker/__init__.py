@@ -1,5 +1,5 @@
-"""Everything about messages: Celery app, delivery, metrics, devices, client, command line.
+"""Everything about messages: broker, delivery, metrics, worker processes, client, command line.
 
-`worker.client` imports neither torch nor `hrm`; modules that do are imported by the commands that
-need them.
+`worker.client` imports neither torch nor `hrm`; each command imports the modules that do only when
+it runs.
 """

@@ -1,4 +1,4 @@
-"""Starts a process that ends with this one, however this one ends, even by SIGKILL.
+"""Start a process that ends with this one, however this one ends, even by SIGKILL.
 
 Knows processes and a pipe; nothing of what runs in them.
 """
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import IO
 
 WATCHED = 'exec 3<&0; { read -r _ <&3; kill -TERM $$; } >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
-"""Shell: become the program, and leave a watcher behind that stops it when standard input ends.
+"""Shell code that becomes the program and leaves a watcher that stops it when stdin ends.
 
 Standard input is a pipe whose other end only the owner holds, so it ends when the owner closes it
-or dies. The watcher shares the program's process group, and a process id is not given out again
-while its group has members: the signal can never hit a stranger."""
+or dies. The watcher shares the program's process group, and the system does not reuse a process id
+while its group has members, so the signal can never reach another process."""
 
 
 def start_child(
@@ -24,10 +24,16 @@ def start_child(
     cwd: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> subprocess.Popen[bytes]:
-    """`command`, in a session of its own, with its output in `log`.
+    """Start `command` in a session of its own, with its output in `log`.
 
-    Closing its `stdin` sends it SIGTERM, and so does the end of this process. Ctrl-C in the
-    terminal does not reach it: it is for the owner, which may need the child to finish.
+    Closing the child's `stdin` sends it SIGTERM, and so does the end of this process. Ctrl-C in the
+    terminal does not reach the child, because its owner may need it to finish.
+
+    Args:
+        command: The program and its arguments.
+        log: File for standard output and standard error.
+        cwd: The child's folder; this process's by default.
+        environ: The child's environment; this process's by default.
     """
     return subprocess.Popen(
         ["/bin/sh", "-c", WATCHED, "sh", *command],
@@ -41,7 +47,10 @@ def start_child(
 
 
 def end_child(process: subprocess.Popen[bytes], timeout: float | None = None) -> None:
-    """Send it SIGTERM and wait. Raises `subprocess.TimeoutExpired` after `timeout` seconds."""
+    """Send a child SIGTERM and wait for its end.
+
+    Raises `subprocess.TimeoutExpired` after `timeout` seconds, if any are given.
+    """
     assert process.stdin is not None  # noqa: S101 - `start_child` asked for a pipe
     process.stdin.close()
     process.wait(timeout)

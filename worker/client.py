@@ -1,4 +1,4 @@
-"""What an agent uses: enqueue messages, fetch their verdicts.
+"""The client for agents: enqueue messages and fetch their verdicts.
 
     from schemas import SQEMessage
     from worker.client import result, submit
@@ -49,35 +49,35 @@ __all__ = [
 ]
 
 MAX_BATCH_CHARACTERS = 4_000_000
-"""Of a batch of long messages, so that no task is more than a few megabytes."""
+"""Limit of a batch of long messages, so that no task exceeds a few megabytes."""
 
 WINDOW = 10_000
-"""Results waited for at a time: bounds the memory, whatever the number of ids."""
+"""Results to wait for at a time; bounds the memory for any number of ids."""
 
 ASKED_AT_ONCE = 500
-"""Results of one MGET: about half a megabyte."""
+"""Results to fetch with one MGET: about half a megabyte."""
 
 FIRST_PAUSE = 0.005
-"""Seconds before the next question where something is not there yet: a fraction of an evaluation,
-and long enough that asking takes neither this process nor Redis from the work."""
+"""Seconds before missing results are asked for again: a fraction of an evaluation, and long enough
+that polling costs neither this process nor Redis much."""
 
 LONGEST_PAUSE = 0.1
-"""Seconds; ten questions a second are no load for Redis."""
+"""Longest pause in seconds; ten requests a second are no load for Redis."""
 
 
 class BrokerUnreachable(SQEHRMError):
-    """Redis cannot be reached or does not take the message."""
+    """Redis cannot be reached, or does not accept the message."""
 
 
 class ResultTimeout(SQEHRMError, TimeoutError):
-    """No outcome in the given time; the message may still be evaluated later."""
+    """No outcome arrived in time; the message may still be evaluated later."""
 
 
 class Client:
     """A connection to the workers' Redis. Threads may share one.
 
-    Without `redis_url`: SQE_REDIS_URL, else the embedded server that runs for this folder. Raises
-    `SQEHRMError` when there is neither.
+    Without `redis_url` it takes SQE_REDIS_URL, or else the embedded server that runs for this
+    folder. Raises `SQEHRMError` if there is neither.
     """
 
     def __init__(self, redis_url: str | None = None) -> None:
@@ -102,20 +102,20 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._app.close()
         self._redis.close()
 
     def submit(self, message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
-        """Enqueue a message; returns its id. Raises `BrokerUnreachable`."""
+        """Enqueue a message and return its id. Raises `BrokerUnreachable`."""
         self._send_body(_text(message), message.message_id, queue)
         return message.message_id
 
     def submit_many(self, messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
-        """Enqueue any number of messages in batches; returns their ids, in order.
+        """Enqueue any number of messages in batches and return their ids, in order.
 
-        `BACKFILL_QUEUE` is for files: its messages wait while live ones are there. Raises
-        `BrokerUnreachable`; the batches before are then enqueued.
+        `BACKFILL_QUEUE` is for files: its messages wait while there are live ones. Raises
+        `BrokerUnreachable`; earlier batches are then already enqueued.
         """
         ids: list[str] = []
         for batch in _batches(messages):
@@ -126,9 +126,16 @@ class Client:
         return ids
 
     def result(self, message_id: str, timeout: float = 60.0) -> Verdict:
-        """The verdict of a message, waited for at most `timeout` seconds.
+        """Wait for the verdict of a message.
 
-        Raises `MessageRejected` if it became a dead letter, `ResultTimeout`, `BrokerUnreachable`.
+        Args:
+            message_id: The id that `submit` returned.
+            timeout: Longest wait in seconds.
+
+        Raises:
+            MessageRejected: The message became a dead letter.
+            ResultTimeout: No outcome arrived within `timeout`.
+            BrokerUnreachable: Redis cannot be reached.
         """
         (outcome,) = self.results([message_id], timeout)
         if isinstance(outcome, Rejection):
@@ -138,9 +145,15 @@ class Client:
     def results(
         self, message_ids: Iterable[str], timeout: float = 60.0
     ) -> Iterator[Verdict | Rejection]:
-        """The outcome of each message, as they come: a verdict, or why it was refused.
+        """Yield the outcome of each message as it arrives: a verdict or a rejection.
 
-        Raises `ResultTimeout` after `timeout` seconds in which none came, and `BrokerUnreachable`.
+        Args:
+            message_ids: Any number of ids that `submit` or `submit_many` returned.
+            timeout: Longest time in seconds without any outcome.
+
+        Raises:
+            ResultTimeout: No outcome arrived within `timeout`.
+            BrokerUnreachable: Redis cannot be reached.
         """
         source = iter(message_ids)
         waiting = deque(itertools.islice(source, WINDOW))
@@ -153,13 +166,13 @@ class Client:
                 if message_id in found:
                     yield found[message_id]
             missing = [message_id for message_id in asked if message_id not in found]
-            waiting.extend(missing)  # to the end of the line: the others are asked for meanwhile
+            waiting.extend(missing)  # at the end, so that the others are asked for first
             waiting.extend(itertools.islice(source, WINDOW - len(waiting)))
             if len(missing) < len(asked):
                 pause, last = FIRST_PAUSE, time.monotonic()
             elif time.monotonic() - last > timeout:
                 raise ResultTimeout(
-                    f"no outcome of {len(waiting)} messages (such as {waiting[0]}) within "
+                    f"no outcome for {len(waiting)} messages (such as {waiting[0]}) within "
                     f"{timeout:g} s: is a worker running?"
                 )
             if missing:
@@ -167,7 +180,7 @@ class Client:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def poll(self, message_ids: Sequence[str]) -> dict[str, Verdict | Rejection]:
-        """The outcomes, by message id, that are there now. Raises `BrokerUnreachable`."""
+        """Return the outcomes that have arrived, by message id. Raises `BrokerUnreachable`."""
         found = {}
         for start in range(0, len(message_ids), ASKED_AT_ONCE):
             asked = message_ids[start : start + ASKED_AT_ONCE]
@@ -181,7 +194,7 @@ class Client:
         return found
 
     def _send_body(self, body: str, message_id: str, queue: str = LIVE_QUEUE) -> None:
-        """Enqueue a message's text, also one that the workers will refuse."""
+        """Enqueue the text of a message, even one that workers will refuse."""
         self._send(EVALUATE, body, message_id, queue)
 
     def _send(self, task: str, argument: Any, task_id: str, queue: str) -> None:  # noqa: ANN401
@@ -194,9 +207,9 @@ class Client:
                 task_id=task_id,
                 queue=queue,
                 headers={ENQUEUED_AT: time.time()},
-                # Outcomes are stored by message id; a batch needs no list of them besides.
+                # Outcomes are stored by message id; a list of a batch's outcomes is not needed.
                 ignore_result=True,
-                # Given, so that Celery does not put a part of the text into the headers, too.
+                # Given so that Celery does not copy a part of the text into the headers.
                 argsrepr="(...)",
             )
         except (OperationalError, redis.RedisError) as error:
@@ -204,22 +217,22 @@ class Client:
 
 
 def submit(message: SQEMessage) -> str:
-    """`Client.submit` on this process's own client."""
+    """Call `Client.submit` on this process's own client."""
     return _default().submit(message)
 
 
 def submit_many(messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
-    """`Client.submit_many` on this process's own client."""
+    """Call `Client.submit_many` on this process's own client."""
     return _default().submit_many(messages, queue=queue)
 
 
 def result(message_id: str, timeout: float = 60.0) -> Verdict:
-    """`Client.result` on this process's own client."""
+    """Call `Client.result` on this process's own client."""
     return _default().result(message_id, timeout)
 
 
 def results(message_ids: Iterable[str], timeout: float = 60.0) -> Iterator[Verdict | Rejection]:
-    """`Client.results` on this process's own client."""
+    """Call `Client.results` on this process's own client."""
     return _default().results(message_ids, timeout)
 
 

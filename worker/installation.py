@@ -1,6 +1,6 @@
-"""Says which module an install lacks, and how to get it.
+"""Explain which module an installation lacks, and how to get it.
 
-Knows the distribution's own metadata; imports nothing that an install may lack.
+Knows the distribution's own metadata; imports nothing that an installation may lack.
 """
 
 import re
@@ -9,11 +9,11 @@ from importlib import metadata
 DISTRIBUTION = "sqe-hrm-worker"
 
 _DISTRIBUTIONS = {"yaml": "pyyaml"}
-"""Distributions whose names differ from their modules' names by more than `-` for `_`."""
+"""Distributions by module, if the names differ by more than `-` for `_`."""
 
 
 def import_problem(error: ImportError) -> str:
-    """What to tell the user about a failed import: the missing module, and its cure if known."""
+    """Explain a failed import to the user: the missing module, and the fix if it is known."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return str(error)
     missing = f"the module {error.name} is missing"
@@ -29,7 +29,7 @@ def import_problem(error: ImportError) -> str:
 
 
 def _requirements() -> dict[str, list[str | None]]:
-    """The extras that require each distribution; None for what every install needs."""
+    """Map each required distribution to its extras; None stands for every installation."""
     try:
         requirements = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
@@ -48,5 +48,5 @@ def _distribution(module: str) -> str:
 
 
 def _normalised(name: str) -> str:
-    """The spelling in which a package index compares names."""
+    """Spell a name as package indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""What an operator sets: `SQE_*` environment variables, checked once at the start.
+"""The operator's settings: `SQE_*` environment variables, checked once at the start.
 
 Knows names, limits and defaults, each with its reason; reads nothing but the environment.
 """
@@ -18,70 +18,70 @@ RedisURL = Annotated[str, StringConstraints(pattern=r"^rediss?://[^/]")]
 
 
 class SettingsError(SQEHRMError):
-    """An environment variable has a value that cannot be used."""
+    """An environment variable has an unusable value."""
 
 
 class Settings(BaseModel):
-    """Each field is the environment variable of its name: `redis_url` is `SQE_REDIS_URL`."""
+    """The settings. Each field is an environment variable: `redis_url` is `SQE_REDIS_URL`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     redis_url: RedisURL | None = None
-    """`redis://` or `rediss://`. Absent: the embedded server of this folder."""
+    """URL with `redis://` or `rediss://`. If absent, this folder's embedded server is used."""
 
     checkpoint: str = "sqe-demo"
-    """Name or path of the checkpoint, where the command line gives none."""
+    """Name or path of the checkpoint, if the command line gives none."""
 
     checkpoint_dir: Path = Path("checkpoints")
-    """Folder in which a checkpoint's name is looked up, before the shipped checkpoints."""
+    """Folder to search for a checkpoint's name, before the shipped checkpoints."""
 
     device: str = "cpu"
-    """`cpu`, `cuda` or `cuda:N`."""
+    """Device to evaluate on: `cpu`, `cuda` or `cuda:N`."""
 
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Messages evaluated at once. Absent: 4 a thread on cpu, 64 on cuda."""
+    """Messages evaluated at once. If absent, 4 per thread on cpu and 64 on cuda."""
 
     cached_predictions: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
-    """Predictions kept for messages whose prompt, as the checkpoint sees it, was there before; they
-    are then answered without inference. 0: none. The default takes at most 60 MB."""
+    """Predictions to keep. A message whose prompt looks to the checkpoint like an earlier one is
+    answered from them, without inference. 0 keeps none. The default takes at most 60 MB."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Of torch on cpu. Absent: one per core."""
+    """Threads of torch on cpu. If absent, one per core."""
 
     max_message_bytes: Annotated[int, Field(ge=1)] = DEFAULT_MAX_MESSAGE_BYTES
-    """Limit of prompt and completion together."""
+    """Limit of prompt and completion together, in bytes of UTF-8."""
 
     visibility_timeout: Annotated[float, Field(ge=1)] = 300.0
     """Seconds until a dead worker's messages are delivered to another. A live worker renews its
-    messages four times within it, so this need not cover an evaluation or a batch; it has to cover
-    a pause of the whole process (a stopped container, a swap storm), and a Redis restart."""
+    messages four times within this time, so it need not cover an evaluation or a batch. It has to
+    cover a pause of the whole process (a stopped container, a swap storm) and a Redis restart."""
 
     result_expires: Annotated[int, Field(ge=1)] = 3600
-    """Seconds an outcome can be fetched. A million of them take about 1 GB of Redis."""
+    """Seconds for which an outcome can be fetched. A million outcomes take about 1 GB of Redis."""
 
     counted_expires: Annotated[int, Field(ge=1)] = 86_400
-    """Seconds within which a message delivered again is not counted again: a day outlasts every
-    redelivery, and agents that send again after an outage."""
+    """Seconds for which a message that is delivered again is not counted again. A day outlasts
+    every redelivery, and also agents that send again after an outage."""
 
     failures_maxlen: Annotated[int, Field(ge=1)] = 10_000
-    """Entries of the failure stream, about. The oldest go first."""
+    """Approximate length of the failure stream. The oldest entries are dropped first."""
 
     dead_letters_maxlen: Annotated[int, Field(ge=1)] = 10_000
-    """Entries of the dead-letter stream, about. The oldest go first."""
+    """Approximate length of the dead-letter stream. The oldest entries are dropped first."""
 
     metrics_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another machine
-    """Address of /metrics, /healthz and /readyz, which hold no message text."""
+    """Address of /metrics, /healthz and /readyz, which contain no message text."""
 
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 9108
-    """0 takes a free one."""
+    """Port of /metrics, /healthz and /readyz. 0 takes a free one."""
 
     shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 25.0
-    """From SIGTERM until unfinished messages go back to the queue: within the 30 s that Kubernetes
-    leaves before it kills."""
+    """Seconds from SIGTERM until unfinished messages go back to the queue. The default is within
+    the 30 s after which Kubernetes kills the process."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Self:  # noqa: ANN401
-        """The settings in `environ`; an override that is not None wins.
+        """Read the settings from `environ`; an override that is not None takes precedence.
 
         An empty variable counts as absent. Raises `SettingsError`, which names the variable.
         """
@@ -100,7 +100,7 @@ class Settings(BaseModel):
 
 
 def _fix(message: str) -> str:
-    """Pydantic's message, except that a pattern says less than an example."""
+    """Word pydantic's message as a fix; an example replaces a pattern."""
     if "match pattern" in message:
         return "give a URL such as redis://localhost:6379/0 (or rediss:// for TLS)"
     return message[:1].lower() + message[1:]

@@ -1,4 +1,4 @@
-"""Workers and Redis that stop, die and come back: nothing is lost, and nothing counted twice."""
+"""Workers and Redis that stop, die and come back: nothing is lost, and nothing counts twice."""
 
 import functools
 import signal
@@ -21,7 +21,7 @@ SHORT = 1.0
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """A file that is not there yet; messages `hold` until it is."""
+    """A file that does not exist yet; messages `hold` until it does."""
     return tmp_path / "gate"
 
 
@@ -173,7 +173,7 @@ def test_sigterm_while_redis_is_gone_ends_the_worker(workers: ExitStack, tmp_pat
         with redis.Redis.from_url(server.url) as store:
             wait_for(lambda: in_hand(store) == 1, "taken")
     gate.touch()
-    wait_for(lambda: "does not take" in worker.log.read_text(), "an outcome without a Redis")
+    wait_for(lambda: "does not accept" in worker.log.read_text(), "an outcome without a Redis")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
     with (

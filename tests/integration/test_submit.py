@@ -33,7 +33,7 @@ def submit(folder: Path, redis_url: str | None, *options: str) -> subprocess.Com
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Two full messages, two bare pairs, one of another world, and three bad lines."""
+    """Two full messages, two bare pairs (one with an unknown puzzle), and three bad lines."""
     file = tmp_path / "mixed.jsonl"
     full = [message(message_id=f"file-{tmp_path.name[-20:]}-{n}") for n in range(2)]
     lines = [
@@ -103,7 +103,7 @@ def test_without_a_worker_it_gives_up_after_the_timeout(redis_url: str, tmp_path
     done = submit(tmp_path, redis_url, "--data-path", str(file), "--timeout", "0.2")
     assert done.returncode == 1
     assert "is a worker running?" in done.stderr
-    assert done.stderr.startswith("sqe-hrm: error: no outcome of 1 messages")
+    assert done.stderr.startswith("sqe-hrm: error: no outcome for 1 messages")
 
 
 @pytest.mark.parametrize(

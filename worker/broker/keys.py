@@ -6,61 +6,61 @@ are not acknowledged), `worker.delivery.outcomes` (markers, streams, results),
 """
 
 LIVE_QUEUE = "sqe.evaluate"
-"""Messages of agents at work. A list; emptied before the other queue."""
+"""List of the messages that agents send while they work; emptied before the other queue."""
 
 BACKFILL_QUEUE = "sqe.backfill"
-"""Messages of files. A list; taken from only while no live message waits."""
+"""List of the messages from files; workers take them only while no live message waits."""
 
 QUEUES = (LIVE_QUEUE, BACKFILL_QUEUE)
-"""In the order a worker empties them."""
+"""Both queues, in the order in which a worker empties them."""
 
 UNACKED = "sqe:unacked"
-"""Hash, delivery tag to message: what was delivered to a worker and not yet acknowledged."""
+"""Hash from delivery tag to message, for messages that were delivered but not acknowledged."""
 
 UNACKED_INDEX = "sqe:unacked-index"
 """Sorted set of delivery tags by the time (Unix seconds) from which `visibility_timeout` runs."""
 
 UNACKED_MUTEX = "sqe:unacked-mutex"
-"""Lock of the one worker that looks for messages to deliver again."""
+"""Lock of the one worker that searches for messages to deliver again."""
 
 FAILURES = "sqe:failures"
-"""Capped stream: each unsolved message once, with its verdict."""
+"""Capped stream of unsolved messages, each once, with its verdict."""
 
 DEAD_LETTERS = "sqe:dead-letters"
-"""Capped stream: each refused message once, with the reason and its original bytes."""
+"""Capped stream of refused messages, each once, with the reason and the original bytes."""
 
 _PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
-"""Celery producers may give a priority; kombu's Redis transport then appends it to the queue."""
+"""Suffixes of a queue's lists: kombu's Redis transport appends a task's priority to the queue."""
 
 _DIGEST_LENGTH = 12
-"""Hexadecimal digits of a checkpoint's digest in a marker: 48 bits tell checkpoints apart."""
+"""Hexadecimal digits of a checkpoint's digest in a marker. 48 bits tell checkpoints apart."""
 
 
 def queue_lists(queue: str) -> tuple[str, ...]:
-    """The Redis lists that make up `queue`, the most urgent first."""
+    """Name the Redis lists that make up `queue`, the most urgent first."""
     return tuple(queue + suffix for suffix in _PRIORITY_SUFFIXES)
 
 
 def delivery_tag(queue: str, unique: str) -> str:
-    """The tag of one delivery from `queue`: it says where an unacknowledged message goes back."""
+    """Build the tag of one delivery; `queue` is where the message goes back if unacknowledged."""
     return f"{queue}/{unique}"
 
 
 def queue_of(tag: str) -> str:
-    """The queue that a delivery tag was made for."""
+    """Read the queue from a delivery tag."""
     return tag.partition("/")[0]
 
 
 def counted(checkpoint_digest: str, message_id: str) -> str:
-    """Marker: this message was counted for this checkpoint."""
+    """Name the marker that says this message was counted for this checkpoint."""
     return f"sqe:counted:{checkpoint_digest[:_DIGEST_LENGTH]}:{message_id}"
 
 
 def refused(identity: str) -> str:
-    """Marker: this delivery was counted as a dead letter."""
+    """Name the marker that says this delivery was counted as a dead letter."""
     return f"sqe:counted:refused:{identity}"
 
 
 def result(task_id: str) -> str:
-    """An outcome in the Celery result backend; also the channel that tells of it."""
+    """Name the key of an outcome in Celery's result backend, also the channel that announces it."""
     return f"celery-task-meta-{task_id}"

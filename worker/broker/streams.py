@@ -1,7 +1,7 @@
-"""The two streams an operator reads: failures and dead letters, as typed records.
+"""The two streams that operators read, failures and dead letters, as typed records.
 
-Knows the fields of a stream entry, in both directions. When a record is stored, and how many are
-kept, is decided in `worker.delivery.outcomes`.
+Knows how a record becomes the fields of a stream entry, and back. `worker.delivery.outcomes`
+decides when a record is stored and how many are kept.
 """
 
 from collections.abc import Callable, Iterator

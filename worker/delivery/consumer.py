@@ -1,6 +1,6 @@
-"""Celery's consumer for this worker: reconnects soon, says that it is alive, renews its messages.
+"""Celery's consumer for this worker: it reconnects soon, shows it is alive, renews its messages.
 
-Knows Celery's event loop and requests; what is in a task is not its business.
+Knows Celery's event loop and requests; nothing of what is in a task.
 """
 
 # kombu's methods have no types.
@@ -19,23 +19,24 @@ from kombu.connection import Connection
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
-"""Between two signs of life of a worker whose slots are all taken, so that readiness tells a busy
-worker from one that is cut off."""
+"""Pause between two signs of life of a worker whose slots are all taken. By them, readiness tells a
+busy worker from one that is cut off."""
 
 FIRST_RETRY_SECONDS = 0.2
 RETRY_STEP_SECONDS = 0.4
 LONGEST_RETRY_SECONDS = 2.0
-"""Between attempts to reach Redis; Celery's own grow to 30 s, and messages would wait as long."""
+"""Pauses between attempts to reach Redis. Celery's own grow to 30 s, and messages would wait that
+long."""
 
 RENEWALS = 4
-"""Times that a message is renewed within the visibility timeout: three may fail."""
+"""Number of renewals of a message within the visibility timeout; three of them may fail."""
 
 
 class Consumer(consumer.Consumer):
-    """The `worker_consumer` setting of a worker."""
+    """The consumer that the Celery setting `worker_consumer` names."""
 
     def ensure_connected(self, conn: Connection) -> Connection:
-        """Reach the broker, for as long as it takes."""
+        """Connect to the broker, however long it takes."""
         outage = False
 
         def on_error(error: Exception, _interval: float) -> None:
@@ -57,7 +58,7 @@ class Consumer(consumer.Consumer):
         return conn
 
     def register_with_event_loop(self, hub: Any) -> None:  # noqa: ANN401
-        """Start the timers of one connection; Celery stops them when it is lost."""
+        """Start the timers of a connection; Celery stops them when the connection is lost."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(BEAT_SECONDS, self._beat)
         channel = self.task_consumer.channel
@@ -65,16 +66,16 @@ class Consumer(consumer.Consumer):
 
     def _beat(self) -> None:
         channel = self.task_consumer.channel
-        # With a slot free, each request for a message is a sign of life.
+        # While a slot is free, each request for a message is a sign of life.
         if not channel.qos.can_consume():
             channel.ping()
 
 
 def strategy(task: Task, app: Celery, consumer: Consumer, **_: Any) -> Callable[..., None]:  # noqa: ANN401
-    """How a delivery becomes a request for the pool (a task's `Strategy`).
+    """Build the function that turns a delivery into a request for the pool (a task's `Strategy`).
 
-    The request holds the checked envelope and nothing else: Celery's own options in a message
-    (`eta`, `expires`, `chain`, …) have no effect here, and no form of them an error.
+    The request holds the checked envelope and nothing else. Celery's own options in a message
+    (`eta`, `expires`, `chain`, …) therefore have no effect and cause no error, whatever they hold.
     """
 
     def handle(
@@ -93,7 +94,7 @@ def strategy(task: Task, app: Celery, consumer: Consumer, **_: Any) -> Callable[
             app=app,
             task=task,
             connection_errors=consumer.connection_errors,
-            # Given, so that no log line can show the arguments.
+            # Given so that no log line can show the arguments.
             headers={
                 "id": envelope.task_id,
                 "task": envelope.task,

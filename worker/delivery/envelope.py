@@ -1,7 +1,7 @@
 """The envelope in a queue: Celery's task message (protocol 2) as kombu puts it into Redis.
 
-Takes only what this worker uses out of it and refuses everything else with a reason, so that no
-item of a queue, whatever it is, reaches Celery's own code unchecked. Knows nothing of SQE messages.
+Takes only the parts that this worker uses, and refuses an item with a reason if one is unusable, so
+that no item of a queue reaches Celery's own code unchecked. Knows nothing of SQE messages.
 """
 
 import base64
@@ -20,14 +20,17 @@ from worker.broker.app import ENQUEUED_AT, TASKS
 logger = logging.getLogger(__name__)
 
 _MAX_TASK_ID = 255
-"""Characters: Celery's ids are UUIDs of 36; an id becomes part of a Redis key."""
+"""Longest task id in characters. Celery's are UUIDs of 36; the id becomes part of a Redis key."""
 
 
 class EnvelopeRejected(MessageRejected):
-    """An item that is no task of this worker.
+    """An item is not a task of this worker.
 
-    `task_id` is set if one could be read, since someone may wait for its outcome. `unexpected` says
-    that reading the item raised an error that nobody foresaw.
+    Args:
+        reason: The reason from the fixed list.
+        detail: One line that names the input and the fix.
+        task_id: The task's id if it could be read, since someone may wait for its outcome.
+        unexpected: Whether reading the item raised an unforeseen error.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class EnvelopeRejected(MessageRejected):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One delivery of one task."""
+    """A delivery of one task, checked."""
 
     task: str
     task_id: str
@@ -53,9 +56,9 @@ class Envelope:
     body: bytes
     """The task's arguments as sent: the JSON text `[args, kwargs, embed]`."""
     enqueued_at: float | None
-    """Unix seconds, finite; None if the producer gave no number. May still be implausible."""
+    """Finite Unix seconds, perhaps implausible; None if the producer gave no finite number."""
     keep_result: bool
-    """Whether the sender wants the outcome under the task's id, too."""
+    """Whether the sender wants the outcome under the task's id as well."""
 
     def refuse(self, rejected: MessageRejected) -> "Refusal":
         """Build the refusal of the whole task."""
@@ -71,13 +74,13 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One thing that is refused, and everything its dead letter and its answer need."""
+    """An item, a task or a message that is refused, with everything its dead letter needs."""
 
     body: bytes
-    """The original bytes: of the item, of the task's arguments, or of one message."""
+    """The original bytes of the item, of the task's arguments, or of the message."""
     queue: str
     identity: str
-    """Tells this delivery from others, so that it is counted once."""
+    """Equal for repeated deliveries, so that they count once; different for everything else."""
     message_id: str | None
     """The message's own id if one could be read, else the task's."""
     result_ids: tuple[str | None, ...]
@@ -86,7 +89,13 @@ class Refusal:
 
 
 def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
-    """The envelope in `item`, delivered from `queue` as `tag`, or its refusal. Raises nothing."""
+    """Read the envelope in `item`, or refuse the item. Raises nothing, whatever the item is.
+
+    Args:
+        item: The bytes from the queue.
+        queue: The queue.
+        tag: The tag of this delivery.
+    """
     try:
         return read_envelope(item, queue)
     except EnvelopeRejected as rejected:
@@ -101,7 +110,7 @@ def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
 
 
 def read_envelope(item: bytes, queue: str) -> Envelope:
-    """The envelope that `item` of `queue` holds. Raises `EnvelopeRejected` and nothing else."""
+    """Read the envelope in `item` of `queue`. Raises `EnvelopeRejected` and nothing else."""
     with reading():
         envelope = _object(read_json(item), "the item")
         properties = _object(envelope.get("properties"), "'properties'")
@@ -122,12 +131,12 @@ def read_envelope(item: bytes, queue: str) -> Envelope:
 
 @contextlib.contextmanager
 def reading(task_id: str | None = None) -> Iterator[None]:
-    """The boundary around code that reads an item: it raises `EnvelopeRejected` and nothing else.
+    """Turn every error of code that reads an item into `EnvelopeRejected`.
 
     An item of a queue is whatever somebody wrote into Redis. If reading it raised anything that
-    ends the worker, it would come back after the visibility timeout and end the next worker, too.
-    Nobody can list every error that bytes can cause. So catching `Exception` is the design here:
-    an error that was not foreseen costs one message, which becomes a dead letter.
+    ends the worker, the item would come back after the visibility timeout and end the next worker
+    as well. Nobody can list every error that bytes can cause, so catching `Exception` is deliberate
+    here: an unforeseen error costs one message, which becomes a dead letter.
     """
     try:
         yield
@@ -135,7 +144,7 @@ def reading(task_id: str | None = None) -> Iterator[None]:
         raise EnvelopeRejected(rejected.reason, rejected.detail, task_id) from None
     except Exception as error:  # noqa: BLE001 - see above
         name = type(error).__name__
-        # Without the error's text, which may quote the item.
+        # The error's own text is left out because it may quote the item.
         frames = "".join(traceback.format_tb(error.__traceback__))
         logger.error("unexpected %s while reading an item\n%s", name, frames)  # noqa: TRY400
         raise EnvelopeRejected(
@@ -159,7 +168,7 @@ def _reason(error: Exception) -> RejectionReason:
 
 
 def read_json(text: bytes) -> Any:  # noqa: ANN401 - any JSON value
-    """The value of a JSON text. Raises `MessageRejected` for what is none."""
+    """Parse a JSON text. Raises `MessageRejected` if it is not one."""
     try:
         return json.loads(text.decode(), parse_int=_integer)
     except UnicodeDecodeError:
@@ -175,9 +184,10 @@ def read_json(text: bytes) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _integer(digits: str) -> int | float:
-    """The integer; infinity, as for `1e999`, if it has more digits than Python converts (4300).
+    """Parse an integer; one with more digits than Python converts (4300) becomes infinity.
 
-    Otherwise one such number would make the whole item, or all messages of a batch, no JSON.
+    `1e999` becomes infinity as well. An error instead would refuse the whole item, and with it all
+    messages of a batch, because of one number.
     """
     try:
         return int(digits)
@@ -189,7 +199,7 @@ def _object(value: object, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MessageRejected(
             RejectionReason.NOT_A_MESSAGE,
-            f"{name} is no JSON object: send tasks with worker.client or with Celery",
+            f"{name} is not a JSON object: send tasks with worker.client or with Celery",
         )
     return value
 
@@ -208,14 +218,14 @@ def _task(value: object) -> str:
         return value
     raise MessageRejected(
         RejectionReason.UNKNOWN_TASK,
-        f"task {str(value)[:80]!a}, but this worker has {' and '.join(TASKS)}",
+        f"task {str(value)[:80]!a} is unknown: send {' or '.join(TASKS)}",
     )
 
 
 def _seconds(value: object) -> float | None:
-    """A finite number of seconds; None for anything else, which is no reason to refuse a message.
+    """Read a finite number of seconds; None for anything else, which does not refuse a message.
 
-    JSON's numbers have no limits: Python reads `1e999` and `Infinity` as infinite floats, and
+    Numbers in JSON have no limits: Python reads `1e999` and `Infinity` as infinite floats, and also
     integers that no float can hold.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -246,7 +256,7 @@ def _body(body: object, encoding: object) -> bytes:
     if encoding == "base64":
         try:
             return base64.b64decode(body, validate=True)
-        except ValueError:  # also what is no ASCII
+        except ValueError:  # also for text that is not ASCII
             raise MessageRejected(RejectionReason.NOT_JSON, "the body is not base64") from None
     try:
         return body.encode()

@@ -1,8 +1,9 @@
 """The delivery rules: an outcome is stored before its message is acknowledged, and counted once.
 
-Every write to Redis about an outcome is here, in one script: the marker that it was counted, the
-entry in a stream, the result for whoever waits. While Redis does not take it, this waits and tries
-again; the message stays unacknowledged all the while. Knows no metrics and no model.
+One script makes every write to Redis about an outcome: the marker that it was counted, the entry in
+a stream, the results under the ids that someone may wait for. If Redis does not accept it, the
+module waits and tries again; meanwhile the message stays unacknowledged. Knows no metrics and no
+model.
 """
 
 import hashlib
@@ -28,10 +29,10 @@ logger = logging.getLogger(__name__)
 Outcome = Verdict | Rejection
 
 FIRST_PAUSE = 0.1
-"""Seconds until the first new attempt: a Redis that restarts is often back by then."""
+"""Seconds until the second attempt; a Redis that restarts is often back by then."""
 
 LONGEST_PAUSE = 2.0
-"""Seconds between attempts later: short beside any outage worth the name."""
+"""Longest pause in seconds between attempts; short compared with a real outage."""
 
 # KEYS: marker, stream, then the results' keys. ARGV: token of this attempt, seconds the marker
 # lives, seconds a result lives, the results, the stream's length, the stream entry's fields.
@@ -45,33 +46,37 @@ for i = 1, results do
   redis.call('SET', KEYS[2 + i], ARGV[3 + i], 'EX', ARGV[3])
   redis.call('PUBLISH', KEYS[2 + i], ARGV[3 + i])
 end
--- An attempt whose reply was lost finds its own token: still the first.
+-- A repeated attempt whose first reply was lost finds its own token, and still counts as the first.
 if set or redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
 return 0
 """
 
 
 class DeliveryAborted(Exception):
-    """The worker shuts down and Redis did not take the outcome: the message is not answered."""
+    """The worker stops and Redis did not accept the outcome, so the message is not answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One outcome, and where it goes."""
+    """An outcome, and the places where it is stored."""
 
     outcome: Outcome
     marker: str
-    """Redis key: `keys.counted` or `keys.refused`."""
+    """Redis key from `keys.counted` or `keys.refused`."""
     result_ids: tuple[str, ...]
     """Ids under which someone may wait for it."""
     record: Failure | DeadLetter | None = None
-    """What a stream keeps of it; None for a solved message."""
+    """The record for a stream; None for a solved message."""
 
 
 class Delivery:
-    """Stores outcomes. Threads may share one.
+    """The store of outcomes in Redis. Threads may share one object.
 
-    `on_error` is called for each attempt that Redis did not take.
+    Args:
+        client: The workers' Redis.
+        settings: How long markers and results live, and how many entries the streams keep.
+        worker: This worker's name, which dead letters contain.
+        on_error: Called for each attempt that Redis did not accept.
     """
 
     def __init__(
@@ -90,13 +95,20 @@ class Delivery:
         self._giving_up = threading.Event()
 
     def give_up(self) -> None:
-        """From now on, what Redis does not take at once is aborted instead of tried again."""
+        """Stop trying again: abort every delivery that Redis does not accept at once."""
         self._giving_up.set()
 
     def verdict(
         self, verdict: Verdict, message: SQEMessage, task_id: str | None, digest: str
     ) -> Answer:
-        """The answer to a message that was evaluated; `task_id` where it was a task of its own."""
+        """Build the answer to a message that was evaluated.
+
+        Args:
+            verdict: The message's verdict.
+            message: The message itself, which the failure stream keeps if it is unsolved.
+            task_id: The task's id if the message was a task of its own.
+            digest: Digest of the checkpoint for which the message counts.
+        """
         return Answer(
             outcome=verdict,
             marker=keys.counted(digest, verdict.message_id),
@@ -105,7 +117,7 @@ class Delivery:
         )
 
     def dead_letter(self, refusal: Refusal) -> Answer:
-        """The answer to what is refused."""
+        """Build the answer to an item, a task or a message that is refused."""
         rejection = Rejection(
             message_id=refusal.message_id,
             reason=refusal.rejected.reason,
@@ -126,11 +138,19 @@ class Delivery:
         )
 
     def deliver(self, answers: Sequence[Answer], *, batch_id: str | None = None) -> list[bool]:
-        """Store the answers, in one round trip; for each, whether it is the first of its message.
+        """Store the answers in one round trip; try until Redis accepts all of them.
 
-        With `batch_id`, the list of all outcomes is stored under that id, too. Tries until Redis
-        takes it all; a repeated attempt changes nothing that an earlier one did. Raises
-        `DeliveryAborted` after `give_up`.
+        A repeated attempt changes nothing that an earlier one did.
+
+        Args:
+            answers: The answers to store.
+            batch_id: Id under which the list of all outcomes is stored as well.
+
+        Returns:
+            Whether each answer is the first for its message, which is then counted.
+
+        Raises:
+            DeliveryAborted: Redis did not accept the answers after `give_up`.
         """
         token = uuid.uuid4().hex
         pause = FIRST_PAUSE
@@ -140,9 +160,9 @@ class Delivery:
             except redis.RedisError as error:
                 self._on_error()
                 if pause == FIRST_PAUSE:
-                    logger.warning("Redis does not take an outcome (%s); trying again", error)
+                    logger.warning("Redis does not accept an outcome (%s); trying again", error)
                 if self._giving_up.wait(pause):
-                    raise DeliveryAborted(f"Redis did not take the outcome: {error}") from error
+                    raise DeliveryAborted(f"Redis did not accept the outcome: {error}") from error
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _attempt(self, answers: Sequence[Answer], token: str, batch_id: str | None) -> list[bool]:
@@ -187,7 +207,7 @@ def _distinct(*ids: str | None) -> tuple[str, ...]:
 
 
 def _result(outcome: str, task_id: str, now: str) -> str:
-    """`outcome` (JSON) as Celery's Redis result backend stores a successful task's result."""
+    """Wrap `outcome` (JSON) as Celery's Redis result backend stores a successful task's result."""
     return (
         f'{{"status":"SUCCESS","result":{outcome},"traceback":null,"children":[],'
         f'"date_done":"{now}","task_id":{json.dumps(task_id)}}}'

@@ -1,4 +1,4 @@
-"""From the bodies of a task to their outcomes: evaluate, deliver, count, in that order.
+"""The way from the bodies of a task to their outcomes: evaluate, deliver, count, in that order.
 
 The one place where the model's side (`hrm.evaluation.evaluator`), the delivery rules
 (`worker.delivery.outcomes`) and the figures (`worker.telemetry.metrics`) meet. Knows no Celery.
@@ -32,29 +32,34 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_ERRORS_IN_A_ROW = 8
-"""Unexpected errors, without one success between, after which the fault is this worker's (a lost
-GPU) and not the messages': it stops before it turns a whole queue into dead letters."""
+"""Unexpected errors without a success in between, after which the fault is taken to be the worker's
+(a lost GPU) and not the messages'. The worker stops before it turns a whole queue into dead
+letters."""
 
 LONGEST_WAIT = 30 * 86_400.0
-"""Seconds in a queue. A producer's time from longer ago is a wrong clock or unit rather than a wait
-(a clock that starts in 1970, a zero), and one of them would outweigh all others in a histogram's
-sum."""
+"""Longest plausible time in a queue, in seconds. An older time from a producer means a wrong clock
+or unit (a clock that starts in 1970, a zero), and one such value would outweigh all others in a
+histogram's sum."""
 
 CLOCK_SKEW = 300.0
-"""Seconds that a producer's clock may be ahead of this machine's. Machines that keep time differ by
-far less; Kerberos allows as much. Milliseconds instead of seconds are far beyond it."""
+"""Seconds by which a producer's clock may be ahead of this machine's. Synchronised clocks differ by
+far less, and Kerberos allows the same. Milliseconds mistaken for seconds are far beyond it."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class WorkerBroken(SQEHRMError):
-    """No message can be evaluated here any more; they are for other workers."""
+    """The worker cannot evaluate messages any more; they go back to the queue for others."""
 
 
 class Service:
-    """Processes deliveries. Threads share one.
+    """The processing of deliveries. Threads share one object.
 
-    `on_broken` is called with the reason when this worker should stop.
+    Args:
+        evaluator: Evaluates messages.
+        delivery: Stores outcomes.
+        metrics: Counts outcomes and errors.
+        on_broken: Called with the reason when this worker should stop.
     """
 
     def __init__(
@@ -95,7 +100,7 @@ class Service:
         return [answer.outcome for answer, _ in answered]
 
     def refuse(self, refusal: Refusal) -> Outcome:
-        """Make an item or a task that holds no messages one dead letter; returns its answer."""
+        """Turn a whole item or task into one dead letter; returns the rejection."""
         rejected = refusal.rejected
         if isinstance(rejected, EnvelopeRejected) and rejected.unexpected:
             self._metrics.error(ErrorKind.INTERNAL)
@@ -188,7 +193,7 @@ class Service:
             queue=envelope.queue,
             identity=f"{envelope.task_id}/{position}",
             message_id=own_id or envelope.task_id,
-            # The task's id of a batch is for the list of all outcomes.
+            # In a batch, the task's id is for the list of all outcomes.
             result_ids=(own_id, None if batch else envelope.task_id),
             rejected=rejected,
         )
@@ -208,15 +213,15 @@ def _queued_seconds(enqueued_at: float | None) -> float | None:
 
 
 def _plausible_wait(seconds: float) -> float | None:
-    """A time in the queue by a producer's clock; None if that clock cannot be right.
+    """Check a time in the queue by a producer's clock; None if that clock cannot be right.
 
-    Not below 0: clocks of two machines differ.
+    The result is not below 0, since the clocks of two machines differ.
     """
     return max(0.0, seconds) if -CLOCK_SKEW <= seconds <= LONGEST_WAIT else None
 
 
 def _with_queue_time(verdict: Verdict, message: SQEMessage, queued: float | None) -> Verdict:
-    """Take the time in the queue from `created_at` if the producer did not say when it enqueued."""
+    """Fill in the time in the queue from `created_at` if the producer did not give its own."""
     if queued is not None or message.created_at is None:
         return verdict
     total = (verdict.evaluated_at - message.created_at).total_seconds()
@@ -230,10 +235,10 @@ def _with_queue_time(verdict: Verdict, message: SQEMessage, queued: float | None
 
 
 def _own_id(body: Any) -> str | None:  # noqa: ANN401
-    """The `message_id` in a refused message, where one can be read."""
+    """Read the `message_id` in a refused message, if there is a valid one."""
     if isinstance(body, str):
         try:
-            # A number of any length must not hide the id.
+            # An integer of any length must not hide the id.
             body = json.loads(body, parse_int=float)
         except (ValueError, RecursionError):
             return None
@@ -242,7 +247,7 @@ def _own_id(body: Any) -> str | None:  # noqa: ANN401
 
 
 def _original_bytes(body: Any) -> bytes:  # noqa: ANN401
-    """The message as it was sent; of a decoded object, its JSON."""
+    """Return the message as it was sent, or a decoded object as JSON."""
     if isinstance(body, str):
         return body.encode(errors="surrogatepass")
     return json.dumps(body, separators=(",", ":")).encode()

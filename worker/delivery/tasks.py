@@ -1,6 +1,6 @@
-"""The two Celery tasks: take the messages out of the arguments, hand them to the service.
+"""The two Celery tasks: take the messages out of the arguments and hand them to the service.
 
-Knows how a task's arguments look; what becomes of a message is `worker.delivery.service`'s.
+Knows the form of a task's arguments; nothing of what `worker.delivery.service` does with a message.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,10 @@ from worker.delivery.service import Service
 
 
 def register_tasks(app: Celery, service: Service) -> None:
-    """Give `app` the two tasks. Their one argument is the `Envelope` that
-    `worker.delivery.consumer` found them in, so that arguments of any form become an outcome and
-    none a `TypeError`.
+    """Add the two tasks to `app`.
+
+    Their one argument is the `Envelope` from `worker.delivery.consumer`, so that arguments of any
+    form lead to an outcome and never to a `TypeError`.
     """
     options = {
         "acks_late": True,
@@ -47,19 +48,19 @@ def register_tasks(app: Celery, service: Service) -> None:
                 return
             service.process(envelope, bodies, batch=batch)
         except (SQEHRMError, DeliveryAborted) as error:
-            # Not answered, so not acknowledged: back to the queue.
+            # The message was not answered, so it goes back to the queue unacknowledged.
             raise Reject(str(error), requeue=True) from None
 
 
 def message_of(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
-    """The one argument of `sqe.evaluate`, by place or as `message`. Raises `MessageRejected`."""
+    """Read the argument of `sqe.evaluate`, by position or name. Raises `MessageRejected`."""
     return _argument(body, EVALUATE, "message", "the message")
 
 
 def messages_of(body: bytes) -> list[Any]:
-    """The one argument of `sqe.evaluate_batch`, by place or as `messages`: a list of messages.
+    """Read the argument of `sqe.evaluate_batch`, by position or name.
 
-    Raises `MessageRejected`.
+    Raises `MessageRejected` if it is not a list of at most `MAX_BATCH` messages.
     """
     messages = _argument(body, EVALUATE_BATCH, "messages", "a list of messages")
     if not isinstance(messages, list):

@@ -1,13 +1,14 @@
-"""kombu's Redis transport for workers, with three things made right.
+"""kombu's Redis transport for workers, with three corrections.
 
-1. A message is taken from its queue and noted as unacknowledged in one step inside Redis. kombu
-   pops it first and notes it afterwards: a process killed, or a Redis restarted, in between loses
-   it.
-2. What is no task becomes a dead letter. kombu ends the consumer on an item that is not JSON.
-3. The messages of a worker that is alive are renewed, so that the visibility timeout may be short.
+1. One script in Redis takes a message from its queue and notes it as unacknowledged. kombu pops the
+   message first and notes it afterwards, so it is lost if the process is killed or Redis restarts
+   in between.
+2. An item that is not a task becomes a dead letter. kombu ends the consumer on an item that is not
+   JSON.
+3. The messages of a live worker are renewed, so that the visibility timeout can be short.
 
-Knows queues and deliveries; what is in a message is not its business (`worker.delivery.envelope`
-reads the little that is needed). Needs Redis 7 or Valkey.
+Knows queues and deliveries; nothing of what is in a message (`worker.delivery.envelope` reads the
+few parts that are needed). Needs Redis 7 or Valkey.
 """
 
 # kombu's methods have no types.
@@ -35,17 +36,17 @@ from worker.broker.keys import (
 from worker.delivery.envelope import Refusal, read_item
 
 OnReply = Callable[[], None]
-"""Called after each reply of Redis to a request for messages."""
+"""Callback for each reply from Redis to a request for messages."""
 
 OnRefused = Callable[[Refusal], object]
-"""Stores the dead letter, or raises."""
+"""Callback that stores the dead letter of a refused item, or raises."""
 
 WAIT_SECONDS = 0.5
-"""How long an idle worker waits for a live message before it looks at all queues again; so long may
-a message of the backfill queue lie in front of an idle worker."""
+"""Time for which an idle worker waits for a live message before it checks all queues again. A
+message of the backfill queue may wait that long for an idle worker."""
 
-# A full Redis refuses scripts that write, unless they say otherwise; but taking messages out is
-# what makes room again.
+# A Redis without free memory refuses scripts that write unless they have this flag. Taking messages
+# out is what frees memory.
 TAKE = """#!lua flags=allow-oom
 -- KEYS: unacked, its index, then the lists in order. ARGV: now, then one delivery tag per list.
 for i = 3, #KEYS do
@@ -71,23 +72,23 @@ redis.call('ZREM', KEYS[2], ARGV[1])
 
 
 class QoS(redis.QoS):
-    """Which messages are delivered and not yet acknowledged."""
+    """The messages that are delivered to this process and not yet acknowledged."""
 
     def append(self, message: Any, tag: str) -> None:  # noqa: ANN401
-        """Note a delivery in this process; in Redis, `TAKE` has noted it."""
+        """Note a delivery in this process; `TAKE` has noted it in Redis."""
         virtual.QoS.append(self, message, tag)
 
     def ack(self, tag: str) -> None:
-        """Forget a message that is done with."""
+        """Forget a message that was answered."""
         try:
             self._remove_from_indices(tag).execute()
         finally:
-            # Also where Redis did not answer: the message will be delivered again, and what
-            # happened to it must not block the place of another.
+            # Even if Redis did not reply: the message will be delivered again, and meanwhile it
+            # must not take up the place of another.
             virtual.QoS.ack(self, tag)
 
     def reject(self, tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Forget a message or, with `requeue`, put it back."""
+        """Forget a message or, with `requeue`, put it back into its queue."""
         if not requeue:
             self.ack(tag)
             return
@@ -99,9 +100,9 @@ class QoS(redis.QoS):
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ANN401, ARG002, FBT001, FBT002 - kombu's
         """Put a message back into its queue, unless it was acknowledged meanwhile.
 
-        Anyone may write any tag into the index. An item under a tag of no queue of this project
-        goes to the live queue, where it is evaluated or becomes a dead letter: nobody would read it
-        in the key that its tag names.
+        Anyone may write any tag into the index. If the tag names no queue of this project, the item
+        goes to the live queue, where it is evaluated or becomes a dead letter. Nobody would read it
+        from the key that the tag names.
         """
         queue = queue_of(bytes_to_str(tag))  # bytes, when kombu read it from the index
         if queue not in QUEUES:
@@ -110,17 +111,17 @@ class QoS(redis.QoS):
             connected.eval(PUT_BACK, 3, UNACKED, UNACKED_INDEX, queue, tag)
 
     def renew(self) -> None:
-        """Start the visibility timeout of this process's messages anew."""
+        """Restart the visibility timeout of this process's messages."""
         tags = [tag for tag in self._delivered if tag not in self._dirty]
         if not tags:
             return
         with self.channel.conn_or_acquire() as connected:
-            # Only those still there: an acknowledged message must not come back.
+            # Only existing entries (`xx`): an acknowledged message must not come back.
             connected.zadd(UNACKED_INDEX, dict.fromkeys(tags, time()), xx=True)
 
 
 class Channel(redis.Channel):
-    """Takes messages with `TAKE`; waits, while there is none, for one in the first queue."""
+    """A channel that takes messages with `TAKE`; if there is none, it waits in the first queue."""
 
     QoS = QoS
     unacked_key = UNACKED
@@ -135,7 +136,7 @@ class Channel(redis.Channel):
     on_reply: OnReply
     on_refused: OnRefused
 
-    # kombu's: the connection that a reply is awaited on, and since when.
+    # kombu's attributes: the connection on which a reply is awaited, and since when.
     _in_poll: Any = False
     _brpop_sent_at: Any = None
 
@@ -143,10 +144,10 @@ class Channel(redis.Channel):
     """Whether the last `TAKE` found all queues empty."""
 
     _waiting = False
-    """Whether the request under way only waits and takes nothing."""
+    """Whether the current request only waits and takes nothing."""
 
     def ping(self) -> None:
-        """Ask Redis for a sign of life, on a connection of its own."""
+        """Check on a separate connection that Redis replies."""
         with self.conn_or_acquire() as connected:
             connected.ping()
         self.on_reply()
@@ -164,8 +165,8 @@ class Channel(redis.Channel):
         self._waiting = self._nothing_there
         self._nothing_there = False
         if self._waiting:
-            # From the list's end to the same end: it changes nothing, and replies when a message
-            # is there.
+            # This moves a message from the list's end to the same end: it changes nothing, and
+            # Redis replies as soon as there is a message.
             first = queues[0]
             command: tuple[Any, ...] = ("BLMOVE", first, first, "RIGHT", "RIGHT", WAIT_SECONDS)
         else:
@@ -177,7 +178,7 @@ class Channel(redis.Channel):
         self.client.connection.send_command(*command)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401
-        """Read the reply, and deliver or refuse the message in it. Raises `Empty` if none is."""
+        """Read the reply, and deliver or refuse its message. Raises `Empty` if it has none."""
         try:
             reply = self.client.parse_response(self.client.connection, "EVAL", **options)
         except self.connection_errors:
@@ -201,7 +202,7 @@ class Channel(redis.Channel):
             self.on_refused(envelope)
             self.qos._remove_from_indices(tag).execute()  # noqa: SLF001 - kombu's, for subclasses
             return
-        # Only what was checked goes on to kombu and Celery.
+        # kombu and Celery get only what was checked.
         self.connection._deliver(  # noqa: SLF001 - kombu's, for channels
             {
                 "body": None,
@@ -216,6 +217,6 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """`redis://` for workers."""
+    """The transport that workers use for `redis://`."""
 
     Channel = Channel

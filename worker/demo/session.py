@@ -1,7 +1,7 @@
-"""Runs the demo: starts a worker, lets the agent send, collects what comes back.
+"""Run the demo: start a worker, send the agent's messages, and collect their outcomes.
 
-Knows processes, the queue and the worker's health side; what is sent is `worker.demo.traffic`,
-what is counted `worker.demo.tally`, what is shown `worker.demo.view`.
+Knows the worker's process and the client. `worker.demo.traffic` makes the messages,
+`worker.demo.tally` counts the outcomes, and `worker.demo.view` shows them.
 """
 
 import contextlib
@@ -25,30 +25,31 @@ from worker.demo.traffic import Sent
 from worker.process.child_worker import ChildWorker, start_worker
 
 LOG = Path(".sqe") / "demo-worker.log"
+"""The worker's output, overwritten by each demo."""
 
 DRAIN_SECONDS = 60.0
-"""Without any outcome, after which what is left is given up as lost."""
+"""Seconds without any outcome, after which the missing ones are given up as lost."""
 
 POLL_SECONDS = 0.02
-"""Between two looks for outcomes: a fraction of an evaluation."""
+"""Pause between two checks for outcomes: a fraction of an evaluation."""
 
 
 @contextlib.contextmanager
 def running_worker(redis_url: str, port: int, options: Sequence[str]) -> Iterator[ChildWorker]:
-    """Run `sqe-hrm worker` in a process of its own, ready; it is stopped cleanly at the end.
+    """Run `sqe-hrm worker` in a process of its own until the end of the block; yields it ready.
 
     Args:
-        redis_url: Where it takes its messages from.
-        port: Port of its metrics; 0 takes a free one.
-        options: More options of `sqe-hrm worker`.
+        redis_url: The worker's Redis.
+        port: Port of the worker's metrics; 0 takes a free one.
+        options: Further options of `sqe-hrm worker`.
 
     Raises:
-        ChildWorkerError: The worker ended, or is not ready in time.
+        ChildWorkerError: The worker ended, or was not ready in time.
     """
     LOG.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "worker", "worker", "--metrics-port", str(port), *options]
     environ = {
-        # The agent has few prompts: with a cache there would soon be no inference to see.
+        # The agent has few prompts, so with a cache there would soon be no inference to see.
         "SQE_CACHED_PREDICTIONS": "0",
         **os.environ,
         "SQE_REDIS_URL": redis_url,
@@ -68,10 +69,24 @@ def exchange(
     in_flight: int,
     on_change: Callable[[Tally], None],
 ) -> Account:
-    """Send for `seconds`, with at most `in_flight` messages unanswered; then wait for the rest.
+    """Send messages for a time, then wait for the remaining outcomes.
 
-    Everything is noted in `tally`, which `on_change` sees after each look for outcomes. Ctrl-C and
-    SIGTERM end the sending early.
+    Ctrl-C and SIGTERM end the sending early.
+
+    Args:
+        redis_url: The worker's Redis.
+        worker: The running worker.
+        messages: An endless source of messages.
+        tally: Counts the messages and their outcomes.
+        seconds: Time to send for; may be infinite.
+        in_flight: Largest number of messages without an outcome.
+        on_change: Called with the tally after each check for outcomes.
+
+    Returns:
+        The counts of the agent, of the worker and of the dead-letter stream.
+
+    Raises:
+        ChildWorkerError: The worker ended.
     """
     with Client(redis_url) as client, redis.Redis.from_url(redis_url) as store:
         letters_before = entries_added(store, keys.DEAD_LETTERS)
@@ -107,9 +122,9 @@ def exchange(
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that is set by the first Ctrl-C or SIGTERM; a second one does what it always does.
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second one has its usual effect.
 
-    Set here also where the shell had Ctrl-C ignored, as it does for commands in the background.
+    The event is set even if the shell ignores Ctrl-C, as it does for background commands.
     """
     asked = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""What came back: counts and times of a demo run, and whether they add up.
+"""Counts and times of a demo run, and whether they add up.
 
 Knows outcomes; nothing of how they are shown.
 """
@@ -13,16 +13,15 @@ from schemas import FailurePattern, Rejection, RejectionReason, Verdict
 from worker.demo.traffic import CHANGES, Kind, Sent
 
 RECENT_SECONDS = 5.0
-"""Over which the present throughput is taken."""
-
+"""Period over which the present throughput is measured."""
 
 LATENCIES = 10_000
-"""Times that percentiles are taken of, the latest: bounds what a run without end keeps."""
+"""Latest times kept for percentiles; bounds the memory of an endless run."""
 
 
 @dataclass
 class Tally:
-    """Counts of one run; `start` begins its clock."""
+    """Counts and times of one run."""
 
     sent: Counter[Kind] = field(default_factory=Counter)
     verdicts: Counter[Kind] = field(default_factory=Counter)
@@ -30,9 +29,9 @@ class Tally:
     patterns: Counter[FailurePattern] = field(default_factory=Counter)
     rejections: Counter[RejectionReason] = field(default_factory=Counter)
     mistaken: int = 0
-    """Malformed messages that were evaluated, and sound ones that were refused."""
+    """Malformed messages that were evaluated, and sound messages that were refused."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
-    """Seconds from enqueued until the verdict."""
+    """Seconds from enqueueing to the verdict."""
     inference: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
     """Seconds in the engine."""
     started: float = field(default_factory=time.monotonic)
@@ -40,11 +39,11 @@ class Tally:
     _recent: deque[float] = field(default_factory=deque)
 
     def note_sent(self, sent: Sent) -> None:
-        """A message is on its way."""
+        """Count a message that was sent."""
         self.sent[sent.kind] += 1
 
     def note_outcome(self, sent: Sent, outcome: Verdict | Rejection) -> None:
-        """Its outcome is there."""
+        """Count the outcome of a message."""
         self.last_answer = time.monotonic()
         self._recent.append(self.last_answer)
         if isinstance(outcome, Rejection):
@@ -61,34 +60,34 @@ class Tally:
 
     @property
     def answered(self) -> int:
-        """Messages with an outcome."""
+        """Number of messages with an outcome."""
         return self.verdicts.total() + self.rejections.total()
 
     @property
     def rate(self) -> float:
-        """Outcomes a second, from the start until the last one."""
+        """Outcomes per second from the start to the last outcome."""
         return self.answered / max(self.last_answer - self.started, 1e-9)
 
     @property
     def recent_rate(self) -> float:
-        """Outcomes a second, of late."""
+        """Outcomes per second over the last `RECENT_SECONDS`."""
         now = time.monotonic()
         while self._recent and self._recent[0] <= now - RECENT_SECONDS:
             self._recent.popleft()
         return len(self._recent) / max(min(RECENT_SECONDS, now - self.started), 1e-9)
 
     def solve_rate(self, *kinds: Kind) -> tuple[int, int]:
-        """Solved, and evaluated, among messages of `kinds`."""
+        """Numbers of solved and of evaluated messages of these kinds."""
         return sum(self.solved[kind] for kind in kinds), sum(self.verdicts[kind] for kind in kinds)
 
     @property
     def changed(self) -> tuple[int, int]:
-        """Solved, and evaluated, among changed messages."""
+        """Numbers of solved and of evaluated messages that were changed."""
         return self.solve_rate(*CHANGES)
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:
-    """Linear interpolation; None with no values."""
+    """Interpolate a percentile linearly; None without values."""
     if not values:
         return None
     if len(values) == 1:
@@ -98,22 +97,22 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
 
 @dataclass(frozen=True)
 class Account:
-    """The three places that count, side by side."""
+    """The counts of the agent, the worker and the dead-letter stream, side by side."""
 
     sent: int
     verdicts: int
     dead_letters: int
     evaluations_total: int
-    """Of the worker's /metrics."""
+    """From the worker's /metrics."""
     rejected_total: int
-    """Of the worker's /metrics."""
+    """From the worker's /metrics."""
     stream_length: int
     """Entries that this run added to the dead-letter stream."""
     mistaken: int
 
     @property
     def adds_up(self) -> bool:
-        """Every message has one outcome, and everybody counted the same."""
+        """Whether every message has one outcome and all counts agree."""
         return (
             self.sent == self.verdicts + self.dead_letters
             and self.verdicts == self.evaluations_total

@@ -1,7 +1,7 @@
-"""What the demo's agent sends: accepted messages, changed ones, malformed ones.
+"""Messages of the demo's agent: accepted, changed and malformed ones.
 
-Knows texts and JSON; nothing of Redis or of what becomes of a message. All but the ids is drawn
-from a seed, so that a run can be repeated.
+Knows texts and JSON; nothing of Redis or of what becomes of a message. Everything but the ids is
+drawn from a seed, so that a run can be repeated.
 """
 
 import json
@@ -19,27 +19,29 @@ from schemas import DEFAULT_MAX_MESSAGE_BYTES, MAX_SEQUENCE_LENGTH, SQEHRMError,
 AGENT_ID = "demo-agent"
 
 WORDS_SEEN = MAX_SEQUENCE_LENGTH - 2
-"""A change beyond these words would be cut away by the conversion."""
+"""Words of a completion that the conversion keeps; it would cut off a change beyond them."""
 
 NEW_WORDS = ("quorum", "latch", "orbit", "velvet", "harbour", "matrix", "lantern", "copper")
-"""Inserted, or put in the place of others; none contains a vocabulary entry."""
+"""Words to insert or to replace others with; none contains a vocabulary entry."""
 
 
 class DemoDataError(SQEHRMError):
-    """The file of accepted messages cannot be used."""
+    """The file of accepted messages is unusable."""
 
 
 class Kind(StrEnum):
-    """What the agent did to an accepted message."""
+    """The change that the agent made to an accepted message."""
 
     KNOWN = "known"
-    """Nothing: it is as the checkpoint was trained on it."""
-    # Words of the completion were:
+    """No change: the checkpoint was trained on this message."""
     INSERTED = "inserted"
+    """Words were inserted into the completion."""
     DROPPED = "dropped"
+    """Words of the completion were dropped."""
     REPLACED = "replaced"
+    """Words of the completion were replaced."""
     MALFORMED = "malformed"
-    """It cannot be evaluated at all."""
+    """The message cannot be evaluated at all."""
 
 
 CHANGES = (Kind.INSERTED, Kind.DROPPED, Kind.REPLACED)
@@ -47,7 +49,7 @@ CHANGES = (Kind.INSERTED, Kind.DROPPED, Kind.REPLACED)
 
 @dataclass(frozen=True)
 class Sent:
-    """One message on its way: the id its outcome is found by, and its JSON text."""
+    """A message as it was sent: its JSON text, and the id under which its outcome is stored."""
 
     message_id: str
     kind: Kind
@@ -56,16 +58,16 @@ class Sent:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the traffic, each 0 to 1; the rest is known messages."""
+    """Shares of the traffic, each from 0 to 1; the rest are known messages."""
 
     changed: float
     malformed: float
     words: float
-    """Share of a changed message's words that are changed; always at least one."""
+    """Share of the words to change in a changed message; at least one word is changed."""
 
 
 def read_accepted(path: Path) -> list[tuple[str, str]]:
-    """Prompts and completions of a JSONL file. Raises `DemoDataError` for a bad or empty one."""
+    """Read prompts and completions from JSONL. Raises `DemoDataError` for a bad or empty file."""
     accepted = []
     with path.open("rb") as file:
         for _, content in DEFAULT_READER.messages(file):
@@ -78,7 +80,13 @@ def read_accepted(path: Path) -> list[tuple[str, str]]:
 
 
 def traffic(accepted: Sequence[tuple[str, str]], mixture: Mixture, seed: int) -> Iterator[Sent]:
-    """Messages without end."""
+    """Generate messages endlessly.
+
+    Args:
+        accepted: Prompts and completions to send as they are or changed.
+        mixture: Shares of the kinds of messages.
+        seed: Seed of everything but the message ids.
+    """
     source = random.Random(seed)  # noqa: S311 - not for secrets
     while True:
         prompt, completion = source.choice(accepted)
@@ -99,11 +107,11 @@ def traffic(accepted: Sequence[tuple[str, str]], mixture: Mixture, seed: int) ->
 
 
 def change(completion: str, kind: Kind, share: float, source: random.Random) -> str:
-    """`completion` with a share of its words inserted, dropped or replaced, at least one."""
+    """Insert, drop or replace a share of the words of `completion`, at least one word."""
     words = completion.split()
     seen = min(len(words), WORDS_SEEN)
     count = max(1, round(share * seen))
-    # From the back, so that an earlier change does not move a later one's place.
+    # From the back, so that a change does not shift the places of those still to come.
     for place in sorted(source.sample(range(seen), min(count, seen)), reverse=True):
         if kind is Kind.INSERTED:
             words.insert(place, source.choice(NEW_WORDS))
@@ -115,7 +123,7 @@ def change(completion: str, kind: Kind, share: float, source: random.Random) -> 
 
 
 def _malformed(**changes: Any) -> Callable[[str, str, str], str]:  # noqa: ANN401
-    """A message with `changes`; a field that is changed to `...` is left out."""
+    """Build a function that makes a message with `changes`; `...` leaves a field out."""
 
     def body(message_id: str, prompt: str, completion: str) -> str:
         fields = {
@@ -144,4 +152,4 @@ MALFORMED: tuple[Callable[[str, str, str], str], ...] = (
     lambda _id, prompt, _completion: prompt,
     lambda _id, _prompt, _completion: "[" * 10_000,
 )
-"""One for each way in which a message can be wrong."""
+"""One function for each way in which a message can be malformed."""

@@ -1,6 +1,6 @@
-"""Shows a demo run: a live view in a terminal, a line every few seconds elsewhere, a summary.
+"""The display of a demo run: live in a terminal, a line every few seconds elsewhere, a summary.
 
-Knows how a tally looks; nothing of where it comes from.
+Knows how a tally is shown; nothing of where its counts come from.
 """
 
 import contextlib
@@ -18,15 +18,21 @@ from worker.demo.tally import Account, Tally, percentile
 from worker.demo.traffic import CHANGES, Kind
 
 LINE_SECONDS = 5.0
-"""Between two lines where no terminal is there."""
+"""Time between two lines if there is no terminal."""
 
 REFRESH_PER_SECOND = 4
-"""Often enough to look live, seldom enough to leave the processor to the worker."""
+"""Refreshes of the live view: often enough to look live, seldom enough to spare the processor."""
 
 
 @contextlib.contextmanager
 def live_view(console: Console, title: str, seconds: float) -> Iterator[Callable[[Tally], None]]:
-    """A function that shows the tally it is given."""
+    """Yield a function that shows a tally.
+
+    Args:
+        console: Where to show it.
+        title: Title of the live view.
+        seconds: Duration of the run; may be infinite.
+    """
     if not console.is_terminal:
         yield _line_printer(console)
         return
@@ -43,7 +49,7 @@ def live_view(console: Console, title: str, seconds: float) -> Iterator[Callable
 
 
 def summary(tally: Tally, account: Account) -> RenderableType:
-    """What the whole run measured, and whether its counts add up."""
+    """Build the summary of a run: its figures, and whether its counts add up."""
     check = Text("every message has one outcome, and all counts agree", style="green")
     if not account.adds_up:
         check = Text("the counts do not agree", style="bold red")
@@ -94,7 +100,7 @@ def _body(tally: Tally) -> RenderableType:
 
 
 def _table(title: str, columns: int) -> Table:
-    """A small table whose figures are aligned to the right."""
+    """Build a small table with a column of names and right-aligned columns of figures."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(title, no_wrap=True)
     for _ in range(columns):

@@ -1,4 +1,4 @@
-"""Worker processes: one from its start to its end, and others started from here.
+"""Worker processes: running one in this process, and starting others.
 
 - `devices`: pins the process to one device, before torch is imported
 - `run`: joins evaluator, delivery and telemetry, from start to drain

@@ -1,6 +1,6 @@
-"""Starts a worker in a process of its own, waits until it is ready, and ends it.
+"""Start a worker in a process of its own, wait until it is ready, and end it.
 
-Knows a worker's log line with its URL, and its `/readyz` and `/metrics` pages; not what the worker
+Knows the URL in a worker's log, and its `/readyz` and `/metrics` pages; nothing of what the worker
 evaluates. Imports no torch.
 """
 
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.02
 """Pause between two checks of a worker that starts: well below what a person notices."""
 
 _SERVING = re.compile(r" serving (\S+)/metrics,")
-"""The log line of `worker.process.run` that tells the URL; the port may have been chosen by it."""
+"""Log line of `worker.process.run` with the worker's URL, since the worker may choose its port."""
 
 T = TypeVar("T")
 
@@ -67,18 +67,18 @@ class ChildWorker:
 def start_worker(
     command: Sequence[str], *, log: Path, environ: Mapping[str, str], cwd: Path | None = None
 ) -> Iterator[ChildWorker]:
-    """Start a worker, and end it with SIGTERM at the end of the block, when it has finished.
+    """Start a worker; at the end of the block, send it SIGTERM and wait until it has finished.
 
-    The worker serves its pages when the block begins, but is perhaps not ready.
+    When the block begins, the worker serves its pages but may not be ready yet.
 
     Args:
         command: A command that runs a worker, such as `sqe-hrm worker`, with its options.
-        log: File for the worker's output; an earlier one is overwritten.
+        log: File for the worker's output; an existing file is overwritten.
         environ: The worker's environment.
         cwd: The worker's folder; this process's by default.
 
     Raises:
-        ChildWorkerError: The worker ended, or serves no page in time.
+        ChildWorkerError: The worker ended, or did not serve its pages in time.
     """
     with log.open("wb") as output:
         process = start_child(command, log=output, cwd=cwd, environ=environ)
@@ -97,7 +97,7 @@ def _find_url(log: Path) -> str | None:
 def _wait(
     process: subprocess.Popen[bytes], log: Path, problem: str, look: Callable[[], T | None]
 ) -> T:
-    """Wait for what `look` returns; `problem` says what is wrong if it stays None."""
+    """Call `look` until it returns a value; `problem` words the error if it never does."""
     deadline = time.monotonic() + START_SECONDS
     while (found := look()) is None:
         _check(process, log)

@@ -1,6 +1,6 @@
-"""One process, one device: pinned through the environment before torch looks at it.
+"""Pin this process to one device, through the environment and before torch reads it.
 
-Knows device names and CUDA_VISIBLE_DEVICES. Imports torch only to ask it what is there.
+Knows device names and CUDA_VISIBLE_DEVICES. Imports torch only to ask about the pinned device.
 """
 
 import os
@@ -25,9 +25,9 @@ class Device:
     """A pinned device."""
 
     name: str
-    """As the operator says: `cpu` or `cuda:N`, N among those that were visible."""
+    """The operator's name for it: `cpu` or `cuda:N`, where N counts the GPUs that were visible."""
     torch_name: str
-    """As torch says, which sees this one GPU and no other."""
+    """torch's name for it; torch sees only this GPU."""
 
     @property
     def is_cuda(self) -> bool:
@@ -36,10 +36,10 @@ class Device:
 
 
 def pin(device: str, environ: MutableMapping[str, str] = os.environ) -> Device:
-    """Let this process see `device` (`cpu`, `cuda`, `cuda:N`) and no other.
+    """Make `device` (`cpu`, `cuda` or `cuda:N`) the only one this process sees.
 
-    To be called before CUDA is touched. Raises `DeviceError` for a name that is none, for a number
-    beyond the visible ones, and after CUDA was touched.
+    Call it before anything uses CUDA. Raises `DeviceError` if the name is not a device, if its
+    number is beyond the visible GPUs, or if CUDA is already in use.
     """
     if device == "cpu":
         environ[VISIBLE] = ""
@@ -49,7 +49,7 @@ def pin(device: str, environ: MutableMapping[str, str] = os.environ) -> Device:
         raise DeviceError(f"device {device!r}: give cpu, cuda or cuda:N")
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        raise DeviceError(f"device {device!r}: CUDA is in use in this process already")
+        raise DeviceError(f"device {device!r}: CUDA is already in use: start a new process")
     number = int(match[1] or 0)
     visible = environ.get(VISIBLE)
     if visible is None:
@@ -66,7 +66,7 @@ def pin(device: str, environ: MutableMapping[str, str] = os.environ) -> Device:
 
 
 def check(device: Device) -> None:
-    """Make sure that torch finds the pinned GPU. Raises `DeviceError`."""
+    """Check that torch finds the pinned GPU. Raises `DeviceError`."""
     if not device.is_cuda:
         return
     import torch  # noqa: PLC0415 - after `pin`
@@ -77,7 +77,7 @@ def check(device: Device) -> None:
 
 
 def memory(device: Device) -> dict[str, int]:
-    """Bytes of the GPU's memory by kind: in use by tensors, reserved by torch, and all there is."""
+    """Read the bytes of the GPU's memory: used by tensors, reserved by torch, and in total."""
     if not device.is_cuda:
         return {}
     import torch  # noqa: PLC0415 - after `pin`

@@ -1,7 +1,7 @@
-"""What a worker shows: metrics, health and log.
+"""Everything a worker shows: metrics, health and log.
 
 - `metrics`: the figures that Prometheus scrapes
-- `health`: the HTTP side: `/metrics`, `/healthz`, `/readyz`
+- `health`: serves `/metrics`, `/healthz` and `/readyz`
 - `logs`: the log's format
 - `scrape`: reads a worker's `/metrics` and other pages
 

@@ -1,7 +1,7 @@
-"""The worker's HTTP side: /metrics, /healthz, /readyz.
+"""The worker's HTTP server: /metrics, /healthz and /readyz.
 
-Knows whether this process is alive and consuming, and how to say so; what the figures are is
-`worker.telemetry.metrics`'s business.
+Knows whether this process is alive and takes messages; nothing of the figures, which are
+`worker.telemetry.metrics`'s.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from prometheus_client.exposition import choose_encoder
 from schemas import SQEHRMError
 
 FRESH_SECONDS = 5.0
-"""An idle worker hears from Redis twice a second and a busy one every second: after five without a
-sign it is cut off or stuck."""
+"""Longest time without a reply from Redis. An idle worker gets one twice a second and a busy one
+every second, so after five seconds the worker is cut off or stuck."""
 
 REQUEST_TIMEOUT = 10.0
-"""Seconds: a client that says nothing must not hold a thread for ever."""
+"""Seconds until a silent client is disconnected, so that it does not hold a thread forever."""
 
 
 class HealthError(SQEHRMError):
-    """The health server cannot listen where it should."""
+    """The server cannot listen on its address."""
 
 
 class Readiness:
@@ -37,19 +37,19 @@ class Readiness:
         self._last_reply = float("-inf")
 
     def loaded(self) -> None:
-        """The model is there."""
+        """Note that the checkpoint is loaded."""
         self._loaded = True
 
     def stopping(self) -> None:
-        """No more messages are taken, for good."""
+        """Note that the worker takes no more messages."""
         self._stopping = True
 
     def broker_replied(self) -> None:
-        """Redis answered a request for messages just now."""
+        """Note that Redis answered a request for messages."""
         self._last_reply = time.monotonic()
 
     def not_ready_reason(self) -> str | None:
-        """Why this worker is not ready, or None when it is."""
+        """Say why this worker is not ready; None if it is."""
         if self._stopping:
             return "shutting down"
         if not self._loaded:
@@ -61,9 +61,16 @@ class Readiness:
 
 @contextlib.contextmanager
 def serve(host: str, port: int, registry: CollectorRegistry, readiness: Readiness) -> Iterator[str]:
-    """Serve until the end of the block; yields the base URL. `port` 0 takes a free one.
+    """Serve until the end of the block; yields the base URL.
 
-    Raises `HealthError` when the port is taken or the address is not this machine's.
+    Args:
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        registry: The metrics.
+        readiness: Whether the worker is ready.
+
+    Raises:
+        HealthError: The port is taken, or the address does not belong to this machine.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -94,7 +101,7 @@ def serve(host: str, port: int, registry: CollectorRegistry, readiness: Readines
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's
-            """A scrape every few seconds is no news."""
+            """Log nothing: a scrape every few seconds is not worth a line."""
 
     try:
         server = ThreadingHTTPServer((host, port), Handler)

@@ -1,7 +1,7 @@
 """Every Prometheus metric of a worker, by name.
 
 Knows verdicts and numbers. Label values come from fixed lists only: never a message's text, never
-an id. One object per process, with a registry of its own.
+an id. Each process has one `Metrics` object, with a registry of its own.
 """
 
 import threading
@@ -29,40 +29,40 @@ from worker.evaluator import Evaluator
 PREFIX = "sqe_hrm"
 
 WINDOW = 1000
-"""Verdicts that the solve rate is taken of: one more or less changes it by a tenth of a percent."""
+"""Number of latest verdicts behind the solve rate; one verdict changes it by 0.1 %."""
 
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-"""Finer towards 1, where an agent starts to drift."""
+"""Bucket limits of shares, finer towards 1, where an agent starts to drift."""
 
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""ACT steps; published checkpoints stop at 8 or 16."""
+"""Bucket limits in ACT steps; published checkpoints stop at 8 or 16."""
 
 _SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
-"""Seconds of work on one text."""
+"""Bucket limits in seconds for the work on one text."""
 
 _LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-"""Seconds from a GPU's step to a backlog of half an hour."""
+"""Bucket limits in seconds, from one step of a GPU to a backlog of half an hour."""
 
 
 DeviceMemory = Callable[[], dict[str, int]]
-"""Bytes by kind; empty where the device has no memory of its own."""
+"""Function that reads the bytes by kind; empty if the device has no memory of its own."""
 
 
 class ErrorKind(StrEnum):
-    """The values of the label `kind`."""
+    """The values of the label `kind` of `errors_total`."""
 
     EVALUATION = "evaluation"
     """The model gave no finite answer."""
     INTERNAL = "internal"
-    """An error that nobody foresaw: the log has its traceback."""
+    """An unforeseen error; the log has its traceback."""
     REDIS = "redis"
-    """Redis did not take an outcome; it was tried again."""
+    """Redis did not accept an outcome; the worker tried again."""
     SCRAPE_REDIS = "scrape_redis"
-    """The queues could not be read for a scrape, which lacks them."""
+    """The queues could not be read, so a scrape lacks them."""
 
 
 class Metrics:
-    """Counts what happens. Threads share one."""
+    """The metrics of one worker process. Threads share one object."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -88,7 +88,7 @@ class Metrics:
         self._failures = counter("failures_total", "Unsolved messages.", "pattern", "category")
         self._confusions = counter("token_confusions_total", "Wrong tokens.", "target", "predicted")
         self._rejected = counter("rejected_total", "Dead letters.", "reason")
-        self._duplicates = counter("duplicates_total", "Messages answered again, not counted.")
+        self._duplicates = counter("duplicates_total", "Messages answered again and not counted.")
         self._errors = counter("errors_total", "Errors of this worker.", "kind")
         self._q_halt_correct = counter(
             "q_halt_correct_total", "Messages whose last q_halt has the sign of their outcome."
@@ -102,14 +102,14 @@ class Metrics:
         self._convert = histogram("convert_seconds", "Validation and conversion.", _SHORT)
         self._inference = histogram("inference_seconds", "In the engine.", _LONG)
         self._end_to_end = histogram("end_to_end_seconds", "Enqueued until the verdict.", _LONG)
-        # At 0 from the start, so that the first one shows as a rise.
+        # They start at 0, so that the first one shows as an increase.
         for reason in RejectionReason:
             self._rejected.labels(reason)
         for kind in ErrorKind:
             self._errors.labels(kind)
 
     def evaluated(self, verdict: Verdict, confusions: Mapping[tuple[int, int], int]) -> None:
-        """Count a verdict; `confusions` are its wrong tokens as (target, predicted)."""
+        """Count a verdict; `confusions` counts its wrong tokens by (target, predicted)."""
         self._evaluations.labels(
             checkpoint=verdict.checkpoint,
             outcome="solved" if verdict.solved else "unsolved",
@@ -139,7 +139,7 @@ class Metrics:
         self._rejected.labels(reason).inc()
 
     def duplicate(self) -> None:
-        """Count a message that was answered again."""
+        """Count a message that was answered again, and not counted again."""
         self._duplicates.inc()
 
     def error(self, kind: ErrorKind) -> None:
@@ -147,7 +147,7 @@ class Metrics:
         self._errors.labels(kind).inc()
 
     def solve_rate(self) -> float | None:
-        """Share of solved among the last messages; None before the first."""
+        """Compute the share of solved messages among the latest; None before the first."""
         with self._lock:
             return sum(self._window) / len(self._window) if self._window else None
 
@@ -179,7 +179,10 @@ class Metrics:
         self.registry.register(_OnScrape(collect))
 
     def watch_queues(self, read: Callable[[], Counts[tuple[str, str]] | None]) -> None:
-        """From now on, show the messages by (queue, state); `read` gives None where it cannot."""
+        """Show the number of messages by (queue, state) at every scrape from now on.
+
+        `read` counts them, and returns None if it cannot.
+        """
 
         def collect() -> Iterable[Metric]:
             counts = read()
@@ -197,17 +200,17 @@ class Metrics:
 
 
 class _OnScrape(Collector):
-    """Metrics that are read when Prometheus asks."""
+    """Metrics that are read at each scrape."""
 
     def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not read anything."""
+        """Describe nothing, so that registering reads nothing."""
         return []
 
     def collect(self) -> Iterable[Metric]:
-        """What they are now."""
+        """Read the metrics."""
         return self._read()
 
 
@@ -253,7 +256,7 @@ def _gauge(
 def _counter(
     name: str, text: str, values: Mapping[tuple[str, ...], float], *labels: str
 ) -> CounterMetricFamily:
-    """`name` without the `_total` that it ends in when it is shown."""
+    """Build a counter; `name` comes without the suffix `_total`, which is added on the page."""
     family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
     for label_values, value in values.items():
         family.add_metric(label_values, value)

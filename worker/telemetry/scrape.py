@@ -1,4 +1,4 @@
-"""Reads what a worker shows over HTTP: the figures of `/metrics`, and any other page as text.
+"""Read a worker's pages over HTTP: the figures of `/metrics`, and any other page as text.
 
 Knows HTTP and Prometheus' text format; not what the figures mean.
 """
@@ -43,7 +43,7 @@ def scrape(url: str) -> Scrape:
 
 
 def read_page(url: str) -> tuple[int, str]:
-    """Read the status and the text of a page, also of a 503. Raises `ScrapeError`."""
+    """Read the status and the text of a page, whatever the status. Raises `ScrapeError`."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:  # noqa: S310 - a worker's URL
             return answer.status, answer.read().decode()
