@@ -1,4 +1,4 @@
-"""Whatever lies in a queue becomes one dead letter with its reason, and the worker goes on."""
+"""Any bad input in a queue becomes one dead letter with its reason, and the worker goes on."""
 
 import base64
 import json
@@ -42,7 +42,7 @@ def changed(**fields: Any) -> str:  # noqa: ANN401
 
 
 def new_letters(site: "Site", before: int, count: int = 1) -> list[DeadLetter]:
-    """The dead letters since there were `before`; the worker has to be ready and empty, too."""
+    """Wait for `count` dead letters more than `before`; the worker has to be ready afterwards."""
     wait_for(lambda: site.store.xlen(DEAD_LETTERS) >= before + count, "a dead letter")
     wait_for(lambda: not site.store.exists(UNACKED, LIVE_QUEUE), "acknowledged")
     site.client.result(site.client.submit(message()))
@@ -128,7 +128,7 @@ def test_a_batch_over_256_is_one_dead_letter_with_all_of_it(site: "Site") -> Non
     assert json.loads(letter.body)[0] == [batch]
 
 
-def test_bad_neighbours_in_a_batch_stop_none(site: "Site") -> None:
+def test_bad_messages_in_a_batch_do_not_stop_the_others(site: "Site") -> None:
     before = site.store.xlen(DEAD_LETTERS)
     good = [message() for _ in range(3)]
     batch: list[object] = [
@@ -173,11 +173,11 @@ def test_an_item_that_is_no_task_is_a_dead_letter(site: "Site", item: bytes) -> 
 
 
 DIGITS = "9" * 5000
-"""More than Python turns into an integer."""
+"""More digits than Python converts to an integer."""
 
 
 def task_item(argument: str, **headers: str) -> bytes:
-    """An item as a producer in any language may write it: all values are JSON texts."""
+    """An item as a producer in any language may write it; the arguments are JSON texts."""
     body = base64.b64encode(f"[[{argument}], {{}}, {{}}]".encode()).decode()
     texts = {"task": json.dumps(EVALUATE), "id": json.dumps(str(uuid.uuid4())), **headers}
     written = ", ".join(f"{json.dumps(key)}: {text}" for key, text in texts.items())
@@ -210,7 +210,7 @@ NO_TASKS = [
 
 
 @pytest.mark.parametrize("way", ["live", "backfill", "restored"])
-def test_hostile_items_end_no_worker_and_spoil_no_figure(site: "Site", way: str) -> None:
+def test_hostile_items_end_no_worker_and_distort_no_metric(site: "Site", way: str) -> None:
     before = site.store.xlen(DEAD_LETTERS)
     headers = [*({"sqe_enqueued_at": text} for text in TIMES), *NEEDLESS]
     sound = [message() for _ in headers]
@@ -242,7 +242,7 @@ def test_hostile_items_end_no_worker_and_spoil_no_figure(site: "Site", way: str)
     assert site.worker.process.poll() is None
 
 
-def test_no_time_of_a_producer_is_taken_for_a_wait(site: "Site") -> None:
+def test_an_implausible_time_of_a_producer_is_no_time_in_the_queue(site: "Site") -> None:
     sent = SQEMessage(**{**SOUND, "message_id": str(uuid.uuid4()), "created_at": None})
     item = task_item(sent.model_dump_json(), sqe_enqueued_at=str(10**400))
     site.store.lpush(LIVE_QUEUE, item)
@@ -251,7 +251,7 @@ def test_no_time_of_a_producer_is_taken_for_a_wait(site: "Site") -> None:
     assert verdict.timings.total < 60
 
 
-def test_hostile_numbers_in_a_batch_stop_no_neighbour(site: "Site") -> None:
+def test_hostile_numbers_in_a_batch_do_not_stop_the_other_messages(site: "Site") -> None:
     before = site.store.xlen(DEAD_LETTERS)
     good = message()
     batch = ", ".join(
@@ -282,7 +282,7 @@ def test_foreign_entries_of_the_unacknowledged_index_are_one_series(site: "Site"
         b'sqe.evaluate"} 1\nsqe_hrm_made_up 1\n/1',
     }
     before = site.worker.metrics()
-    # As if they were delivered in the far future: no worker puts them back meanwhile.
+    # Delivered in the far future, so that no worker puts them back meanwhile.
     site.store.zadd(UNACKED_INDEX, dict.fromkeys(foreign, float("inf")))
     after = site.worker.metrics()
     series = "queue_messages{queue=other}{state=unacked}"
@@ -290,9 +290,9 @@ def test_foreign_entries_of_the_unacknowledged_index_are_one_series(site: "Site"
     assert after[series] == len(foreign)
     assert after["errors_total{kind=scrape_redis}"] == before["errors_total{kind=scrape_redis}"]
 
-    # As if a worker that died had left them behind: nothing is there to be delivered again.
+    # Left behind by a dead worker; there is no item to deliver again.
     site.store.zadd(UNACKED_INDEX, dict.fromkeys(foreign, 1.0))
-    wait_for(lambda: not site.store.exists(UNACKED_INDEX), "all of them looked at")
+    wait_for(lambda: not site.store.exists(UNACKED_INDEX), "all of them handled")
     site.client.result(site.client.submit(message()))
     assert site.worker.is_ready()
     assert series not in site.worker.metrics()
@@ -311,7 +311,7 @@ def test_an_item_under_a_foreign_tag_is_evaluated_or_a_dead_letter(site: "Site")
         },
         **{tag + b"-garbage": item for tag, item in zip(tags, garbage, strict=True)},
     }
-    # As if a worker that died had left them behind.
+    # Left behind by a dead worker.
     site.store.hset(UNACKED, mapping=items)
     site.store.zadd(UNACKED_INDEX, dict.fromkeys(items, 1.0))
     ids = [each.message_id for each in sound]
@@ -323,7 +323,7 @@ def test_an_item_under_a_foreign_tag_is_evaluated_or_a_dead_letter(site: "Site")
     assert site.store.get("foreign-string") == b"not a list"
 
 
-def test_a_flood_of_garbage_is_worked_off(site: "Site") -> None:
+def test_a_flood_of_garbage_becomes_dead_letters(site: "Site") -> None:
     before = site.store.xlen(DEAD_LETTERS)
     site.store.lpush(LIVE_QUEUE, *(f"garbage {number}".encode() for number in range(300)))
     assert {letter.reason for letter in new_letters(site, before, 300)} == {
@@ -331,7 +331,7 @@ def test_a_flood_of_garbage_is_worked_off(site: "Site") -> None:
     }
 
 
-def test_an_unknown_task_answers_whoever_waits_for_it(site: "Site") -> None:
+def test_an_unknown_task_is_answered_with_its_rejection(site: "Site") -> None:
     before = site.store.xlen(DEAD_LETTERS)
     app = create_app(site.redis_url)
     for name in ("celery.chord", "celery.backend_cleanup", "shutdown", "sqe.Evaluate"):
@@ -363,7 +363,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["eta", "expires", "broken", "link", "priority"])
-def test_celerys_own_options_do_no_harm(site: "Site", options: dict[str, Any]) -> None:
+def test_celerys_own_options_have_no_effect(site: "Site", options: dict[str, Any]) -> None:
     sent = message(message_id=str(uuid.uuid4()))
     before = site.store.xlen(DEAD_LETTERS)
     create_app(site.redis_url).send_task(EVALUATE, args=[sent.model_dump_json()], **options)

@@ -1,7 +1,7 @@
-"""An agent's install: the distribution without extras, in an environment of its own.
+"""An agent's installation: the distribution without extras, in an environment of its own.
 
-The other tests run in the checkout, in an environment that has every extra: a file or a
-requirement that the distribution lacks is there all the same.
+The other tests run in the checkout, in an environment with every extra, where a file or a
+requirement that the distribution lacks is available all the same.
 """
 
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 INSTALL_SECONDS = 600.0
-"""For pip, which may have to download everything first."""
+"""Time for pip, which may have to download everything first."""
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 2 * DEADLINE)
 
@@ -58,12 +58,12 @@ print(
     )
 )
 """
-"""The agent of the README, and where its code comes from."""
+"""The README's agent, which also reports where its code comes from."""
 
 
 @dataclass(frozen=True)
 class Install:
-    """A virtual environment, and a folder outside the checkout to run in."""
+    """A virtual environment, and a folder outside the checkout to run programs in."""
 
     environment: Path
     folder: Path
@@ -89,20 +89,20 @@ class Install:
         )
 
     def output(self, program: str, *arguments: str, **variables: str) -> str:
-        """Standard output of a program that has to succeed."""
+        """Run a program that has to succeed, and return its standard output."""
         done = self.run(program, *arguments, **variables)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
 
 def succeed(command: list[str], cwd: Path) -> None:
-    """Run a command that has to succeed; pip keeps the settings in its variables."""
+    """Run a command that has to succeed, with this environment's variables for pip."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def copy_sources(to: Path) -> None:
-    """Copy what the image is built from: a build in the checkout would leave folders there."""
+    """Copy the sources of the image, because a build in the checkout would leave folders there."""
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         name = line.removeprefix("!").rstrip("/")
         if line.startswith("!") and (ROOT / name).is_dir():
@@ -136,12 +136,12 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Install]":
     constraints = str(ROOT / "constraints.txt")
     succeed([*pip, "install", "--quiet", "--constraint", constraints, str(wheel)], cwd=folder)
     yield Install(environment, folder, wheel)
-    # Some tens of megabytes, of which pytest would keep the last three.
+    # Tens of megabytes each; pytest would keep the last three.
     shutil.rmtree(folder)
 
 
 def files_in(folder: str, *endings: str) -> set[str]:
-    """Files of the checkout, as a wheel names them."""
+    """Files of the checkout under the names they have in a wheel."""
     return {
         str(file.relative_to(ROOT))
         for file in (ROOT / folder).rglob("*")
@@ -177,7 +177,7 @@ def test_an_agent_sends_a_file(install: Install, answering: str, tmp_path: Path)
     assert [verdict["solved"] for verdict in verdicts] == [True, True]
 
 
-def test_the_wheel_has_the_shipped_checkpoints_and_nothing_of_others(install: Install) -> None:
+def test_the_wheel_has_the_shipped_checkpoints_and_no_others(install: Install) -> None:
     with zipfile.ZipFile(install.wheel) as wheel:
         found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     shipped = {f"hrm/shipped/{name}/{file}" for name in SHIPPED for file in CHECKPOINT}

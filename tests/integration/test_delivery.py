@@ -92,7 +92,7 @@ def test_a_result_is_one_of_celerys(delivery: Delivery, redis_url: str) -> None:
 def test_streams_stay_near_their_length(delivery: Delivery, store: redis.Redis) -> None:
     for number in range(40):
         delivery.deliver([refusal(delivery, f"{number}/{place}") for place in range(20)])
-    # Redis cuts whole nodes of 100 entries.
+    # Redis trims whole nodes of 100 entries.
     assert 100 <= store.xlen(DEAD_LETTERS) <= 200
 
 
@@ -120,7 +120,7 @@ def test_after_giving_up_an_outage_ends_the_delivery() -> None:
         delivery.deliver([refusal(delivery)])
 
 
-def test_the_backlog_is_told_by_queue_and_state(store: redis.Redis) -> None:
+def test_the_backlog_is_counted_by_queue_and_state(store: redis.Redis) -> None:
     store.lpush("sqe.evaluate", "a", "b")
     store.lpush("sqe.evaluate\x06\x169", "urgent for a Celery producer")
     store.lpush("sqe.backfill", "c")
@@ -133,6 +133,6 @@ def test_the_backlog_is_told_by_queue_and_state(store: redis.Redis) -> None:
     }
 
 
-def test_without_redis_there_is_no_backlog_to_tell() -> None:
+def test_without_redis_there_is_no_backlog() -> None:
     with redis.Redis.from_url("redis://127.0.0.1:1/0") as nobody:
         assert read_backlog(nobody) is None

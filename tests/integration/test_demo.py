@@ -1,4 +1,4 @@
-"""The demo as a newcomer runs it, only shorter."""
+"""The demo as a newcomer runs it, but shorter."""
 
 import os
 import re
@@ -69,7 +69,7 @@ def test_without_an_end_it_runs_until_ctrl_c(tmp_path: Path) -> None:
 
 
 def worker_of(demo: subprocess.Popen[str]) -> int:
-    """Process id of the demo's worker, once the demo has said where its metrics are."""
+    """Wait for the demo's line with the metrics' URL, and return its worker's process id."""
     assert demo.stdout is not None
     demo.stdout.readline()
     children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
@@ -100,7 +100,7 @@ def test_a_demo_that_is_killed_takes_its_worker_with_it(tmp_path: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether it is there and no zombie that nobody has waited for."""
+    """Whether the process exists and is not a zombie."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The embedded server, for real: started, found, shared, stopped, killed, restarted."""
+"""Real embedded servers: started, found, shared, stopped, killed, restarted."""
 
 import json
 import os
@@ -217,7 +217,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         ):
             pass
     with start(tmp_path):
-        """The refusal left no lock behind."""
+        """Start without an error: the failed start left no lock."""
 
 
 def test_a_server_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:

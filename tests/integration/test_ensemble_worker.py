@@ -1,4 +1,4 @@
-"""A real worker serves several checkpoints as one."""
+"""A real worker that serves several checkpoints as one."""
 
 from pathlib import Path
 

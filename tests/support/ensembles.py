@@ -11,7 +11,7 @@ from hrm.model.network import HRM
 from tests.support.checkpoints import SHA256, TINY
 
 WIDER = TINY.model_copy(update={"hidden_size": 32, "halt_max_steps": 4})
-"""Another network that reads the same examples."""
+"""Another network for the same examples."""
 
 
 def save_member(

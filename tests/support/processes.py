@@ -17,7 +17,7 @@ REAL = (str(Path(sys.executable).with_name("sqe-hrm")), "worker")
 """The worker as an operator starts it."""
 
 STUB = (sys.executable, "-m", "tests.support.stub_worker")
-"""The worker around a stub evaluator; each prompt says what becomes of its message."""
+"""The worker with a stub evaluator; each prompt says what happens to its message."""
 
 ROOT = Path(__file__).parents[2]
 

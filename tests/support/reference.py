@@ -1,4 +1,4 @@
-"""The reference's tiny checkpoint, and its inputs and outputs, for the tests of several modules."""
+"""The reference's tiny checkpoint, with its inputs and outputs."""
 
 import json
 from functools import cache
@@ -19,7 +19,7 @@ from tests.support.examples import example
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "hrm_reference"
 
 MAX_STEPS = 16
-"""ACT steps whose outputs are stored."""
+"""Number of ACT steps with stored outputs."""
 
 
 @cache
@@ -41,7 +41,7 @@ def _state() -> dict[str, Tensor]:
 
 
 def network() -> HRM:
-    """A network of the test's own with the reference's weights."""
+    """A new network with the reference's weights."""
     built = HRM(HRMConfig(**facts()["config"]))
     built.load_state_dict(_state())
     return built.eval()
@@ -69,7 +69,7 @@ def examples() -> list[HRMExample]:
 
 
 def halting_steps(halting: HaltedBy, max_steps: int = MAX_STEPS) -> list[int]:
-    """After how many steps each example halts, by the stored Q logits."""
+    """Number of steps after which each example halts, by the stored Q logits."""
     if halting is HaltedBy.MAX_STEPS:
         return [max_steps] * len(batch())
     data = recorded()
@@ -81,7 +81,7 @@ def halting_steps(halting: HaltedBy, max_steps: int = MAX_STEPS) -> list[int]:
 
 
 def tokens_at(steps: list[int]) -> Tensor:
-    """int64 (B, S): what each example is answered with after its number of steps."""
+    """int64 (B, S): the tokens predicted for each example after its number of steps."""
     logits = recorded()["logits"]
     return torch.stack([logits[step - 1, row].argmax(-1) for row, step in enumerate(steps)])
 
@@ -94,7 +94,7 @@ def q_logits_at(steps: list[int]) -> Tensor:
 
 
 def flips_until(steps: list[int]) -> list[int]:
-    """How often each example's preference changed within its number of steps."""
+    """Number of changes of each example's preference within its number of steps."""
     data = recorded()
     prefers_halt = data["q_halt_logits"] > data["q_continue_logits"]
     return [

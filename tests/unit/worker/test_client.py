@@ -1,4 +1,4 @@
-"""worker.client: what an agent needs, and nothing more."""
+"""worker.client: batches, errors, and no heavy imports."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from worker import client
 from worker.client import BrokerUnreachable, Client
 
 NOBODY = "redis://127.0.0.1:1/0"
-"""Port 1 is the TCP multiplexer's, which no machine runs any more."""
+"""A Redis that does not exist: port 1 belongs to a service that no machine runs any more."""
 
 
 def test_an_agent_needs_neither_torch_nor_the_model_nor_prometheus() -> None:
@@ -37,7 +37,7 @@ def test_batches_of_long_messages_hold_fewer(monkeypatch: pytest.MonkeyPatch) ->
     assert [len(batch) for batch in batches] == [2, 1, 1, 1]
 
 
-def test_batches_are_made_as_messages_come() -> None:
+def test_batches_are_made_while_messages_arrive() -> None:
     taken = 0
 
     def endless() -> Iterator[SQEMessage]:

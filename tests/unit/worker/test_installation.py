@@ -1,4 +1,4 @@
-"""What is said about a module that is missing."""
+"""worker.installation: explanations of missing modules."""
 
 import ast
 import sys
@@ -12,7 +12,7 @@ from worker.installation import import_problem
 ROOT = Path(__file__).parents[3]
 
 PARTS = {"pydantic_core"}
-"""Modules that come with a requirement under a name of their own."""
+"""Modules that come with a requirement of another name."""
 
 EXTRA = (
     "the module {} is missing: it comes with the extra '{}' (in a checkout: pip install '.[{}]')"
@@ -34,7 +34,9 @@ def test_a_module_of_another_extra_is_named_with_that_one() -> None:
 
 
 @pytest.mark.parametrize("module", ["celery", "kombu", "pydantic", "redis"])
-def test_a_module_of_every_install_means_that_the_install_is_incomplete(module: str) -> None:
+def test_a_missing_module_of_every_install_means_that_this_one_is_incomplete(
+    module: str,
+) -> None:
     assert problem(module) == BASE.format(module)
 
 
@@ -66,7 +68,7 @@ def test_an_import_that_fails_for_another_reason_keeps_its_own_words() -> None:
     )
 
 
-def test_every_module_that_the_code_imports_has_a_cure() -> None:
+def test_every_module_that_the_code_imports_has_a_fix() -> None:
     own = {"hrm", "schemas", "worker"}
     imported = set()
     for file in (file for folder in own for file in (ROOT / folder).rglob("*.py")):

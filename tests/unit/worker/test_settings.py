@@ -1,4 +1,4 @@
-"""worker.settings: what an operator sets, and what happens when it is wrong."""
+"""worker.settings: variables, overrides, and errors that name the variable."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_an_empty_variable_counts_as_absent() -> None:
     assert Settings.from_env({"SQE_THREADS": "", "SQE_REDIS_URL": ""}) == Settings()
 
 
-def test_an_option_of_the_command_line_wins_where_it_is_given() -> None:
+def test_an_option_of_the_command_line_takes_precedence_if_it_is_given() -> None:
     environ = {"SQE_DEVICE": "cuda:1", "SQE_SLOTS": "3"}
     settings = Settings.from_env(environ, device="cpu", slots=None)
     assert (settings.device, settings.slots) == ("cpu", 3)
@@ -55,7 +55,7 @@ def test_an_option_of_the_command_line_wins_where_it_is_given() -> None:
         ("SQE_REDIS_URL", "amqp://localhost", "SQE_REDIS_URL: give a URL such as redis://"),
     ],
 )
-def test_a_bad_value_is_told_by_the_name_of_its_variable(
+def test_a_bad_value_is_reported_with_the_name_of_its_variable(
     variable: str, value: str, message: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:

@@ -1,4 +1,4 @@
-"""worker.broker.app: what producers and workers agree on."""
+"""worker.broker.app: the settings on which producers and workers agree."""
 
 import ssl
 

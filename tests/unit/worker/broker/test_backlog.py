@@ -1,4 +1,4 @@
-"""worker.broker.backlog: what the unacknowledged index may hold, and the labels that come of it."""
+"""worker.broker.backlog: any content of the unacknowledged index makes a fixed set of labels."""
 
 import random
 from typing import Any, Self
@@ -10,7 +10,7 @@ from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE, QUEUES, delivery_tag
 
 
 class Index:
-    """A client of a Redis whose queues are empty and whose index holds `tags`."""
+    """A client of a Redis with empty queues and an index that holds `tags`."""
 
     def __init__(self, tags: list[bytes]) -> None:
         self._tags = tags
@@ -66,7 +66,7 @@ def test_a_tag_counts_for_its_queue() -> None:
     ],
     ids=lambda tag: repr(tag[:12]),
 )
-def test_any_other_tag_is_another(tag: bytes) -> None:
+def test_any_other_tag_counts_as_other(tag: bytes) -> None:
     assert unacked(tag) == {LIVE_QUEUE: 0, BACKFILL_QUEUE: 0, OTHER: 1}
 
 

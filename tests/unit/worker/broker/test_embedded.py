@@ -1,4 +1,4 @@
-"""What `worker.broker.embedded` decides without a server; `tests/integration` starts real ones."""
+"""worker.broker.embedded without a server; `tests/integration` starts real ones."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,9 @@ def test_an_explicit_url_is_taken_as_it_is_and_starts_nothing(tmp_path: Path) ->
     assert not (tmp_path / "x").exists()
 
 
-def test_without_a_server_and_leave_to_start_one_the_error_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_server_or_permission_to_start_one_the_error_names_the_fix(
+    tmp_path: Path,
+) -> None:
     with (
         pytest.raises(EmbeddedRedisError, match=r"^no Redis is running: .*set SQE_REDIS_URL$"),
         redis_url(None, data_dir=tmp_path / "x", start_if_missing=False),
@@ -45,7 +47,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 class NoWheel:
-    """A finder in an environment without the wheel."""
+    """An import finder in an environment without the wheel."""
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:

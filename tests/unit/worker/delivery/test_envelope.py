@@ -1,4 +1,4 @@
-"""worker.delivery.envelope: what of a queue's items is a task, and what is refused why."""
+"""worker.delivery.envelope: items of a queue are read as tasks, or refused with a reason."""
 
 import base64
 import contextlib
@@ -33,7 +33,7 @@ NUMBERS = (
     "-" + "9" * 5000,
     "1." + "9" * 5000,
 )
-"""JSON texts: Python reads all of them as numbers, or refuses to by its limit of digits."""
+"""JSON texts that Python reads as numbers, or refuses because of their number of digits."""
 
 OTHERS = (
     "null",
@@ -62,7 +62,7 @@ json_values = st.recursive(
 
 
 def item(**changes: object) -> bytes:
-    """A sound item; `headers` and `properties` change theirs, None removes a part."""
+    """A sound item with `changes`: dictionaries change single headers and properties."""
     parts: dict[str, Any] = {
         "body": base64.b64encode(BODY).decode(),
         "content-type": "application/json",
@@ -78,7 +78,7 @@ def item(**changes: object) -> bytes:
 
 
 def hostile_item(part: str, key: str, text: str) -> bytes:
-    """A sound item, except that `text` is the value of one header or property."""
+    """A sound item with `text` as the value of one header or property."""
     return item(**{part: {key: "?"}}).replace(b'"?"', text.encode())
 
 
@@ -86,13 +86,13 @@ def test_a_sound_item_is_read() -> None:
     assert read_envelope(item(), "q") == Envelope(EVALUATE, "t1", "q", BODY, None, keep_result=True)
 
 
-def test_headers_say_when_it_was_enqueued_and_whether_a_result_is_wanted() -> None:
+def test_headers_say_when_an_item_was_enqueued_and_whether_its_result_is_wanted() -> None:
     sound = item(headers={"sqe_enqueued_at": 12.5, "ignore_result": True})
     envelope = read_envelope(sound, "q")
     assert (envelope.enqueued_at, envelope.keep_result) == (12.5, False)
 
 
-def test_what_celery_itself_makes_is_read() -> None:
+def test_an_item_that_celery_made_is_read() -> None:
     app = create_app("memory://")
     message = app.amqp.as_task_v2("t1", EVALUATE, args=["text"], kwargs={})
     body = base64.b64encode(json.dumps(message.body).encode()).decode()
@@ -128,14 +128,14 @@ def test_what_celery_itself_makes_is_read() -> None:
         (item(body="\ud800", properties={"body_encoding": None}), RejectionReason.INVALID_UNICODE),
     ],
 )
-def test_what_is_no_task_is_refused(sent: bytes, reason: RejectionReason) -> None:
+def test_an_item_that_is_not_a_task_is_refused(sent: bytes, reason: RejectionReason) -> None:
     with pytest.raises(MessageRejected) as caught:
         read_envelope(sent, "q")
     assert caught.value.reason is reason
     assert "\n" not in caught.value.detail
 
 
-def test_a_refused_task_is_known_by_its_id_where_it_has_one() -> None:
+def test_a_refused_task_is_known_by_its_id_if_it_has_one() -> None:
     with pytest.raises(EnvelopeRejected) as caught:
         read_envelope(item(headers={"task": "other"}), "q")
     assert caught.value.task_id == "t1"
@@ -195,7 +195,7 @@ def test_any_bytes_are_read_or_refused(sent: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("text", [*NUMBERS, *OTHERS], ids=lambda text: text[:10])
-def test_no_value_of_what_is_not_needed_refuses_a_task(part: str, key: str, text: str) -> None:
+def test_no_value_of_an_unused_field_refuses_a_task(part: str, key: str, text: str) -> None:
     read = read_envelope(hostile_item(part, key, text), "q")
     assert (read.task, read.task_id, read.body) == (EVALUATE, "t1", BODY)
     assert read.enqueued_at is None or math.isfinite(read.enqueued_at)
@@ -229,13 +229,13 @@ def test_a_time_may_be_an_integer() -> None:
     ],
 )
 @pytest.mark.parametrize("text", [*NUMBERS, *OTHERS], ids=lambda text: text[:10])
-def test_any_value_of_what_is_needed_is_read_or_refused(
+def test_any_value_of_a_used_field_is_read_or_refused(
     caplog: pytest.LogCaptureFixture, part: str, key: str, text: str
 ) -> None:
     with contextlib.suppress(EnvelopeRejected):
         read = read_envelope(hostile_item(part, key, text), "q")
         assert key not in {"id", "task"} or read.task_id == json.loads(text)
-    assert not caplog.text, "nothing that nobody foresaw"
+    assert not caplog.text, "no unforeseen error"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_any_value_of_what_is_needed_is_read_or_refused(
         (UnicodeDecodeError("utf-8", b"hush", 0, 1, "hush"), RejectionReason.INVALID_UNICODE),
     ],
 )
-def test_an_error_that_nobody_foresaw_refuses_the_item(
+def test_an_unforeseen_error_refuses_the_item(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     error: Exception,
@@ -267,7 +267,7 @@ def test_an_error_that_nobody_foresaw_refuses_the_item(
     assert "hush" not in caught.value.detail + caplog.text
 
 
-def test_the_end_of_a_process_is_no_property_of_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_not_blamed_on_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

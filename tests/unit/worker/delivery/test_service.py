@@ -1,4 +1,4 @@
-"""worker.delivery.service: every body has one outcome, whatever its neighbours are."""
+"""worker.delivery.service: each body has one outcome, whatever the others are."""
 
 import json
 import time
@@ -31,7 +31,7 @@ from worker.telemetry.metrics import Metrics
 
 
 class Recorder(Delivery):
-    """Delivery without a Redis: everything is the first of its message, unless told otherwise."""
+    """Delivery without Redis: every answer is the first for its message unless `first` is unset."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -89,7 +89,7 @@ def test_outcomes_come_in_the_order_of_the_bodies(world: World) -> None:
     ]
 
 
-def test_a_batch_is_in_the_engine_whole_before_anything_is_waited_for(world: World) -> None:
+def test_a_whole_batch_is_in_the_engine_before_the_first_result_is_awaited(world: World) -> None:
     submitted_when_asked: list[int] = []
     submit = world.evaluator.submit
 
@@ -126,7 +126,9 @@ def test_every_outcome_is_counted_by_its_kind(world: World) -> None:
     assert world.count("errors_total", kind="evaluation") == 1
 
 
-def test_what_was_counted_before_is_answered_and_counted_as_duplicate(world: World) -> None:
+def test_a_message_counted_before_is_answered_and_counted_as_a_duplicate(
+    world: World,
+) -> None:
     world.delivery.first = False
     assert len(world.process(text(), "no json")) == 2
     assert world.count("duplicates_total") == 2
@@ -152,7 +154,7 @@ def test_a_single_messages_outcome_is_found_by_its_id_and_by_the_tasks(world: Wo
     assert world.delivery.batch_id is None
 
 
-def test_a_batchs_outcomes_are_found_one_by_one_and_as_a_list(world: World) -> None:
+def test_the_outcomes_of_a_batch_are_found_one_by_one_and_as_a_list(world: World) -> None:
     world.process(text(message_id="m1"), text(message_id="m2"))
     assert [answer.result_ids for answer in world.delivery.answers] == [("m1",), ("m2",)]
     assert world.delivery.batch_id == "task-1"
@@ -175,7 +177,7 @@ def test_a_refused_message_of_a_batch_does_not_take_the_place_of_the_list(world:
         ('{"message_id": "m1", "puzzle_id": ' + "9" * 5000 + "}", "m1"),
     ],
 )
-def test_a_refused_message_answers_to_its_own_id_where_one_can_be_read(
+def test_a_refused_message_is_answered_under_its_own_id_if_one_can_be_read(
     world: World, body: object, own_id: str
 ) -> None:
     (outcome,) = world.process(body, batch=False)
@@ -189,7 +191,7 @@ def test_a_dead_letter_holds_the_original_bytes(world: World) -> None:
     assert world.letter_bodies() == ["nö {".encode(), b'{"b":1,"a":"\\u00e9"}', b"\xed\xa0\x80"]
 
 
-def test_equal_refused_messages_are_told_apart_by_place_and_task(world: World) -> None:
+def test_equal_refused_messages_are_told_apart_by_position_and_task(world: World) -> None:
     world.process("same", "same")
     world.process("same", "same")
     markers = [answer.marker for answer in world.delivery.answers]
@@ -232,7 +234,7 @@ def test_a_closed_engine_answers_nothing(world: World) -> None:
     assert world.delivery.answers == []
 
 
-def test_the_time_in_the_queue_is_the_producers_word(world: World) -> None:
+def test_the_time_in_the_queue_starts_at_the_time_the_producer_gives(world: World) -> None:
     (verdict,) = world.process(text(), at=time.time() - 5)
     assert 5 <= verdict.timings.queue < 6
 
@@ -259,7 +261,7 @@ IMPLAUSIBLE = (
 
 
 @pytest.mark.parametrize("at", IMPLAUSIBLE)
-def test_an_implausible_word_of_the_producer_counts_as_none(world: World, at: float) -> None:
+def test_an_implausible_time_of_the_producer_counts_as_absent(world: World, at: float) -> None:
     (verdict,) = world.process(text(created_at=None), at=at)
     assert verdict.timings.queue is None
     assert verdict.timings.total < 1
@@ -268,7 +270,7 @@ def test_an_implausible_word_of_the_producer_counts_as_none(world: World, at: fl
     assert 29 <= verdict.timings.queue < 31
 
 
-def test_the_limits_of_what_is_plausible(world: World) -> None:
+def test_the_limits_of_a_plausible_time(world: World) -> None:
     def queued(at: float) -> float | None:
         (verdict,) = world.process(text(created_at=None), at=at)
         queue: float | None = verdict.timings.queue
@@ -290,7 +292,7 @@ def test_the_limits_of_what_is_plausible(world: World) -> None:
         datetime.now(UTC) + timedelta(days=1),
     ],
 )
-def test_a_message_of_another_age_has_no_time_in_the_queue(
+def test_a_message_with_an_implausible_creation_time_has_no_time_in_the_queue(
     world: World, created_at: object
 ) -> None:
     (verdict,) = world.process(text(created_at=created_at))
@@ -299,7 +301,9 @@ def test_a_message_of_another_age_has_no_time_in_the_queue(
     assert world.count("queue_seconds_count") == 0
 
 
-def test_without_the_producers_word_the_time_runs_from_the_message(world: World) -> None:
+def test_without_the_producers_time_the_wait_starts_at_created_at(
+    world: World,
+) -> None:
     (verdict,) = world.process(text(created_at=datetime.now(UTC) - timedelta(seconds=30)))
     assert 29 <= verdict.timings.queue < 31
     assert verdict.timings.total > verdict.timings.queue

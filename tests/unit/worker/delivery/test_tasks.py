@@ -17,12 +17,12 @@ def arguments(*args: object, **kwargs: object) -> bytes:
 
 
 @pytest.mark.parametrize("sent", [arguments("text"), arguments(message="text")])
-def test_a_message_comes_by_place_or_by_name(sent: bytes) -> None:
+def test_a_message_is_given_by_position_or_by_name(sent: bytes) -> None:
     assert message_of(sent) == "text"
 
 
 @pytest.mark.parametrize("sent", [arguments(["a", {}]), arguments(messages=["a", {}])])
-def test_a_batch_comes_by_place_or_by_name(sent: bytes) -> None:
+def test_a_batch_is_given_by_position_or_by_name(sent: bytes) -> None:
     assert messages_of(sent) == ["a", {}]
 
 
@@ -42,7 +42,7 @@ def test_a_batch_comes_by_place_or_by_name(sent: bytes) -> None:
         b'{"args": ["a"], "kwargs": {}}',
     ],
 )
-def test_any_other_arguments_are_no_message(sent: bytes) -> None:
+def test_any_other_arguments_are_refused(sent: bytes) -> None:
     with pytest.raises(MessageRejected, match="takes one argument") as caught:
         message_of(sent)
     assert caught.value.reason is RejectionReason.NOT_A_MESSAGE
@@ -54,14 +54,14 @@ def test_a_batch_is_a_list(sent: bytes) -> None:
         messages_of(sent)
 
 
-def test_a_batch_over_the_limit_is_refused_with_the_mend() -> None:
+def test_a_batch_over_the_limit_is_refused_with_the_fix() -> None:
     assert len(messages_of(arguments(["a"] * MAX_BATCH))) == MAX_BATCH
     with pytest.raises(MessageRejected, match="257 messages, but a batch may have 256: send"):
         messages_of(arguments(["a"] * (MAX_BATCH + 1)))
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "1e999", "NaN"])
-def test_a_number_of_one_message_is_no_reason_to_refuse_its_neighbours(number: str) -> None:
+def test_a_number_in_one_message_does_not_refuse_the_others(number: str) -> None:
     batch = messages_of(f'[[[{{"puzzle_id": {number}}}, "text"]], {{}}, {{}}]'.encode())
     assert batch[1] == "text"
 

@@ -1,4 +1,4 @@
-"""Holds `worker.demo.tally` to account."""
+"""worker.demo.tally: counts, percentiles, and whether the counts add up."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def test_solve_rates_are_told_apart_by_kind() -> None:
     assert tally.answered == 3
 
 
-def test_an_outcome_of_the_wrong_sort_is_noticed() -> None:
+def test_an_outcome_of_the_wrong_kind_is_noticed() -> None:
     tally = Tally()
     tally.note_outcome(sent(Kind.MALFORMED), REJECTION)
     assert tally.mistaken == 0

@@ -1,4 +1,4 @@
-"""Holds `worker.demo.traffic` to account."""
+"""worker.demo.traffic: accepted, changed and malformed messages in the shares asked for."""
 
 import itertools
 import random
@@ -30,7 +30,7 @@ def test_every_sound_message_passes_the_contract_and_every_malformed_one_is_refu
 
 
 def _refuse(body: str) -> None:
-    """A puzzle id out of range is refused later, by the checkpoint's table."""
+    """Refuse as a worker does; it also checks the puzzle id against the checkpoint's table."""
     if parse_message(body).puzzle_id == 10**9:
         raise MessageRejected(RejectionReason.PUZZLE_OUT_OF_RANGE, "")
 
@@ -42,7 +42,7 @@ def test_the_malformed_messages_are_refused_for_different_reasons() -> None:
             _refuse(make("id", "Plan tests.", "Done"))
         except MessageRejected as rejected:
             reasons.add(rejected.reason)
-    # No answer of the model is needed for the others.
+    # The others do not come from the text of a message.
     others = {
         RejectionReason.EVALUATION_FAILED,
         RejectionReason.NOT_A_MESSAGE,
@@ -77,7 +77,7 @@ def test_a_seed_repeats_the_texts_and_never_the_ids() -> None:
     share=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_a_change_alters_as_many_words_as_asked_for(
+def test_a_change_alters_the_share_of_words_asked_for(
     words: list[str], share: float, seed: int
 ) -> None:
     count = max(1, round(share * min(len(words), 98)))
@@ -94,7 +94,7 @@ def test_a_change_alters_as_many_words_as_asked_for(
     ("text", "error"),
     [("", "holds no message"), ('{"prompt": "p"}\n', "line 1: field 'completion'")],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, error: str) -> None:
+def test_an_unusable_file_is_named(tmp_path: Path, text: str, error: str) -> None:
     file = tmp_path / "messages.jsonl"
     file.write_text(text)
     with pytest.raises(demo.DemoDataError, match=error):

@@ -1,4 +1,4 @@
-"""worker.process.child_worker: a worker process that starts, does not start, or ends."""
+"""worker.process.child_worker: worker processes that start, do not start, or end."""
 
 import os
 import sys
@@ -47,7 +47,7 @@ def test_a_worker_is_found_by_the_url_in_its_log_and_ends_with_the_block(log: Pa
     assert not worker.is_ready()
 
 
-def test_a_worker_that_ends_is_told_by_its_last_line(log: Path) -> None:
+def test_a_worker_that_ends_is_reported_with_its_last_line(log: Path) -> None:
     source = "print('loading'); raise SystemExit('no checkpoint: give one')"
     with (
         pytest.raises(ChildWorkerError) as caught,
@@ -65,7 +65,7 @@ def test_a_worker_that_ends_while_it_is_used_is_noticed(log: Path) -> None:
             worker.check()
 
 
-def test_a_worker_that_serves_no_page_in_time_is_told_with_its_log(
+def test_a_worker_that_serves_no_page_in_time_is_reported_with_its_log(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child_worker, "START_SECONDS", 0.1)
@@ -76,7 +76,7 @@ def test_a_worker_that_serves_no_page_in_time_is_told_with_its_log(
         pass
 
 
-def test_a_worker_that_is_not_ready_in_time_is_told_with_its_log(
+def test_a_worker_that_is_not_ready_in_time_is_reported_with_its_log(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start_worker(program(SERVES, "loading"), log=log, environ=os.environ) as worker:

@@ -28,7 +28,7 @@ def test_the_process_sees_its_device_and_no_other(
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CPU", "", "cuda:-1", "cuda:9999"])
-def test_a_name_that_is_no_device_is_refused(device: str) -> None:
+def test_a_name_that_is_not_a_device_is_refused(device: str) -> None:
     with pytest.raises(DeviceError, match="give cpu, cuda or cuda:N"):
         pin(device, {})
 

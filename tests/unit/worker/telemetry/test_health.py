@@ -1,4 +1,4 @@
-"""worker.telemetry.health: what a supervisor and Prometheus are told."""
+"""worker.telemetry.health: the pages for supervisors and Prometheus."""
 
 import time
 import urllib.error
@@ -35,7 +35,7 @@ def url(readiness: Readiness) -> Iterator[str]:
         yield url
 
 
-def test_metrics_are_served_in_the_form_that_is_asked_for(url: str) -> None:
+def test_metrics_are_served_in_the_requested_format(url: str) -> None:
     status, text, kind = get(f"{url}/metrics")
     assert (status, kind.partition(";")[0]) == (200, "text/plain")
     assert "\nanswer 42.0\n" in text
@@ -65,7 +65,7 @@ def test_other_paths_are_not_found(url: str) -> None:
     assert get(f"{url}/healthz?verbose=1")[0] == 200
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(url: str, readiness: Readiness) -> None:
+def test_a_port_that_is_taken_is_reported_in_one_line(url: str, readiness: Readiness) -> None:
     port = int(url.rpartition(":")[2])
     with (
         pytest.raises(HealthError, match=rf"127\.0\.0\.1:{port} .*give another --metrics-port"),
