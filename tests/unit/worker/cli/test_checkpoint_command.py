@@ -31,8 +31,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The checkpoint folder, with `early` and `late` in it."""
     folder = tmp_path / "checkpoints"
     monkeypatch.setenv("SQE_CHECKPOINT_DIR", str(folder))
-    # Pinning the device writes it; this undoes that.
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     early = state_of(TINY)
     late = {key: tensor.flip(0) for key, tensor in early.items()}
     for name, state in (("early", early), ("late", late)):

@@ -32,8 +32,6 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_member(folder / "two", 2, WIDER, record=RECORD)
     save_member(folder / "other", 3, TINY, SHA256.model_copy(update={"puzzle_space": 4}))
     monkeypatch.setenv("SQE_CHECKPOINT_DIR", str(folder))
-    # The command pins its device here; the test gives it back.
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return folder
 
 

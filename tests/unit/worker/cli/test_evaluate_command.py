@@ -28,8 +28,6 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     saved(folder / "tiny", RECORD)
     monkeypatch.setenv("SQE_CHECKPOINT_DIR", str(folder))
     monkeypatch.setenv("SQE_CHECKPOINT", "tiny")
-    # The command pins its device here; the test gives it back.
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return folder
 
 

@@ -43,8 +43,7 @@ def test_a_shared_option_has_one_help_text(flag: str) -> None:
     assert len(set(texts)) == 1
 
 
-def test_the_settings_threads_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+def test_the_settings_threads_are_torchs() -> None:
     before = torch.get_num_threads()
     try:
         assert use_device(Settings(threads=before + 1)) == Device("cpu", "cpu")
