@@ -69,24 +69,28 @@ def test_nothing_in_common_is_no_similarity() -> None:
 # Patterns: each by example.
 
 
+PATTERNS = [
+    ((0, 1, 5, END), (0, 1, 2, END), FailurePattern.NEAR_MISS),
+    (changed(TARGET, 3), TARGET, FailurePattern.NEAR_MISS),
+    (changed(TARGET * 5, 1, 22, 43, 64, 85), TARGET * 5, FailurePattern.NEAR_MISS),
+    ((0, *TARGET[:-1]), TARGET, FailurePattern.SHIFTED),
+    ((*TARGET[1:], 0), TARGET, FailurePattern.SHIFTED),
+    ((0, 1, END, 3, END), (0, 1, 2, 3, 4), FailurePattern.WRONG_LENGTH),
+    ((0, 1, 2, 3, 0, 0), (0, 1, 2, 4, 5, END), FailurePattern.WRONG_LENGTH),
+    ((3, 3, 3, 3, 3, END), (3, 1, 3, 2, 4, END), FailurePattern.DIVERGED_EARLY),
+    ((3, 3, 3, 3, 3, 3), (3, 1, 3, 2, 4, 5), FailurePattern.NO_SIGNAL),
+    ((9, 8, 9, 8, 9, END), (0, 1, 2, 3, 4, END), FailurePattern.NO_SIGNAL),
+    (changed(TARGET, 0, 5, 6, 7, 8, 9, 19), (*TARGET[:-1], 0), FailurePattern.DIVERGED_EARLY),
+    (changed(TARGET, 9, 11, 13, 15, 17), TARGET, FailurePattern.DIVERGED_EARLY),
+    (changed(TARGET, 10, 11, 13, 15, 17), TARGET, FailurePattern.DIVERGED_LATE),
+    (changed(TARGET, 14, 15, 16, 17, 18), TARGET, FailurePattern.DIVERGED_LATE),
+]
+"""Predictions and targets with the pattern of their failure: at least one for each."""
+
+
 @pytest.mark.parametrize(
     ("predicted", "target", "pattern"),
-    [
-        ((0, 1, 5, END), (0, 1, 2, END), FailurePattern.NEAR_MISS),
-        (changed(TARGET, 3), TARGET, FailurePattern.NEAR_MISS),
-        (changed(TARGET * 5, 1, 22, 43, 64, 85), TARGET * 5, FailurePattern.NEAR_MISS),
-        ((0, *TARGET[:-1]), TARGET, FailurePattern.SHIFTED),
-        ((*TARGET[1:], 0), TARGET, FailurePattern.SHIFTED),
-        ((0, 1, END, 3, END), (0, 1, 2, 3, 4), FailurePattern.WRONG_LENGTH),
-        ((0, 1, 2, 3, 0, 0), (0, 1, 2, 4, 5, END), FailurePattern.WRONG_LENGTH),
-        ((3, 3, 3, 3, 3, END), (3, 1, 3, 2, 4, END), FailurePattern.DIVERGED_EARLY),
-        ((3, 3, 3, 3, 3, 3), (3, 1, 3, 2, 4, 5), FailurePattern.NO_SIGNAL),
-        ((9, 8, 9, 8, 9, END), (0, 1, 2, 3, 4, END), FailurePattern.NO_SIGNAL),
-        (changed(TARGET, 0, 5, 6, 7, 8, 9, 19), (*TARGET[:-1], 0), FailurePattern.DIVERGED_EARLY),
-        (changed(TARGET, 9, 11, 13, 15, 17), TARGET, FailurePattern.DIVERGED_EARLY),
-        (changed(TARGET, 10, 11, 13, 15, 17), TARGET, FailurePattern.DIVERGED_LATE),
-        (changed(TARGET, 14, 15, 16, 17, 18), TARGET, FailurePattern.DIVERGED_LATE),
-    ],
+    PATTERNS,
 )
 def test_patterns(
     predicted: tuple[int, ...], target: tuple[int, ...], pattern: FailurePattern
@@ -95,6 +99,10 @@ def test_patterns(
 
 
 # Patterns: the first that applies, if two do.
+
+
+def test_every_pattern_has_an_example() -> None:
+    assert {pattern for *_, pattern in PATTERNS} == set(FailurePattern)
 
 
 def test_near_miss_comes_before_wrong_length() -> None:
