@@ -8,7 +8,7 @@ import redis
 from celery.result import AsyncResult
 
 from schemas import MessageRejected, RejectionReason
-from tests.support.stubs import DIGEST, message, verdict
+from tests.support.stubs import message, verdict
 from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.backlog import read_backlog
@@ -32,7 +32,7 @@ def delivery(store: redis.Redis, errors: list[None]) -> Delivery:
 
 def failure(delivery: Delivery, message_id: str = "m1") -> Answer:
     sent = message("fail", message_id=message_id)
-    return delivery.verdict(verdict(sent), sent, "task-1", DIGEST)
+    return delivery.verdict(verdict(sent), sent, "task-1")
 
 
 def refusal(delivery: Delivery, identity: str = "task-1/0") -> Answer:
@@ -66,8 +66,9 @@ def test_an_attempt_whose_reply_was_lost_still_counts(
 
 def test_another_checkpoint_counts_for_itself(delivery: Delivery) -> None:
     sent = message()
-    first = delivery.verdict(verdict(sent), sent, None, "a" * 64)
-    second = delivery.verdict(verdict(sent), sent, None, "b" * 64)
+    other = verdict(sent).model_copy(update={"checkpoint_digest": "b" * 64})
+    first = delivery.verdict(verdict(sent), sent, None)
+    second = delivery.verdict(other, sent, None)
     assert delivery.deliver([first, second]) == [True, True]
 
 

@@ -98,20 +98,17 @@ class Delivery:
         """Stop trying again: abort every delivery that Redis does not accept at once."""
         self._giving_up.set()
 
-    def verdict(
-        self, verdict: Verdict, message: SQEMessage, task_id: str | None, digest: str
-    ) -> Answer:
+    def verdict(self, verdict: Verdict, message: SQEMessage, task_id: str | None) -> Answer:
         """Build the answer to a message that was evaluated.
 
         Args:
             verdict: The message's verdict.
             message: The message itself, which the failure stream keeps if it is unsolved.
             task_id: The task's id if the message was a task of its own.
-            digest: Digest of the checkpoint for which the message counts.
         """
         return Answer(
             outcome=verdict,
-            marker=keys.counted(digest, verdict.message_id),
+            marker=keys.counted(verdict.checkpoint_digest, verdict.message_id),
             result_ids=_distinct(verdict.message_id, task_id),
             record=None if verdict.solved else Failure(verdict=verdict, message=message),
         )

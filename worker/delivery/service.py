@@ -139,7 +139,6 @@ class Service:
             _with_queue_time(verdict, pending.message, queued),
             pending.message,
             None if batch else envelope.task_id,
-            verdict.checkpoint_digest,
         )
         return answer, wrong
 
