@@ -1,6 +1,6 @@
 """From accepted examples to a checkpoint.
 
-- `options`: what a run is asked to do
+- `options`: the options of a run, typed
 - `setup`: data, network and record become a run
 - `trainer`: one optimiser step
 - `losses`: the reference's losses

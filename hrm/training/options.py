@@ -1,4 +1,4 @@
-"""What a training run is asked to do, as typed and frozen values.
+"""Options of a training run, as typed and frozen values.
 
 Knows the values and their limits; nothing of files, networks or a command line.
 """
@@ -46,7 +46,7 @@ class TrainingOptions(TrainingConfig):
         default=None,
         gt=0,
         lt=1,
-        description="Share of the training data to hold out instead, drawn by the seed.",
+        description="Share of the training data to hold out, drawn by the seed, instead of a file.",
     )
     forward_dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto",
@@ -63,7 +63,11 @@ class TrainingOptions(TrainingConfig):
         default=1000, ge=1, description="Number of puzzle ids given to messages that have none."
     )
     exploration: float = Field(
-        default=0.5, ge=0, le=1, description="Share of examples that may not halt at once."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of examples that must run a random number of steps before they may "
+        "halt.",
     )
     measure_every: int = Field(
         default=100, ge=1, description="Steps from one measurement to the next."

@@ -240,7 +240,7 @@ def _network(
 
 
 def _about(record: RunRecord, device: torch.device, command: str | None) -> dict[str, Any]:
-    """What `measured.json` says of the run beside its figures."""
+    """The facts about the run that `measured.json` holds beside the figures."""
     options = record.options
     hardware = platform.processor() or platform.machine()
     if device.type == "cuda":

@@ -41,7 +41,7 @@ _RECORD = "record"
 
 
 class RunRecord(BaseModel):
-    """What a run was given, which must be the same when it is resumed, and what it measured."""
+    """Inputs of a run, which must be the same when it is resumed, and its measurements so far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,13 +57,13 @@ class RunRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the weights of a run come from: what is saved beside them."""
+    """The origin of a run's weights, which is saved beside them."""
 
     conversion: ConversionConfig
     pairs: TrainingRecord
     record: RunRecord
     about: Mapping[str, Any]
-    """What `measured.json` says beside the figures."""
+    """Facts about the run that `measured.json` holds beside the figures."""
 
 
 @dataclass(frozen=True, eq=False)

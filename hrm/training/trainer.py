@@ -38,7 +38,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: int = Field(default=1000, ge=1, description="Optimiser steps.")
+    steps: int = Field(default=1000, ge=1, description="Largest number of optimiser steps.")
     batch_size: int = Field(
         default=96, ge=1, description="Examples per step; at most the number of training examples."
     )

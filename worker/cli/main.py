@@ -14,18 +14,18 @@ from schemas import SQEHRMError
 from worker.installation import DISTRIBUTION, import_problem
 
 COMMANDS = {
-    "analyze": "counts, lengths, difficulty, categories and tokens of a file",
-    "checkpoint": "inspect one, or compare several",
+    "analyze": "count the messages, lengths, categories and tokens of a file",
+    "checkpoint": "inspect a checkpoint, or compare several",
     "convert": "turn SQE messages into HRM examples",
-    "demo": "Redis, a worker and an agent for half a minute, then what was measured",
-    "ensemble": "several checkpoints as one, beside each alone",
-    "evaluate": "what a checkpoint makes of a file, in figures",
+    "demo": "run Redis, a worker and an agent for half a minute, and measure them",
+    "ensemble": "evaluate several checkpoints as one, and each of them alone",
+    "evaluate": "evaluate a file with a checkpoint",
     "schema": "print or publish the JSON Schemas",
-    "submit": "enqueue the messages of a file and collect their verdicts",
+    "submit": "send the messages of a file to the workers and collect the verdicts",
     "train": "train a checkpoint on accepted messages",
     "worker": "evaluate messages from the queues",
 }
-"""Name and one line of help, so that listing them imports none."""
+"""Names and help lines, so that listing the commands imports none of them."""
 
 INTERRUPTED = 130
 """The shell's status for a program ended by Ctrl-C: 128 + SIGINT."""
@@ -35,11 +35,11 @@ class LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Every name, in order."""
+        """All names, sorted."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command of that name, imported now."""
+        """The command `cmd_name`, imported now."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"worker.cli.commands.{cmd_name.replace('-', '_')}")
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Evaluate the messages of SQE agents with a Hierarchical Reasoning Model.
 
-    Exit status: 0 done, 1 the work failed, 2 the call was wrong.
+    Exit status: 0 on success, 1 if the work failed, 2 if the command was called wrongly.
     """
 
 

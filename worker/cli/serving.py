@@ -1,4 +1,4 @@
-"""What a worker serves: the evaluator of the checkpoint or ensemble that its options name.
+"""The evaluator of a worker: the checkpoint or ensemble that its options name.
 
 Knows checkpoints, ensembles and engines; nothing of Redis. Imports torch, so it is imported only
 after the device is pinned.

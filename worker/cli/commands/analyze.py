@@ -1,4 +1,4 @@
-"""`sqe-hrm analyze`: what a file of SQE messages or HRM examples holds."""
+"""`sqe-hrm analyze`: counts what a file of SQE messages or HRM examples contains."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`sqe-hrm checkpoint`: what is in a checkpoint, and which of several to take."""
+"""`sqe-hrm checkpoint`: shows what a checkpoint contains, and which of several to take."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from hrm.evaluation.recommendation import (
 )
 from schemas import HaltedBy, SQEHRMError
 from worker.cli.files import read_with_progress, refused_line_printer
-from worker.cli.options import ANY_CONTENT, data_path_option, device_option, json_option, use_device
+from worker.cli.options import data_path_option, device_option, json_option, use_device
 from worker.cli.tables.checkpoint import print_comparison, print_inspection
 from worker.settings import Settings
 
@@ -28,7 +28,7 @@ RULES = {
     "max_steps": (HaltedBy.MAX_STEPS,),
     "q": (HaltedBy.Q,),
 }
-"""What `--halting` may be."""
+"""The halting rules that each choice of `--halting` measures."""
 
 
 @click.group("checkpoint")
@@ -46,8 +46,8 @@ def command() -> None:
 def inspect_(checkpoint: str, as_json: bool) -> None:  # noqa: FBT001 - click passes flags by name
     """Show a checkpoint's parts, sizes, configuration and numbers.
 
-    Weights with NaN or infinite numbers are shown too, though nothing else loads them. Runs no
-    inference: how good a checkpoint is, `sqe-hrm evaluate` says.
+    Weights with NaN or infinite numbers are shown too, although no other command loads them. No
+    inference is run: use `sqe-hrm evaluate` to find out how good a checkpoint is.
     """
     folder = Settings.from_env().checkpoint_dir
     inspection = inspect_checkpoint(read_checkpoint(find_checkpoint(checkpoint, folder)))
@@ -59,7 +59,11 @@ def inspect_(checkpoint: str, as_json: bool) -> None:  # noqa: FBT001 - click pa
 
 @command.command("compare")
 @click.argument("checkpoints", nargs=-1, required=True)
-@data_path_option(f"{ANY_CONTENT[:-1]} to measure solve rates on.", required=False)
+@data_path_option(
+    "JSONL file to measure solve rates on: messages, prompt-completion pairs, or converted "
+    "examples.",
+    required=False,
+)
 @click.option(
     "--halting",
     type=click.Choice(list(RULES)),
@@ -76,16 +80,16 @@ def compare(
     device: str | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Compare CHECKPOINTS of a run, the earliest first.
+    """Compare the CHECKPOINTS of a run, the earliest first.
 
-    Weights: the change from each to the next, and whether they converged. With --data-path, every
-    checkpoint runs over that file's messages, and the one to take is the one whose 95 % interval
-    of the solve rate lies above all others; without it there is no recommendation.
+    Shows how the weights change from each checkpoint to the next, and whether they converged. With
+    --data-path, every checkpoint is run on that file, and the one whose 95 % interval of the solve
+    rate lies above all others is recommended. Without it, none is recommended.
     """
     if len(checkpoints) == 1:
         raise click.UsageError("name at least two checkpoints, or use: sqe-hrm checkpoint inspect")
     settings = Settings.from_env(device=device)
-    # What can be refused at once is refused before anything takes its time.
+    # Everything that can be refused at once is refused before the slow work.
     torch_device = "cpu" if data_path is None else use_device(settings).torch_name
     loaded = [
         load_checkpoint(find_checkpoint(name, settings.checkpoint_dir)) for name in checkpoints
@@ -114,7 +118,10 @@ def compare(
 def _lines(
     path: Path, reader: LineReader, refused: list[RefusedLine]
 ) -> Iterator[Iterator[tuple[int, Content]]]:
-    """What the lines of `path` hold; refused ones are printed on stderr and added to `refused`."""
+    """The contents of the sound lines of `path`, each with its index from 0.
+
+    Refused lines are printed on stderr and added to `refused`.
+    """
     print_refused = refused_line_printer(path)
     try:
         with read_with_progress(path, "Measuring") as source:

@@ -1,4 +1,4 @@
-"""`sqe-hrm convert`: a file of SQE messages into a file of HRM examples."""
+"""`sqe-hrm convert`: turns a file of SQE messages into a file of HRM examples."""
 
 import json
 import sys
@@ -67,7 +67,7 @@ def _print_summary(
     type=click.Choice(PuzzlePolicy, case_sensitive=False),
     default=PuzzlePolicy.LINE_INDEX.value,
     show_default=True,
-    help="Where a message without a puzzle id gets one: from its line number or its prompt.",
+    help="Source of the puzzle id of a message that has none.",
 )
 @click.option(
     "--puzzle-space",

@@ -1,4 +1,4 @@
-"""`sqe-hrm demo`: the whole path on one machine, in half a minute."""
+"""`sqe-hrm demo`: shows the whole path of a message on one machine, in half a minute."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ from worker.demo.view import live_view, summary
 from worker.settings import Settings
 
 MESSAGES = "messages.jsonl"
-"""File of accepted messages beside the weights of a shipped checkpoint."""
+"""File of accepted messages, beside the weights of a shipped checkpoint."""
 
 SHARE = click.FloatRange(0, 1)
 
@@ -101,7 +101,7 @@ def command(
     had exactly one outcome and the worker's own counters agree.
     """
     if changed + malformed > 1:
-        raise click.UsageError("--changed and --malformed exceed 1 together")
+        raise click.UsageError("--changed and --malformed add up to more than 1: lower one of them")
     settings = Settings.from_env()
     found = find_checkpoint(checkpoint, settings.checkpoint_dir)
     messages = data_path or (found if found.is_dir() else found.parent) / MESSAGES
@@ -113,7 +113,7 @@ def command(
     with contextlib.ExitStack() as stack:
         with console.status("starting Redis and a worker"):
             started = time.monotonic()
-            # A Redis of its own and empty: no message of anyone else is touched or counted.
+            # An empty Redis of its own, so that nobody else's messages are touched or counted.
             embedded.DEFAULT_DATA_DIR.mkdir(exist_ok=True)
             folder = tempfile.TemporaryDirectory(prefix="demo-", dir=embedded.DEFAULT_DATA_DIR)
             redis_url = stack.enter_context(embedded.start(Path(stack.enter_context(folder)))).url

@@ -1,4 +1,4 @@
-"""`sqe-hrm ensemble`: several checkpoints as one, beside each alone."""
+"""`sqe-hrm ensemble`: evaluates several checkpoints as one, and each of them alone."""
 
 from pathlib import Path
 
@@ -115,6 +115,5 @@ def _check_stacking(strategy: str, calibration: Path | None, combiner: Path | No
         raise click.UsageError("--calibration and --combiner are for --strategy stacking")
     if not given and strategy == Strategy.STACKING:
         raise click.UsageError(
-            "--strategy stacking: name pairs to fit it on with --calibration, or a --combiner that "
-            "was saved"
+            "--strategy stacking: name pairs to fit it on with --calibration, or a saved --combiner"
         )

@@ -1,4 +1,4 @@
-"""`sqe-hrm evaluate`: what a checkpoint makes of a file, in figures."""
+"""`sqe-hrm evaluate`: measures how well a checkpoint does on a file."""
 
 import contextlib
 import os
@@ -130,7 +130,7 @@ def _baselines(
             on_refused=refused_line_printer(train_data),
         )
     if not baselines:
-        raise SQEHRMError(f"{train_data} holds no training pair: name another, or none")
+        raise SQEHRMError(f"{train_data} holds no training pair: name another file, or none")
     return baselines
 
 
@@ -165,7 +165,7 @@ def _evaluate(
 
 @contextlib.contextmanager
 def _progress(path: Path, source: BinaryIO) -> Iterator[Callable[[Verdict], None]]:
-    """A bar of the bytes read, with what was found so far, on stderr where that is a terminal."""
+    """A function that notes each verdict in a progress bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda _verdict: None
@@ -178,7 +178,7 @@ def _progress(path: Path, source: BinaryIO) -> Iterator[Callable[[Verdict], None
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        # A pipe has no size and no place in it.
+        # A pipe has neither a size nor a position.
         size = path.stat().st_size if source.seekable() else None
         task = bar.add_task("Evaluating", total=size, evaluated=0, solved=0)
         evaluated = solved = 0

@@ -1,4 +1,4 @@
-"""`sqe-hrm schema`: the JSON Schemas of the wire contract."""
+"""`sqe-hrm schema`: prints the JSON Schemas of the wire contract."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from schemas.publish import MODELS, json_schema, publish
 @click.command("schema")
 @click.argument("name", required=False, type=click.Choice(list(MODELS)))
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="Write all into a folder."
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write all schemas to.",
 )
 def command(name: str | None, output: Path | None) -> None:
     """Print the JSON Schema called NAME, or write all of them with --output."""

@@ -1,4 +1,4 @@
-"""`sqe-hrm submit`: enqueue the messages of a file and collect their verdicts."""
+"""`sqe-hrm submit`: enqueues the messages of a file and collects their verdicts."""
 
 import contextlib
 import itertools
@@ -24,8 +24,8 @@ from worker.settings import Settings
 QUEUES = {"live": LIVE_QUEUE, "backfill": BACKFILL_QUEUE}
 
 AT_ONCE = 4096
-"""Messages on the way at a time, so that a file of any length needs little memory here and in
-Redis; sixteen full batches keep several workers busy."""
+"""Messages without an outcome at a time. A file of any length then needs little memory here and in
+Redis, and sixteen full batches keep several workers busy."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _Summary:
     type=click.Choice(list(QUEUES)),
     default="backfill",
     show_default=True,
-    help="Workers empty live before backfill.",
+    help="Queue to send to; workers take from live first.",
 )
 @click.option(
     "--agent-id", default="file", show_default=True, help="Agent id of lines that have none."
@@ -89,7 +89,9 @@ def command(
     A line that is not a message is reported on stderr, and skipped.
     """
     if no_wait and output is not None:
-        raise click.UsageError("--no-wait leaves before there is an outcome to write to --output")
+        raise click.UsageError(
+            "--no-wait returns before there are outcomes for --output: drop one of them"
+        )
     check_outputs((data_path,), (output,))
     summary = _Summary()
     with contextlib.ExitStack() as stack:
@@ -124,7 +126,7 @@ def _messages(source: BinaryIO, agent_id: str, summary: _Summary) -> Iterator[SQ
             try:
                 yield SQEMessage.create(agent_id=agent_id, **content.model_dump())
             except SQEHRMError as error:
-                # The line was sound: what breaks the contract is the agent's id.
+                # The line is sound, so it is the agent's id that breaks the contract.
                 raise click.UsageError(f"--agent-id, at line {index + 1}: {error}") from None
 
 
@@ -140,7 +142,7 @@ def _note(outcome: Verdict | Rejection, summary: _Summary, sink: BinaryIO | None
 
 
 def _progress(stack: contextlib.ExitStack) -> Callable[[_Summary], None]:
-    """A progress bar, where a terminal is there to show it."""
+    """A function that shows the summary so far in a progress bar, if stderr is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return lambda _summary: None

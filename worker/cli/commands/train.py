@@ -1,4 +1,4 @@
-"""`sqe-hrm train`: a checkpoint from a file of accepted messages."""
+"""`sqe-hrm train`: trains a checkpoint on a file of accepted messages."""
 
 import shlex
 import sys

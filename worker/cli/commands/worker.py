@@ -1,4 +1,4 @@
-"""`sqe-hrm worker`: evaluate messages until told to stop."""
+"""`sqe-hrm worker`: evaluates messages until it is told to stop."""
 
 import logging
 import sys

@@ -1,1 +1,4 @@
-"""What the commands print: one module for each report, and `style` for all. Computes no figure."""
+"""The output of the commands: one module for each report, and `style` for all.
+
+Computes no figure.
+"""

@@ -1,7 +1,6 @@
 """Checkpoints on the screen: inspections and comparisons, in tables of up to 100 columns.
 
-Knows what `hrm.checkpoint.inspection` and `hrm.evaluation.comparison` say, and rich; computes
-nothing.
+Knows `hrm.checkpoint.inspection`, `hrm.evaluation.comparison` and rich; computes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +28,12 @@ GAP = 2
 """Spaces between two columns."""
 
 MOST_MOVED = 8
-"""Tensors shown of each step of a comparison; --json has all."""
+"""Tensors shown for each step of a comparison; --json has all."""
 
 _MEBIBYTE = 1024**2
 _FIXED_FROM = 1e-3
 _FIXED_BELOW = 1e2
-"""Numbers from the one to below the other have four decimals; the rest is written with exponent."""
+"""Weights in this range are written with four decimals, others with an exponent."""
 
 _SHORT_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
 
@@ -140,7 +139,7 @@ def _tensors_table(tensors: Mapping[str, TensorStatistics]) -> Table:
 
 
 def _within(key: str, component: Component) -> str:
-    """A key without the level that the line above it names."""
+    """`key` without the level, which the line above the group names."""
     is_level = component in {Component.H_LEVEL, Component.L_LEVEL}
     return key.partition(".")[2] if is_level else key
 
@@ -184,12 +183,10 @@ def _changes(change: TensorChange) -> tuple[str, str]:
 def _step_verdict(step: StepChange) -> str:
     limit = percent(CONVERGED_BELOW, 0)
     if step.converged is None or step.moved is None:
-        return "The networks differ: whether the weights converged cannot be told."
+        return "The networks differ, so it cannot be told whether the weights converged."
     if step.converged:
         return f"Converged: no tensor moved further than {limit} of its norm."
-    return (
-        f"Not converged: a tensor moved {percent(step.moved)} of its norm, and the rule is {limit}."
-    )
+    return f"Not converged: a tensor moved {percent(step.moved)} of its norm; the limit is {limit}."
 
 
 def _measured_table(measured: Sequence[CheckpointFigures]) -> Table:

@@ -13,8 +13,8 @@ from worker.cli.tables.evaluation import NO_EXAMPLE
 from worker.cli.tables.style import interval, number, percent, print_parts, table
 
 _COLUMNS = ("solved", "95 % interval", "tokens", "edit", "Q right", "steps", "ms each")
-"""Tokens right, mean edit similarity, how often the Q head was right, mean ACT steps, and
-milliseconds by the clock for an example."""
+"""Solved examples and their interval, share of tokens right, mean edit similarity, share of
+examples for which the Q head is right, mean ACT steps, and milliseconds per example."""
 
 
 def print_ensemble(report: EnsembleReport) -> None:
@@ -40,9 +40,9 @@ def _heading(report: EnsembleReport) -> Text:
     if calibration is not None:
         text += f"combiner fitted on {calibration.examples:,} examples of {calibration.data}"
         if calibration.left_out is None:
-            text += ", before: whether this data has some of them, nothing here tells\n"
+            text += ", in an earlier call: this data may contain some of them\n"
         else:
-            text += f"; {calibration.left_out:,} left out, which this data has too\n"
+            text += f"; {calibration.left_out:,} left out because this data contains them too\n"
     return Text(
         f"{text}{together.overall.examples:,} examples evaluated, "
         f"{sum(lines.refused.values()):,} refused\n"

@@ -34,11 +34,11 @@ def print_report(report: EvaluationReport) -> None:
 
 
 def _parts(report: EvaluationReport) -> dict[str, RenderableType]:
-    """Title and content of each."""
+    """Titles and contents, in order."""
     groups = "By group"
     if report.by_known is None:
         groups += " (known or unknown: the checkpoint has no record of its training pairs)"
-    guesses = "Beside guesses that never look at the input"
+    guesses = "Beside guesses that ignore the input"
     if report.baselines:
         guesses += f", counted from {report.baselines[0].fitted_on}"
     return {
@@ -46,11 +46,13 @@ def _parts(report: EvaluationReport) -> dict[str, RenderableType]:
         "By example": _spread_table(report.overall),
         groups: _groups_table(report),
         "Failure patterns": _failures(report),
-        "Reliability: the chance of being solved that q_halt states, and what became of it": (
+        "Reliability: the chance of being solved that q_halt states, and the share solved": (
             _reliability_table(report)
         ),
         "Tokens right by target position, from 0": _positions_table(report.by_position),
-        "Confusion: of each target token, how many % were predicted as": _confusion(report),
+        "Confusion: percentage of each target token that was predicted as each token": _confusion(
+            report
+        ),
         guesses: _baselines(report),
     }
 
@@ -87,7 +89,7 @@ def _result_table(report: EvaluationReport) -> Table:
     flipped = "examples whose halting preference changed on the way"
     made.add_row("Q flips", f"{overall.flipped:,}", flipped)
     if seconds.per_example is not None:
-        by_clock = f"{number(1000 * seconds.per_example)} ms an example, by the clock"
+        by_clock = f"{number(1000 * seconds.per_example)} ms per example, by the clock"
         made.add_row("time", f"{seconds.total:,.1f} s", by_clock)
     return made
 
@@ -115,7 +117,8 @@ def _spread_table(overall: Figures) -> Table:
 
 
 _GROUP_COLUMNS = ("tokens", "edit", "steps", "Q right")
-"""Tokens right, mean edit similarity, mean ACT steps, and how often the Q head was right."""
+"""Share of tokens right, mean edit similarity, mean ACT steps, and share of examples for which the
+Q head is right."""
 
 
 def _groups_table(report: EvaluationReport) -> Table:

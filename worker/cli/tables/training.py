@@ -1,4 +1,4 @@
-"""What `sqe-hrm train` shows on stderr: a bar of the steps, and a line for each measurement.
+"""The output of `sqe-hrm train`: a bar of the steps, and a line for each measurement.
 
 Knows the console, and what `hrm.training` reports; computes nothing.
 """
@@ -46,7 +46,7 @@ class TrainingDisplay:
         )
 
     def on_measurement(self, measurement: Measurement) -> None:
-        """Print its figures."""
+        """Print the figures of `measurement`."""
         self.say(f"step {measurement.step:5d}  loss {self._loss:.3f}  {summary(measurement)}")
 
 
@@ -65,7 +65,7 @@ def training_display(steps: int, done: int) -> Iterator[TrainingDisplay]:
 
 
 def start_line(run: TrainingRun, device: str) -> str:
-    """What is trained, and how, in one line."""
+    """Describe the run in one line: its examples, network, data type and device."""
     network = run.trainer.network
     held_out = f", {len(run.held_out)} held out" if run.held_out is not None else ""
     numbers = sum(tensor.numel() for tensor in network.state_dict().values())

@@ -118,7 +118,7 @@ def test_stacking_is_fitted_on_other_pairs_saved_and_taken_again(
     assert again.ensemble.setting == fitted.ensemble.setting
     assert again.ensemble.confusion == fitted.ensemble.confusion
     text = ensemble(data, *options[:-1]).stdout
-    assert f"combiner fitted on 3 examples of {calibration}, before" in text
+    assert f"combiner fitted on 3 examples of {calibration}, in an earlier call" in text
 
 
 def test_stacking_is_never_fitted_on_what_it_is_evaluated_on(data: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_users_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:
     assert isinstance(missing.exception, CheckpointError)
     nothing = write_jsonl(tmp_path / "nothing.jsonl")
     assert refusal(evaluate(data, "--train-data", nothing)) == (
-        f"{nothing} holds no training pair: name another, or none"
+        f"{nothing} holds no training pair: name another file, or none"
     )
     unwritable = evaluate(data, "--output", tmp_path / "no" / "report.json")
     assert refusal(unwritable).startswith(f"cannot write {tmp_path / 'no' / 'report.json'}: ")

@@ -31,6 +31,16 @@ def options(command: click.Command) -> list[click.Option]:
     return [each for each in command.params if isinstance(each, click.Option)]
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_every_option_says_what_it_is_for(name: str) -> None:
+    for option in options(ALL[name]):
+        assert option.help, option.name
+        first = option.help.split()[0]
+        assert first[0].isupper() or first == "cpu,", option.help
+        assert first not in {"Of", "So", "That", "Those", "What", "Under"}, option.help
+        assert option.help[-1] in ".]", option.help
+
+
 @pytest.mark.parametrize("flag", SHARED)
 def test_a_shared_option_has_one_help_text(flag: str) -> None:
     texts = [
