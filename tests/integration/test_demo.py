@@ -35,7 +35,7 @@ def test_every_message_has_one_outcome_and_the_counts_agree(tmp_path: Path) -> N
     sent, verdicts, letters = map(int, agent.groups())
     assert sent == verdicts + letters
     assert (str(verdicts), str(letters)) == worker.groups()
-    solved = re.search(r"known +(\d+)/(\d+) +100.0%", output)
+    solved = re.search(r"known +(\d+)/(\d+) +100\.0 %", output)
     assert solved is not None
     assert not list((tmp_path / ".sqe").glob("demo-*/")), "the demo's Redis left its data behind"
 
