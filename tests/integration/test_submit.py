@@ -111,7 +111,7 @@ def test_without_a_worker_it_gives_up_after_the_timeout(redis_url: str, tmp_path
     [
         (("--data-path", "nonesuch"), 2, "'nonesuch' does not exist"),
         (("--data-path", "pairs.jsonl"), 1, "no Redis is running: start `sqe-hrm worker`"),
-        (("--data-path", "pairs.jsonl", "--no-wait", "--output", "x"), 2, "--no-wait leaves"),
+        (("--data-path", "pairs.jsonl", "--no-wait", "--output", "x"), 2, "--no-wait returns"),
     ],
 )
 def test_a_call_that_cannot_work_says_why(
