@@ -21,7 +21,6 @@ from worker.cli.options import (
     max_steps_option,
     pin,
 )
-from worker.process.run import run
 from worker.settings import Settings
 from worker.telemetry.logs import configure_logging
 
@@ -115,6 +114,9 @@ def command(
 
 def _serve(serving: "Serving", queues: tuple[str, ...]) -> int:
     """Run the worker, with a Redis server of its own if none is set. Returns the exit status."""
+    # A client's install has no metrics server, and shows the help all the same.
+    from worker.process.run import run  # noqa: PLC0415
+
     settings = serving.settings
     with embedded.redis_url(settings.redis_url, start_if_missing=True) as redis_url:
         if settings.redis_url is None:
