@@ -1,5 +1,6 @@
-"""Everything about the model: vocabulary, conversion, network, checkpoints, engine, training.
+"""Everything about the model; no queue and no metrics server.
 
-Knows no broker and no metrics server. Imports `schemas`, and torch where there are tensors:
-conversion and files need none, so that an agent's install can use them.
+One package for each subject: `data`, `model`, `checkpoint`, `kernels`, `inference`, `evaluation`,
+`ensemble`, `training`. `data`, `checkpoint.names` and `inference.prediction` need no torch, so that
+an agent's install and a worker that has not pinned its device yet can import them.
 """

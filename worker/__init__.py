@@ -1,5 +1,5 @@
-"""Everything about messages: broker, delivery, metrics, worker processes, client, command line.
+"""Everything about messages; it reaches the model only through `hrm`.
 
-`worker.client` imports neither torch nor `hrm`; each command imports the modules that do only when
-it runs.
+`client` is what an agent imports, and loads neither torch nor `hrm`. `settings` is what an operator
+sets. Each other subject has a package: `broker`, `telemetry`, `delivery`, `process`, `demo`, `cli`.
 """

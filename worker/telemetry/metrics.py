@@ -233,7 +233,7 @@ def _engine(evaluator: Evaluator, *, cached: bool) -> Iterable[Metric]:
     yield _counter("engine_refills", "Messages that took a slot beside others.", {(): now.refills})
     yield _counter(
         "engine_slot_reductions",
-        "Times that the engine went on with fewer slots for want of memory.",
+        "Times that the engine went on with fewer slots because memory ran out.",
         {(): now.slot_reductions},
     )
     if cached:
