@@ -14,7 +14,14 @@ from schemas.example import (
 )
 from schemas.message import DEFAULT_MAX_MESSAGE_BYTES, SQEMessage, parse_message
 from schemas.rejection import DeadLetter, MessageRejected, Rejection, RejectionReason
-from schemas.verdict import FailurePattern, HaltedBy, Timings, Verdict
+from schemas.verdict import (
+    FailurePattern,
+    HaltedBy,
+    PromptMatch,
+    TextCheck,
+    Timings,
+    Verdict,
+)
 
 __all__ = [
     "DEFAULT_MAX_MESSAGE_BYTES",
@@ -28,11 +35,13 @@ __all__ = [
     "HRMExample",
     "HaltedBy",
     "MessageRejected",
+    "PromptMatch",
     "Rejection",
     "RejectionReason",
     "SQEHRMError",
     "SQEMessage",
     "SolutionStep",
+    "TextCheck",
     "Timings",
     "Verdict",
     "first_problem",

@@ -34,6 +34,37 @@ class FailurePattern(StrEnum):
     """The first wrong token lies in the second half."""
 
 
+class TextCheck(StrEnum):
+    """Whether a completion is one that was accepted for its prompt, by hashes of the texts alone.
+
+    The model has no part in it. A prompt is recognised whatever its white space, letter case and
+    Unicode form.
+    """
+
+    SAME = "same"
+    """The completion equals an accepted one, character by character."""
+    NORMALISED = "normalised"
+    """The completion differs from an accepted one only in white space, case or Unicode form."""
+    DIFFERENT = "different"
+    """Completions were accepted for this prompt, and this is none of them."""
+    UNKNOWN = "unknown"
+    """No completion was accepted for this prompt, or no hashes of accepted texts are at hand."""
+
+
+class PromptMatch(StrEnum):
+    """How the checkpoint's training set knows a prompt: the first that applies, in this order."""
+
+    PAIR = "pair"
+    """This puzzle and these input tokens were trained; the verdict is `known`."""
+    NEAR = "near"
+    """The prompt is an accepted one, whatever its white space, case and Unicode form, but puzzle or
+    tokens differ from those that were trained."""
+    PUZZLE = "puzzle"
+    """The message itself names a `puzzle_id` that was trained with another prompt."""
+    NONE = "none"
+    """Nothing of it was trained, or there is no record of what was."""
+
+
 class Timings(BaseModel):
     """Durations in seconds."""
 
