@@ -3,6 +3,7 @@
 - `names`: finds a checkpoint by its name or path; needs no torch
 - `files`: reads weights in every supported file format
 - `config`: configurations, from files or from the tensors' shapes
+- `record`: the training record: pairs, and what was accepted for them; needs no torch
 - `checkpoint`: weights, configuration and training record as one object
 - `inspection`: contents and statistics of a checkpoint
 

@@ -1,7 +1,8 @@
 """A trained model as one object: weights, configuration and training record.
 
 Knows what a checkpoint consists of and how one is written. `hrm.checkpoint.names` finds it,
-`hrm.checkpoint.files` reads its weights, and `hrm.checkpoint.config` its configuration.
+`hrm.checkpoint.files` reads its weights, `hrm.checkpoint.config` its configuration, and
+`hrm.checkpoint.record` has the training record.
 """
 
 import hashlib
@@ -9,17 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_serializer,
-)
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,10 +32,10 @@ from hrm.checkpoint.names import (
     other_weights,
     weights_file,
 )
+from hrm.checkpoint.record import TRAINING_PAIRS, TrainingRecord, pair_hash, read_record
 from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
-from schemas import VOCABULARY_SIZE, first_problem
 
 __all__ = [
     "Checkpoint",
@@ -55,36 +47,6 @@ __all__ = [
     "read_checkpoint",
     "save_checkpoint",
 ]
-
-TRAINING_PAIRS = "training_pairs.json"
-"""File in a checkpoint folder that holds its `TrainingRecord`."""
-
-_HASH_CHARACTERS = 32
-"""Length of a pair's hash: 128 bits of SHA-256, so that no two of a billion pairs collide."""
-
-
-def pair_hash(puzzle_id: int, input_sequence: Sequence[int]) -> str:
-    """Hash that identifies a training pair by puzzle and input: 32 hexadecimal characters."""
-    text = f"{puzzle_id}:{','.join(map(str, input_sequence))}"
-    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_CHARACTERS]
-
-
-class TrainingRecord(BaseModel):
-    """The part of a checkpoint's training data that verdicts need."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = 1
-    pair_hashes: frozenset[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]]
-    target_token_counts: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...],
-        Field(min_length=VOCABULARY_SIZE, max_length=VOCABULARY_SIZE),
-    ]
-
-    @field_serializer("pair_hashes")
-    def _in_order(self, pair_hashes: frozenset[str]) -> list[str]:
-        # Sorted, so that equal records give equal files.
-        return sorted(pair_hashes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +77,7 @@ class Checkpoint:
 
     def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool:
         """Whether this puzzle and input were in the training set; False without a record."""
-        if self.training is None:
-            return False
-        return pair_hash(puzzle_id, input_sequence) in self.training.pair_hashes
+        return self.training is not None and self.training.is_known(puzzle_id, input_sequence)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -147,7 +107,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         config_sources=configuration.sources,
         state=state,
         digest=_digest(state, configuration.model, configuration.conversion),
-        training=_read_training(weights.parent / TRAINING_PAIRS),
+        training=read_record(weights.parent / TRAINING_PAIRS),
     )
 
 
@@ -197,7 +157,7 @@ def save_checkpoint(
         if training is None:
             (folder / TRAINING_PAIRS).unlink(missing_ok=True)
         else:
-            _write(folder / TRAINING_PAIRS, training.model_dump_json(indent=1) + "\n")
+            _write(folder / TRAINING_PAIRS, training.to_json() + "\n")
         _sync(folder)
         # safetensors creates files that only the owner can read: give the weights the mode of the
         # other files.
@@ -215,19 +175,6 @@ def _digest(state: Mapping[str, Tensor], config: HRMConfig, conversion: Conversi
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _read_training(file: Path) -> TrainingRecord | None:
-    try:
-        return TrainingRecord.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{file}: {first_problem(error)}: restore it, or remove it to go without"
-        ) from None
 
 
 def _write(file: Path, text: str) -> None:

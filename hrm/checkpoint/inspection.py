@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from hrm.checkpoint import Checkpoint
+from hrm.checkpoint import Checkpoint, TrainingRecord
 
 FLOAT32_BYTES = torch.float32.itemsize
 """Bytes of one parameter in memory: networks are built as float32, however they are stored."""
@@ -85,9 +85,14 @@ class ComponentSize(_Figures):
 class TrainingSummary(_Figures):
     """Summary of the training record."""
 
+    format_version: int
     pairs: int = Field(description="Distinct pairs of puzzle and input, which verdicts call known.")
     target_token_counts: tuple[int, ...] = Field(
         description="Occurrences of tokens 0 to 11 in the targets."
+    )
+    prompts: int | None = Field(
+        description="Prompts with hashes of their accepted completions; null in a record of "
+        "version 1, which has none."
     )
 
 
@@ -147,12 +152,17 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         components=_component_sizes(checkpoint.state, parameters),
         model=_with_sources(config, checkpoint.config_sources),
         conversion=_with_sources(checkpoint.conversion, checkpoint.config_sources),
-        training=None
-        if training is None
-        else TrainingSummary(
-            pairs=len(training.pair_hashes), target_token_counts=training.target_token_counts
-        ),
+        training=None if training is None else _summary(training),
         tensors=tensors,
+    )
+
+
+def _summary(training: TrainingRecord) -> TrainingSummary:
+    return TrainingSummary(
+        format_version=training.format_version,
+        pairs=len(training.pair_hashes),
+        target_token_counts=training.target_token_counts,
+        prompts=None if training.accepted is None else len(training.accepted.texts.prompts),
     )
 
 

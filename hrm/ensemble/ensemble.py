@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ from hrm.checkpoint import (
     TrainingRecord,
     find_checkpoint,
     load_checkpoint,
-    pair_hash,
 )
+from hrm.checkpoint.record import Accepted
 from hrm.ensemble.combiners import Strategy, vote, weighted_average
 from hrm.ensemble.join import Combine, join_by
 from hrm.ensemble.stacking import EnsembleError, Stacking
@@ -87,13 +87,8 @@ class Ensemble:
         """Sizes of the first member, with the fewest puzzles and most ACT steps of any member."""
         self.conversion = members[0].conversion
         self.training = _common_training([member.training for member in members])
-        """The pairs that all members were trained on, and the sum of their target token counts."""
-
-    def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool:
-        """Whether every member was trained on this pair. False if a member has no record."""
-        if self.training is None:
-            return False
-        return pair_hash(puzzle_id, input_sequence) in self.training.pair_hashes
+        """The pairs that all members were trained on, what all accept for them, and the sum of
+        their target token counts."""
 
     def open(self, inference: Inference, device: torch.device | str) -> Predictor:
         """Load all members onto `device` and start to answer examples with them, as one.
@@ -184,7 +179,11 @@ def _common_training(records: Sequence[TrainingRecord | None]) -> TrainingRecord
     if len(present) < len(records):
         return None
     counts = zip(*(record.target_token_counts for record in present), strict=True)
+    accepted = [record.accepted for record in present if record.accepted is not None]
+    complete = len(accepted) == len(present)
     return TrainingRecord(
+        format_version=2 if complete else 1,
         pair_hashes=frozenset.intersection(*(record.pair_hashes for record in present)),
         target_token_counts=tuple(map(sum, counts)),
+        accepted=reduce(Accepted.common, accepted) if complete else None,
     )

@@ -5,7 +5,7 @@ Joins conversion, inference and scoring; knows no queue and no metrics server.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -158,7 +158,6 @@ class Model(Protocol):
     def conversion(self) -> ConversionConfig: ...  # noqa: D102
     @property
     def training(self) -> TrainingRecord | None: ...  # noqa: D102
-    def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool: ...  # noqa: D102
 
 
 class Evaluator:
@@ -273,6 +272,7 @@ class Evaluator:
         timings: Timings,
     ) -> Verdict:
         """Put together the verdict of one example."""
+        training = self.checkpoint.training
         return Verdict(
             message_id=origin.message_id,
             agent_id=origin.agent_id,
@@ -285,7 +285,8 @@ class Evaluator:
             correct_tokens=figures.correct_tokens,
             target_tokens=figures.target_tokens,
             predicted_sequence=prediction.tokens[: figures.target_tokens],
-            known=self.checkpoint.is_known(example.puzzle_id, example.input_sequence),
+            known=training is not None
+            and training.is_known(example.puzzle_id, example.input_sequence),
             act_steps=prediction.act_steps,
             halted_by=prediction.halted_by,
             q_halt=prediction.q_halt,

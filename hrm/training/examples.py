@@ -4,14 +4,16 @@ Knows messages, lines and which examples may be trained on; nothing of tensors o
 """
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 
-from hrm.checkpoint import TrainingRecord, pair_hash
+from hrm.checkpoint.record import Accepted, TrainingRecord, pair_hash
 from hrm.data.conversion import Converter
 from hrm.data.files import DEFAULT_READER, RefusedLine
+from hrm.data.texts import AcceptedTexts, TextHashes
 from schemas import VOCABULARY_SIZE, HRMExample, SQEHRMError
 
 MAX_PUZZLES = 2**20
@@ -23,9 +25,21 @@ class TrainingDataError(SQEHRMError):
     """A file that cannot be used for training."""
 
 
+@dataclass(frozen=True, slots=True)
+class AcceptedExample:
+    """The example of an accepted message; of its texts, only the hashes are kept."""
+
+    line: int
+    """Number of its line in the file, from 1."""
+    example: HRMExample
+    pair: str
+    """`pair_hash` of its puzzle and input."""
+    texts: TextHashes
+
+
 def read_examples(
     path: Path, converter: Converter, *, excluded: AbstractSet[str] = frozenset()
-) -> list[HRMExample]:
+) -> list[AcceptedExample]:
     """Read the JSONL file `path` and convert every message to an example.
 
     No line is skipped: a model trained on part of its file would be taken for one trained on all
@@ -53,12 +67,14 @@ def read_examples(
                         f"{where}: puzzle_id {_short(example.puzzle_id)} is beyond the largest "
                         f"puzzle table: number puzzles from 0 to {MAX_PUZZLES - 1}, or leave it out"
                     )
-                if hash_of(example) in excluded:
+                pair = pair_hash(example.puzzle_id, example.input_sequence)
+                if pair in excluded:
                     raise TrainingDataError(
                         f"{where}: has the puzzle and input tokens of a training message, so it "
                         "is not held out: remove it from one of the files"
                     )
-                examples.append(example)
+                texts = TextHashes.of(content.prompt, content.completion)
+                examples.append(AcceptedExample(index + 1, example, pair, texts))
     except OSError as error:
         raise TrainingDataError(f"{path}: cannot be read: {error.strerror}") from None
     if not examples:
@@ -67,8 +83,8 @@ def read_examples(
 
 
 def split(
-    examples: Sequence[HRMExample], share: float, seed: int
-) -> tuple[list[HRMExample], list[HRMExample]]:
+    examples: Sequence[AcceptedExample], share: float, seed: int
+) -> tuple[list[AcceptedExample], list[AcceptedExample]]:
     """Split `examples` into those to train on and those to hold out, both in their given order.
 
     The draw is not stratified: it ignores category and length.
@@ -81,31 +97,69 @@ def split(
     Raises:
         TrainingDataError: Nothing would be left to train on.
     """
-    hashes = sorted({hash_of(example) for example in examples})
-    count = max(1, round(share * len(hashes)))
-    if count >= len(hashes):
+    pairs = sorted({example.pair for example in examples})
+    count = max(1, round(share * len(pairs)))
+    if count >= len(pairs):
         raise TrainingDataError(
-            f"{len(hashes)} distinct messages are too few to hold out {share:g} of them: "
+            f"{len(pairs)} distinct messages are too few to hold out {share:g} of them: "
             "give more, or hold out less"
         )
     # Not cryptographic: the same seed has to draw the same examples.
-    drawn = set(random.Random(seed).sample(hashes, count))  # noqa: S311
-    held_out = [example for example in examples if hash_of(example) in drawn]
-    return [example for example in examples if hash_of(example) not in drawn], held_out
+    drawn = set(random.Random(seed).sample(pairs, count))  # noqa: S311
+    held_out = [example for example in examples if example.pair in drawn]
+    return [example for example in examples if example.pair not in drawn], held_out
 
 
-def training_record(examples: Sequence[HRMExample]) -> TrainingRecord:
+def training_record(examples: Sequence[AcceptedExample]) -> TrainingRecord:
     """The record of `examples` that a checkpoint trained on them keeps."""
-    tokens = Counter(token for example in examples for token in example.target_sequence)
+    tokens: Counter[int] = Counter()
+    lengths: defaultdict[str, set[int]] = defaultdict(set)
+    for each in examples:
+        target = each.example.target_sequence
+        tokens.update(target)
+        lengths[each.pair].add(len(target))
     return TrainingRecord(
-        pair_hashes=frozenset(map(hash_of, examples)),
+        pair_hashes=frozenset(lengths),
         target_token_counts=tuple(tokens[token] for token in range(VOCABULARY_SIZE)),
+        accepted=Accepted(
+            target_lengths={pair: tuple(sorted(found)) for pair, found in lengths.items()},
+            puzzles=frozenset(each.example.puzzle_id for each in examples),
+            texts=AcceptedTexts.of(each.texts for each in examples),
+        ),
     )
 
 
-def hash_of(example: HRMExample) -> str:
-    """The hash of an example's puzzle and input."""
-    return pair_hash(example.puzzle_id, example.input_sequence)
+def completed_record(record: TrainingRecord, path: Path, converter: Converter) -> TrainingRecord:
+    """The record of version 2 for a checkpoint that has `record`, of version 1.
+
+    Args:
+        record: The checkpoint's record.
+        path: JSONL file of exactly the messages that the checkpoint was trained on.
+        converter: Turns messages into examples as in that training.
+
+    Raises:
+        TrainingDataError: The messages are not the recorded ones, or cannot be read.
+    """
+    examples = read_examples(path, converter)
+    for each in examples:
+        if each.pair not in record.pair_hashes:
+            raise TrainingDataError(
+                f"{path}: line {each.line}: not among the recorded training pairs: give the file "
+                "that the checkpoint was trained on, without held-out messages"
+            )
+    completed = training_record(examples)
+    missing = len(record.pair_hashes) - len(completed.pair_hashes)
+    if missing:
+        raise TrainingDataError(
+            f"{path}: lacks {missing} of the {len(record.pair_hashes)} recorded training pairs: "
+            "give the whole file that the checkpoint was trained on"
+        )
+    if completed.target_token_counts != record.target_token_counts:
+        raise TrainingDataError(
+            f"{path}: its completions have other tokens than the recorded ones: give the file as "
+            "it was when the checkpoint was trained"
+        )
+    return completed
 
 
 def _short(number: int) -> str:

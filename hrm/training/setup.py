@@ -20,12 +20,12 @@ from hrm.data.conversion import Converter
 from hrm.model.batch import Batch, encode
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
-from hrm.training.examples import hash_of, read_examples, split, training_record
+from hrm.training.examples import AcceptedExample, read_examples, split, training_record
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Provenance, RunRecord, SavedStep
 from hrm.training.trainer import Trainer, TrainingConfig
-from schemas import HRMExample, SQEHRMError, first_problem
+from schemas import SQEHRMError, first_problem
 
 
 def prepare_run(
@@ -83,18 +83,20 @@ def prepare_run(
 
 @dataclass(frozen=True)
 class _Data:
-    training: list[HRMExample]
-    held_out: list[HRMExample]
+    training: list[AcceptedExample]
+    held_out: list[AcceptedExample]
 
     @property
     def puzzles(self) -> int:
         """Rows of a puzzle table that has room for all examples."""
-        return max(example.puzzle_id for example in self.training + self.held_out) + 1
+        return max(each.example.puzzle_id for each in self.training + self.held_out) + 1
 
     def on(self, network: HRM) -> tuple[Batch, Batch | None]:
         """Both sets as tensors for `network`, on its device."""
         training, held_out = (
-            encode(examples, network.config).to(network.H_init.device) if examples else None
+            encode([each.example for each in examples], network.config).to(network.H_init.device)
+            if examples
+            else None
             for examples in (self.training, self.held_out)
         )
         assert training is not None  # noqa: S101 - a file without messages is refused
@@ -205,8 +207,8 @@ def _sha256(path: Path) -> str:
 def _read(data_path: Path, options: TrainingOptions, converter: Converter) -> _Data:
     examples = read_examples(data_path, converter)
     if options.held_out is not None:
-        hashes = {hash_of(example) for example in examples}
-        return _Data(examples, read_examples(options.held_out, converter, excluded=hashes))
+        pairs = {example.pair for example in examples}
+        return _Data(examples, read_examples(options.held_out, converter, excluded=pairs))
     if options.held_out_share is not None:
         return _Data(*split(examples, options.held_out_share, options.seed))
     return _Data(examples, [])

@@ -18,7 +18,9 @@ from hrm.checkpoint import (
     pair_hash,
     save_checkpoint,
 )
+from hrm.checkpoint.record import Accepted
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.data.texts import AcceptedTexts, TextHashes
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 from tests.support.networks import tiny
@@ -30,7 +32,22 @@ SHA256 = ConversionConfig(
 RECORD = TrainingRecord(
     pair_hashes=frozenset({pair_hash(3, [0, 4, 11]), pair_hash(4, [0, 11])}),
     target_token_counts=tuple(range(12)),
+    accepted=Accepted(
+        target_lengths={pair_hash(3, [0, 4, 11]): (3, 4), pair_hash(4, [0, 11]): (4,)},
+        puzzles=frozenset({3, 4}),
+        texts=AcceptedTexts.of(
+            [
+                TextHashes.of("security", "agent test"),
+                TextHashes.of("security", "agent"),
+                TextHashes.of(" ", "agent test"),
+            ]
+        ),
+    ),
 )
+"""The record of three pairs: "security" (puzzle 3) with two answers, and white space (puzzle 4)."""
+
+FIRST_RECORD = RECORD.model_copy(update={"format_version": 1, "accepted": None})
+"""The same, as version 1 knew it."""
 
 
 def state_of(config: HRMConfig) -> dict[str, Tensor]:

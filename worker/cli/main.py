@@ -15,7 +15,7 @@ from worker.installation import DISTRIBUTION, import_problem
 
 COMMANDS = {
     "analyze": "count the messages, lengths, categories and tokens of a file",
-    "checkpoint": "inspect a checkpoint, or compare several",
+    "checkpoint": "inspect a checkpoint, compare several, or complete a record",
     "convert": "turn SQE messages into HRM examples",
     "demo": "run Redis, a worker and an agent for half a minute, and measure them",
     "ensemble": "evaluate several checkpoints as one, and each of them alone",

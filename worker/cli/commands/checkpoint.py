@@ -1,4 +1,4 @@
-"""`sqe-hrm checkpoint`: shows what a checkpoint contains, and which of several to take."""
+"""`sqe-hrm checkpoint`: what a checkpoint contains, which of several to take, and its record."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ import click
 
 from hrm.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
 from hrm.checkpoint.inspection import inspect_checkpoint
-from hrm.data.conversion import Content
+from hrm.checkpoint.record import TRAINING_PAIRS
+from hrm.data.conversion import Content, Converter
 from hrm.data.files import LineReader, RefusedLine
 from hrm.evaluation.comparison import compare_checkpoints
 from hrm.evaluation.recommendation import (
@@ -17,8 +18,9 @@ from hrm.evaluation.recommendation import (
     labels_of,
     measure_messages,
 )
+from hrm.training.examples import completed_record
 from schemas import HaltedBy, SQEHRMError
-from worker.cli.files import read_with_progress, refused_line_printer
+from worker.cli.files import read_with_progress, refused_line_printer, write_text
 from worker.cli.options import data_path_option, device_option, json_option, use_device
 from worker.cli.tables.checkpoint import print_comparison, print_inspection
 from worker.settings import Settings
@@ -33,7 +35,7 @@ RULES = {
 
 @click.group("checkpoint")
 def command() -> None:
-    """Inspect a checkpoint, or compare several.
+    """Inspect a checkpoint, compare several, or complete the record of one.
 
     A checkpoint is a path, or a name looked up in SQE_CHECKPOINT_DIR (default: checkpoints), then
     among the shipped checkpoints.
@@ -112,6 +114,32 @@ def compare(
         click.echo(comparison.model_dump_json(indent=2))
     else:
         print_comparison(comparison)
+
+
+@command.command("record")
+@click.argument("checkpoint")
+@data_path_option("JSONL file of exactly the messages that the checkpoint was trained on.")
+def record(checkpoint: str, data_path: Path) -> None:
+    """Complete a training record with the accepted texts.
+
+    A checkpoint that was trained before records had hashes of the accepted texts has a record of
+    version 1, and the text check of its verdicts is always unknown. If the messages are exactly
+    those that the record knows, a record of version 2 takes its place. Weights, configuration and
+    digest stay as they are.
+    """
+    folder = Settings.from_env().checkpoint_dir
+    loaded = read_checkpoint(find_checkpoint(checkpoint, folder))
+    if loaded.training is None:
+        raise SQEHRMError(
+            f"checkpoint {loaded.name} has no record of its training pairs to check {data_path} "
+            "against: train it anew"
+        )
+    if loaded.training.accepted is not None:
+        raise SQEHRMError(f"checkpoint {loaded.name}: its record is of version 2 already: keep it")
+    completed = completed_record(loaded.training, data_path, Converter(loaded.conversion))
+    file = loaded.path.parent / TRAINING_PAIRS
+    write_text(file, completed.to_json())
+    click.echo(f"{file}: version 2, {len(completed.pair_hashes):,} pairs with their texts' hashes")
 
 
 @contextlib.contextmanager

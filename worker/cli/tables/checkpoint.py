@@ -68,6 +68,15 @@ def print_comparison(comparison: Comparison) -> None:
 def _heading(inspection: Inspection) -> Text:
     training, stored = inspection.training, _mebibytes(inspection.stored_bytes)
     trained = f"{training.pairs:,} known pairs" if training else "no record: no pair is known"
+    if training is None:
+        texts = "no hashes of accepted texts: it has no record"
+    elif training.prompts is None:
+        texts = (
+            f"no hashes of accepted texts: its record is of version {training.format_version} "
+            "(see sqe-hrm checkpoint record)"
+        )
+    else:
+        texts = f"accepted completions of {training.prompts:,} prompts, as hashes"
     lines = [
         ("checkpoint", inspection.name),
         ("file", inspection.path),
@@ -81,6 +90,7 @@ def _heading(inspection: Inspection) -> Text:
             ", ".join(f"{dtype} {count:,}" for dtype, count in inspection.dtypes.items()),
         ),
         ("training", trained),
+        ("texts", texts),
     ]
     width = max(len(name) for name, _ in lines)
     parts = [Text.assemble((f"{name:{width}}", "bold"), f"  {value}") for name, value in lines]

@@ -24,7 +24,16 @@ from hrm.checkpoint import (
 )
 from hrm.checkpoint.config import tensor_shapes
 from hrm.data.config import ConversionConfig
-from tests.support.checkpoints import RECORD, SHA256, TINY, refusal, state_of, store, write_config
+from tests.support.checkpoints import (
+    FIRST_RECORD,
+    RECORD,
+    SHA256,
+    TINY,
+    refusal,
+    state_of,
+    store,
+    write_config,
+)
 
 # Saving, and loading what was saved.
 
@@ -115,7 +124,7 @@ def test_a_crash_while_saving_leaves_no_mixture(
             raise KeyboardInterrupt
 
     state = state_of(TINY)
-    changed = RECORD.model_copy(update={"pair_hashes": frozenset()})
+    changed = FIRST_RECORD.model_copy(update={"pair_hashes": frozenset()})
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(KeyboardInterrupt):
@@ -227,6 +236,19 @@ def test_a_pair_is_known_by_its_puzzle_and_input(tmp_path: Path) -> None:
     assert not replace(loaded, training=None).is_known(3, (0, 4, 11))
 
 
+def test_a_record_of_version_1_is_read_as_it_was_written(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    save_checkpoint(folder, state_of(TINY), TINY, SHA256, FIRST_RECORD)
+    assert json.loads((folder / "training_pairs.json").read_text()) == {
+        "format_version": 1,
+        "pair_hashes": sorted(RECORD.pair_hashes),
+        "target_token_counts": list(range(12)),
+    }
+    loaded = load_checkpoint(folder)
+    assert loaded.training == FIRST_RECORD
+    assert loaded.is_known(3, (0, 4, 11))
+
+
 def test_a_pairs_hash_is_the_hash_of_its_text() -> None:
     # printf '7:0,3,11' | sha256sum | cut -c -32
     assert pair_hash(7, [0, 3, 11]) == "5d63eb7ee97ef52051c949ac71ea3c04"
@@ -245,6 +267,13 @@ def test_different_pairs_have_different_hashes(pairs: list[tuple[int, list[int]]
         ({"pair_hashes": [], "target_token_counts": [-1] * 12}, r"target_token_counts\.0: "),
         ({"pair_hashes": []}, r"target_token_counts: Field required"),
         ({"pair_hashes": [], "target_token_counts": [0] * 12, "x": 1}, r"unknown field 'x'"),
+        ({"pair_hashes": [], "target_token_counts": [0] * 12}, r"accepted: version 2 has it"),
+        ({**json.loads(RECORD.to_json()), "format_version": 1}, r"accepted: version 2 has it"),
+        ({**json.loads(RECORD.to_json()), "format_version": 3}, r"format_version: "),
+        (
+            {**json.loads(RECORD.to_json()), "pair_hashes": []},
+            r"accepted\.target_lengths: not of the same pairs",
+        ),
     ],
 )
 def test_an_invalid_training_record_is_refused_by_field(

@@ -16,7 +16,15 @@ from hrm.checkpoint.config import tensor_shapes
 from hrm.checkpoint.inspection import Component, component_of, inspect_checkpoint, tensor_statistics
 from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
-from tests.support.checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
+from tests.support.checkpoints import (
+    FIRST_RECORD,
+    RECORD,
+    SHA256,
+    TINY,
+    state_of,
+    store,
+    write_config,
+)
 
 
 @pytest.fixture
@@ -105,6 +113,10 @@ def test_digest_and_training_record_are_the_checkpoints(saved: Checkpoint) -> No
     assert inspected.training is not None
     assert inspected.training.pairs == 2
     assert inspected.training.target_token_counts == tuple(range(12))
+    assert (inspected.training.format_version, inspected.training.prompts) == (2, 2)
+    first = inspect_checkpoint(replace(saved, training=FIRST_RECORD)).training
+    assert first is not None
+    assert (first.format_version, first.pairs, first.prompts) == (1, 2, None)
     assert inspect_checkpoint(replace(saved, training=None)).training is None
 
 

@@ -11,9 +11,11 @@ import pytest
 
 from hrm.checkpoint import Checkpoint, load_checkpoint
 from hrm.data.conversion import AcceptedPair, Converter
+from hrm.data.texts import TextHashes
 from hrm.evaluation.measurement import RuleFigures, measure
 from hrm.model.batch import encode
-from schemas import Category, Difficulty, HaltedBy, HRMExample
+from hrm.training.examples import read_examples, training_record
+from schemas import Category, Difficulty, HaltedBy, HRMExample, TextCheck
 
 FOLDER = Path(__file__).parents[4] / "checkpoints" / "sqe-demo"
 EARLIER = FOLDER.with_name("sqe-demo-600")
@@ -99,6 +101,29 @@ def test_all_messages_are_known(checkpoint: Checkpoint, examples: list[HRMExampl
     )
     assert checkpoint.training is not None
     assert len(checkpoint.training.pair_hashes) == len(examples)
+
+
+@pytest.mark.parametrize("folder", [FOLDER, EARLIER], ids=lambda folder: folder.name)
+def test_the_record_is_that_of_the_messages(folder: Path) -> None:
+    loaded = load_checkpoint(folder)
+    assert loaded.training == training_record(read_examples(MESSAGES, Converter(loaded.conversion)))
+
+
+def test_every_message_is_an_accepted_text(
+    checkpoint: Checkpoint, pairs: list[AcceptedPair]
+) -> None:
+    assert checkpoint.training is not None
+    assert checkpoint.training.accepted is not None
+    texts = checkpoint.training.accepted.texts
+    for pair in pairs:
+        hashes = TextHashes.of(pair.prompt, pair.completion)
+        assert texts.check(hashes) is TextCheck.SAME
+        assert texts.check(hashes._replace(completion="")) is TextCheck.NORMALISED
+
+
+def test_weights_and_configuration_are_those_that_were_published() -> None:
+    digests = [load_checkpoint(folder).digest[:12] for folder in (FOLDER, EARLIER)]
+    assert digests == ["e35f68b18c98", "4cf8f5b9a0ed"]
 
 
 def test_at_least_nine_of_ten_are_solved(found: dict[HaltedBy, RuleFigures]) -> None:

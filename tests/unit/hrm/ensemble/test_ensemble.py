@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, pair_hash
-from hrm.data.config import PuzzlePolicy, WordHash
+from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
+from hrm.data.texts import AcceptedTexts, TextHashes
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import MAX_NAME_LENGTH, Ensemble
 from hrm.ensemble.report import exclude_seen, fit_stacking_for, sound_examples
 from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
 from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
+from hrm.training.examples import AcceptedExample, training_record
 from schemas import MessageRejected, RejectionReason, SQEMessage
 from tests.support.checkpoints import SHA256, TINY
 from tests.support.ensembles import WIDER, member
@@ -152,22 +154,51 @@ def test_an_ensemble_takes_what_every_member_takes(pair: list[Checkpoint], tmp_p
             evaluator.submit(body.model_dump_json())
 
 
+def accepted_record(*pairs: tuple[str, str]) -> TrainingRecord:
+    """The record of these prompts and completions, all of puzzle 1."""
+    examples = []
+    for line, pair in enumerate(pairs, 1):
+        example = Converter(ConversionConfig()).convert(*pair, 1)
+        hash_ = pair_hash(1, example.input_sequence)
+        examples.append(AcceptedExample(line, example, hash_, TextHashes.of(*pair)))
+    return training_record(examples)
+
+
 def test_known_is_what_all_members_were_trained_on(tmp_path: Path) -> None:
     def record(*inputs: int) -> TrainingRecord:
         hashes = frozenset(pair_hash(1, [0, word, 11]) for word in inputs)
-        return TrainingRecord(pair_hashes=hashes, target_token_counts=tuple(range(12)))
+        return TrainingRecord(
+            format_version=1, pair_hashes=hashes, target_token_counts=tuple(range(12))
+        )
 
     members = [
         member(tmp_path / "a", 1, record=record(3, 4)),
         member(tmp_path / "b", 2, record=record(4, 5)),
     ]
-    ensemble = Ensemble(members)
-    assert [word for word in (3, 4, 5, 6) if ensemble.is_known(1, [0, word, 11])] == [4]
-    assert ensemble.training is not None
-    assert ensemble.training.target_token_counts == tuple(range(0, 24, 2))
-    without = Ensemble([*members, member(tmp_path / "c", 3)])
-    assert without.training is None
-    assert not without.is_known(1, [0, 4, 11])
+    training = Ensemble(members).training
+    assert training is not None
+    assert [word for word in (3, 4, 5, 6) if training.is_known(1, [0, word, 11])] == [4]
+    assert training.target_token_counts == tuple(range(0, 24, 2))
+    assert training.accepted is None
+    assert Ensemble([*members, member(tmp_path / "c", 3)]).training is None
+
+
+def test_accepted_is_what_all_members_accept(tmp_path: Path) -> None:
+    first = accepted_record(("security", "one"), ("security", "one two"), ("data", "a b"))
+    second = accepted_record(("security", "one"), ("data", "a b c"), ("agent", "x"))
+    members = [member(tmp_path / "a", 1, record=first), member(tmp_path / "b", 2, record=second)]
+    training = Ensemble(members).training
+    assert training is not None
+    assert training.accepted is not None
+    security, data = pair_hash(1, [0, 4, 11]), pair_hash(1, [0, 3, 11])
+    assert training.pair_hashes == {security, data}
+    assert training.accepted.target_lengths == {security: (3,), data: ()}
+    assert training.accepted.puzzles == {1}
+    assert training.accepted.texts == AcceptedTexts.of([TextHashes.of("security", "one")])
+    before = first.model_copy(update={"format_version": 1, "accepted": None})
+    mixed = Ensemble([member(tmp_path / "c", 3, record=before), members[1]]).training
+    assert mixed is not None
+    assert (mixed.format_version, mixed.accepted) == (1, None)
 
 
 def test_an_evaluation_names_the_ensemble(pair: list[Checkpoint]) -> None:

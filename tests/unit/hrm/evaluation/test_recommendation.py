@@ -76,6 +76,7 @@ def test_every_checkpoint_is_measured_under_every_rule(save: Save) -> None:
 def test_each_checkpoint_converts_as_it_was_trained_and_knows_its_own_pairs(save: Save) -> None:
     known = Converter(SHA256).convert(PAIRS[2].prompt, PAIRS[2].completion, None, 2)
     record = TrainingRecord(
+        format_version=1,
         pair_hashes=frozenset({pair_hash(known.puzzle_id, known.input_sequence)}),
         target_token_counts=(0,) * 12,
     )

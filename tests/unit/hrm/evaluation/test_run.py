@@ -141,6 +141,7 @@ def test_known_are_the_pairs_of_the_checkpoints_record(tmp_path: Path) -> None:
     converter = Converter(SHA256)
     example = converter.convert(LINES[1]["prompt"], "anything", None, 1)
     record = TrainingRecord(
+        format_version=1,
         pair_hashes=frozenset({pair_hash(example.puzzle_id, example.input_sequence)}),
         target_token_counts=RECORD.target_token_counts,
     )

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint
+from hrm.checkpoint import CheckpointError, load_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.evaluation.measurement import BothRules, RuleFigures
 from hrm.model.batch import Batch
 from hrm.model.network import HRM
+from hrm.training.examples import training_record
 from hrm.training.fit import Measurement
 from hrm.training.options import RunPolicy, TrainingOptions
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
@@ -55,7 +56,7 @@ def train(
         record = saved.record
         saved.restore(trainer)
     claim_folder(folder, resume=resume)
-    pairs = TrainingRecord(pair_hashes=frozenset(), target_token_counts=(0,) * 12)
+    pairs = training_record([])
     run = TrainingRun(
         folder,
         trainer,

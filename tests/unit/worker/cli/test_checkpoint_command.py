@@ -17,10 +17,12 @@ from hrm.data.conversion import Converter
 from hrm.model.batch import encode
 from hrm.model.config import HRMConfig
 from hrm.model.reference_loop import evaluate_batch
+from hrm.training.examples import read_examples, training_record
 from schemas import HaltedBy
 from tests.support.checkpoints import RECORD, SHA256, state_of, store, write_config
 from tests.support.checkpoints import TINY as SLOW
 from tests.support.commands import refusal
+from tests.support.evaluations import write_jsonl
 from worker.cli.commands.checkpoint import command
 
 TINY = SLOW.model_copy(update={"halt_max_steps": 3})
@@ -162,6 +164,65 @@ def test_a_shipped_checkpoint_is_found_from_any_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["name"] == "sqe-demo"
     assert "no checkpoint 'middle'" in refused("compare", "early", "middle")
+
+
+# Record.
+
+
+@pytest.fixture
+def before(folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint folder with a record of version 1, and the messages that it was trained on."""
+    messages = write_jsonl(
+        tmp_path / "messages.jsonl",
+        {"prompt": "security", "completion": "agent test"},
+        {"prompt": "data", "completion": "agent"},
+    )
+    record = training_record(read_examples(messages, Converter(SHA256)))
+    first = record.model_copy(update={"format_version": 1, "accepted": None})
+    save_checkpoint(folder / "before", state_of(TINY), TINY, SHA256, first)
+    return folder / "before", messages
+
+
+def test_a_record_of_version_1_is_completed(before: tuple[Path, Path]) -> None:
+    checkpoint, messages = before
+    others = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    digest = load_checkpoint(checkpoint).digest
+    assert "no hashes of accepted texts: its record is of version 1 (see sqe-hrm checkpoint" in (
+        printed("inspect", "before")
+    )
+    assert call("record", "before", "--data-path", messages).stdout == (
+        f"{checkpoint / 'training_pairs.json'}: version 2, 2 pairs with their texts' hashes\n"
+    )
+    loaded = load_checkpoint(checkpoint)
+    assert loaded.digest == digest
+    assert loaded.training == training_record(read_examples(messages, Converter(SHA256)))
+    for file in checkpoint.iterdir():
+        same = file.read_bytes() == others.pop(file.name)
+        assert same == (file.name != "training_pairs.json")
+    assert not others
+    assert "accepted completions of 2 prompts, as hashes" in printed("inspect", "before")
+    assert refused("record", "before", "--data-path", messages) == (
+        "checkpoint before: its record is of version 2 already: keep it"
+    )
+
+
+def test_a_record_is_not_completed_from_another_file(before: tuple[Path, Path]) -> None:
+    checkpoint, messages = before
+    unchanged = (checkpoint / "training_pairs.json").read_bytes()
+    with messages.open("a") as file:
+        file.write('{"prompt": "deploy", "completion": "agent"}\n')
+    assert refused("record", "before", "--data-path", messages).startswith(
+        f"{messages}: line 3: not among the recorded training pairs: give the file that"
+    )
+    assert (checkpoint / "training_pairs.json").read_bytes() == unchanged
+
+
+def test_a_checkpoint_without_record_gets_none(folder: Path, before: tuple[Path, Path]) -> None:
+    save_checkpoint(folder / "bare", state_of(TINY), TINY, SHA256, None)
+    assert refused("record", "bare", "--data-path", before[1]).startswith(
+        "checkpoint bare has no record of its training pairs to check "
+    )
+    assert "no hashes of accepted texts: it has no record" in printed("inspect", "bare")
 
 
 # Compare.

@@ -179,6 +179,8 @@ def test_what_is_held_out_is_measured_and_not_trained_on(run: tuple[Path, Path])
     checkpoint, figures = load_checkpoint(run[1]), measured(run[1])
     assert checkpoint.training is not None
     assert len(checkpoint.training.pair_hashes) == 4
+    assert checkpoint.training.accepted is not None
+    assert len(checkpoint.training.accepted.texts.prompts) == 4
     for examples, count in (("training_examples", 4), ("held_out_examples", 2)):
         for halting in ("max_steps", "q"):
             assert figures[examples][halting]["examples"] == count
