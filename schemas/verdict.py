@@ -105,7 +105,22 @@ class Verdict(BaseModel):
         description="Predicted tokens at the target's positions."
     )
     known: bool = Field(
-        description="Whether this puzzle and input were in the checkpoint's training set."
+        description="Whether this puzzle and input were in the checkpoint's training set: the "
+        "match is `pair`."
+    )
+    match: PromptMatch = Field(description="How the checkpoint's training set knows the prompt.")
+    text: TextCheck = Field(
+        description="Whether the completion is an accepted one for this prompt, by hashes of the "
+        "texts; the model has no part in it."
+    )
+    truncated: bool | None = Field(
+        description="Whether prompt or completion have words that the model does not read; null "
+        "for an example that was converted before."
+    )
+    unread_words: int | None = Field(
+        ge=0,
+        description="Words of prompt and completion that the model does not read; null for an "
+        "example that was converted before.",
     )
     act_steps: int = Field(ge=1)
     halted_by: HaltedBy

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hrm.data.categories import categorize
 from hrm.data.conversion import AcceptedPair, difficulty_of
 from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
-from hrm.data.vocabulary import Tokenizer, is_cut
+from hrm.data.vocabulary import Tokenizer, unread_words
 from schemas import (
     MAX_SEQUENCE_LENGTH,
     VOCABULARY_SIZE,
@@ -95,7 +95,7 @@ class _DatasetCounter:
         self._messages += 1
         sides = ((self._inputs, message.prompt), (self._targets, message.completion))
         for side, text in sides:
-            side.add(len(text), self._tokenizer.sequence(text), cut=is_cut(text))
+            side.add(len(text), self._tokenizer.sequence(text), cut=unread_words(text) > 0)
         self._difficulties[difficulty_of(len(message.prompt) + len(message.completion))] += 1
         self._categories[message.category or categorize(message.prompt)] += 1
 

@@ -103,9 +103,10 @@ class Tokenizer:
         return [_DECIMALS[START], *map(self._lookup, words), _DECIMALS[END]]
 
 
-def is_cut(text: str) -> bool:
-    """Whether `text` has more words than its sequence holds."""
-    return len(_split(text)) > MAX_WORDS
+def unread_words(text: str) -> int:
+    """The number of words in `text` beyond those that its sequence holds."""
+    rest = _split(text)[MAX_WORDS:]
+    return len(rest[0].split()) if rest else 0
 
 
 def _split(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """From predictions to verdicts, figures and a choice.
 
 - `evaluator`: the verdict of one message
+- `check`: the check of a message's texts beside the model
 - `scoring`: the comparison of a prediction with its target
 - `baselines`: guesses that never look at the input
 - `statistics`: shares, intervals, histograms

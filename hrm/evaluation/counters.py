@@ -30,7 +30,9 @@ from schemas import (
     Difficulty,
     FailurePattern,
     HaltedBy,
+    PromptMatch,
     RejectionReason,
+    TextCheck,
     Verdict,
 )
 
@@ -236,6 +238,10 @@ class EvaluationCounter:
         self._convert_seconds = PositiveHistogram()
         self._overall = FiguresCounter(max_steps)
         self._known = counters(["known", "unknown"])
+        self._matches = counters(list(PromptMatch))
+        self._texts = counters(list(TextCheck))
+        self._truncated = 0
+        self._unread_words = 0
         self._difficulties = counters(list(Difficulty))
         self._categories = counters([*Category, UNKNOWN_CATEGORY])
         self._patterns = counters(list(FailurePattern))
@@ -255,6 +261,10 @@ class EvaluationCounter:
         known = "known" if verdict.known else "unknown"
         self._overall.add(verdict)
         self._known[known].add(verdict)
+        self._matches[verdict.match].add(verdict)
+        self._texts[verdict.text].add(verdict)
+        self._truncated += bool(verdict.truncated)
+        self._unread_words += verdict.unread_words or 0
         self._difficulties[verdict.difficulty].add(verdict)
         self._categories[UNKNOWN_CATEGORY if converted else verdict.category].add(verdict)
         if verdict.failure_pattern is not None:
@@ -292,6 +302,10 @@ class EvaluationCounter:
             ),
             overall=overall,
             by_known=_figures(self._known) if recorded else None,
+            by_match=_figures(self._matches),
+            by_text=_figures(self._texts),
+            truncated=self._truncated,
+            unread_words=self._unread_words,
             by_difficulty=_figures(self._difficulties),
             by_category=_figures(self._categories),
             by_failure_pattern=_figures(self._patterns),

@@ -1,6 +1,6 @@
-"""The verdict of one message: parse, convert, infer, score.
+"""The verdict of one message: parse, convert, check, infer, score.
 
-Joins conversion, inference and scoring; knows no queue and no metrics server.
+Joins conversion, text check, inference and scoring; knows no queue and no metrics server.
 """
 
 import time
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol, Self
 from hrm.checkpoint import CheckpointError, TrainingRecord
 from hrm.data.categories import categorize
 from hrm.data.config import ConversionConfig
-from hrm.data.conversion import Converter
+from hrm.data.conversion import Content, Converter
+from hrm.evaluation.check import MessageCheck, check_message
 from hrm.evaluation.scoring import Score, commonest_token, score
 from hrm.inference.prediction import (
     EngineStatistics,
@@ -31,6 +32,7 @@ from schemas import (
     HaltedBy,
     HRMExample,
     MessageRejected,
+    PromptMatch,
     RejectionReason,
     SQEMessage,
     Timings,
@@ -70,10 +72,12 @@ class PendingExample:
         evaluator: "Evaluator",
         example: HRMExample,
         origin: Origin,
+        check: MessageCheck,
         prediction: Future[Prediction],
         clock: "_Clock",
     ) -> None:
         self.example = example
+        self._check = check
         self._evaluator = evaluator
         self._origin = origin
         self._prediction = prediction
@@ -103,7 +107,7 @@ class PendingExample:
         self._clock.stop()  # a future wakes its waiters before it calls back
         figures = self._evaluator.score(prediction, self.example)
         verdict = self._evaluator.verdict(
-            self._origin, self.example, prediction, figures, self._clock.timings()
+            self._origin, self.example, self._check, prediction, figures, self._clock.timings()
         )
         return Evaluated(verdict, figures.confusions)
 
@@ -116,10 +120,11 @@ class PendingVerdict(PendingExample):
         evaluator: "Evaluator",
         message: SQEMessage,
         example: HRMExample,
+        check: MessageCheck,
         prediction: Future[Prediction],
         clock: "_Clock",
     ) -> None:
-        super().__init__(evaluator, example, Origin.of(message), prediction, clock)
+        super().__init__(evaluator, example, Origin.of(message), check, prediction, clock)
         self.message = message
 
 
@@ -239,21 +244,25 @@ class Evaluator:
         taken = time.perf_counter()
         message = parse_message(body, max_bytes=self._max_message_bytes)
         example = self.converter.example_of(message)
+        check = check_message(message, example, self.checkpoint.training)
         clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
-        return PendingVerdict(self, message, example, self._infer(example), clock)
+        return PendingVerdict(self, message, example, check, self._infer(example), clock)
 
-    def submit_example(
-        self, example: HRMExample, origin: Origin, *, taken: float
+    def submit_content(
+        self, content: Content, line_index: int, origin: Origin, *, taken: float
     ) -> PendingExample:
-        """Submit a converted example to the engine; waits and raises as `submit` does.
+        """Submit the content of a file's line to the engine; waits and raises as `submit` does.
 
         Args:
-            example: The example.
+            content: The message, bare pair or converted example.
+            line_index: The index of its line in the file, from 0.
             origin: Message and agent it came from.
-            taken: `time.perf_counter` before its conversion began.
+            taken: `time.perf_counter` before the line was parsed.
         """
+        example = self.converter.example_of(content, line_index)
+        check = check_message(content, example, self.checkpoint.training)
         clock = _Clock(None, taken, converted=time.perf_counter())
-        return PendingExample(self, example, origin, self._infer(example), clock)
+        return PendingExample(self, example, origin, check, self._infer(example), clock)
 
     def close(self) -> None:
         """Finish the examples in slots, and fail those that wait."""
@@ -267,12 +276,12 @@ class Evaluator:
         self,
         origin: Origin,
         example: HRMExample,
+        check: MessageCheck,
         prediction: Prediction,
         figures: Score,
         timings: Timings,
     ) -> Verdict:
         """Put together the verdict of one example."""
-        training = self.checkpoint.training
         return Verdict(
             message_id=origin.message_id,
             agent_id=origin.agent_id,
@@ -285,8 +294,11 @@ class Evaluator:
             correct_tokens=figures.correct_tokens,
             target_tokens=figures.target_tokens,
             predicted_sequence=prediction.tokens[: figures.target_tokens],
-            known=training is not None
-            and training.is_known(example.puzzle_id, example.input_sequence),
+            known=check.match is PromptMatch.PAIR,
+            match=check.match,
+            text=check.text,
+            truncated=check.truncated,
+            unread_words=check.unread_words,
             act_steps=prediction.act_steps,
             halted_by=prediction.halted_by,
             q_halt=prediction.q_halt,

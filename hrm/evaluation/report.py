@@ -133,6 +133,14 @@ class EvaluationReport(_Model):
     by_known: dict[str, Figures] | None = Field(
         description="Null if the checkpoint has no record of its training pairs."
     )
+    by_match: dict[str, Figures] = Field(
+        description="By how the training set knows the prompt; `pair` are the known ones."
+    )
+    by_text: dict[str, Figures] = Field(
+        description="By whether the completion is an accepted one, which the model does not decide."
+    )
+    truncated: int = Field(description="Messages with words that the model does not read.")
+    unread_words: int = Field(description="Words of these messages that the model does not read.")
     by_difficulty: dict[str, Figures]
     by_category: dict[str, Figures] = Field(
         description="`unknown` holds converted examples, which have no prompt to guess it from."

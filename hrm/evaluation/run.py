@@ -143,9 +143,8 @@ def _submit_lines(
         taken = time.perf_counter()
         try:
             content = reader.content(line)
-            example = evaluator.converter.example_of(content, index)
             origin = _origin(content, index + 1)
-            pending = evaluator.submit_example(example, origin, taken=taken)
+            pending = evaluator.submit_content(content, index, origin, taken=taken)
         except MessageRejected as rejected:
             yield RefusedLine.of(index, rejected)
             continue

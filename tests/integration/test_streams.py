@@ -90,6 +90,7 @@ def test_a_failures_entry_names_what_an_operator_looks_for(store: redis.Redis) -
         b"agent_id": b"tester",
         b"checkpoint": b"stub",
         b"failure_pattern": b"near_miss",
+        b"text": b"different",
         b"category": b"other",
         b"evaluated_at": written.verdict.evaluated_at.isoformat().encode(),
     }

@@ -55,6 +55,7 @@ def fields_of(record: Failure | DeadLetter) -> dict[str, str | bytes]:
         "agent_id": verdict.agent_id,
         "checkpoint": verdict.checkpoint,
         "failure_pattern": str(verdict.failure_pattern),
+        "text": verdict.text,
         "category": verdict.category,
         "evaluated_at": verdict.evaluated_at.isoformat(),
         "verdict": verdict.model_dump_json(),

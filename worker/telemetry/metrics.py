@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from hrm.data.vocabulary import VOCABULARY
-from schemas import RejectionReason, Verdict
+from schemas import RejectionReason, TextCheck, Verdict
 from worker.evaluator import Evaluator
 
 PREFIX = "sqe_hrm"
@@ -86,6 +86,15 @@ class Metrics:
             *("checkpoint", "outcome", "known", "difficulty", "category"),
         )
         self._failures = counter("failures_total", "Unsolved messages.", "pattern", "category")
+        self._text_checks = counter(
+            "text_checks_total",
+            "Completions compared with the accepted ones, and whether the model solved them.",
+            *("text", "solved"),
+        )
+        self._truncated = counter(
+            "truncated_total", "Messages with words that the model does not read."
+        )
+        self._unread_words = counter("unread_words_total", "Words that the model does not read.")
         self._confusions = counter("token_confusions_total", "Wrong tokens.", "target", "predicted")
         self._rejected = counter("rejected_total", "Dead letters.", "reason")
         self._duplicates = counter("duplicates_total", "Messages answered again and not counted.")
@@ -107,6 +116,9 @@ class Metrics:
             self._rejected.labels(reason)
         for kind in ErrorKind:
             self._errors.labels(kind)
+        for text in TextCheck:
+            for solved in ("true", "false"):
+                self._text_checks.labels(text, solved)
 
     def evaluated(self, verdict: Verdict, confusions: Mapping[tuple[int, int], int]) -> None:
         """Count a verdict; `confusions` counts its wrong tokens by (target, predicted)."""
@@ -117,6 +129,9 @@ class Metrics:
             difficulty=verdict.difficulty,
             category=verdict.category,
         ).inc()
+        self._text_checks.labels(verdict.text, str(verdict.solved).lower()).inc()
+        self._truncated.inc(bool(verdict.truncated))
+        self._unread_words.inc(verdict.unread_words or 0)
         if verdict.failure_pattern is not None:
             self._failures.labels(verdict.failure_pattern, verdict.category).inc()
         for (target, predicted), count in confusions.items():

@@ -3,7 +3,7 @@
 Knows `hrm.evaluation.report.EvaluationReport` and rich; computes nothing but percentages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -43,6 +43,7 @@ def _parts(report: EvaluationReport) -> dict[str, RenderableType]:
         guesses += f", counted from {report.baselines[0].fitted_on}"
     return {
         "Result": _result_table(report),
+        "Beside the model": _texts(report),
         "By example": _spread_table(report.overall),
         groups: _groups_table(report),
         "Failure patterns": _failures(report),
@@ -92,6 +93,17 @@ def _result_table(report: EvaluationReport) -> Table:
         by_clock = f"{number(1000 * seconds.per_example)} ms per example, by the clock"
         made.add_row("time", f"{seconds.total:,.1f} s", by_clock)
     return made
+
+
+def _texts(report: EvaluationReport) -> Text:
+    def counts(groups: Mapping[str, Figures]) -> str:
+        return ", ".join(f"{name} {figures.examples:,}" for name, figures in groups.items())
+
+    return Text(
+        f"text check: {counts(report.by_text)}; "
+        f"truncated {report.truncated:,}, {report.unread_words:,} words unread\n"
+        f"prompts: {counts(report.by_match)}"
+    )
 
 
 def _spread_table(overall: Figures) -> Table:

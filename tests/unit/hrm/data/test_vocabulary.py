@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hrm.data import vocabulary
 from hrm.data.config import WordHash
-from hrm.data.vocabulary import VOCABULARY, Tokenizer, is_cut
+from hrm.data.vocabulary import VOCABULARY, Tokenizer, unread_words
 
 NAMES = [
     "start",
@@ -115,12 +115,13 @@ def test_a_text_without_words_is_only_the_start_and_the_end(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "length", "cut"), [(97, 99, False), (98, 100, False), (99, 100, True)]
+    ("words", "length", "unread"),
+    [(0, 2, 0), (97, 99, 0), (98, 100, 0), (99, 100, 1), (300, 100, 202)],
 )
-def test_words_after_the_98th_are_cut(words: int, length: int, cut: bool) -> None:  # noqa: FBT001
-    text = "data " * words
+def test_words_after_the_98th_are_not_read(words: int, length: int, unread: int) -> None:
+    text = "\n data " * words
     assert Tokenizer().sequence(text) == [0, *[3] * (length - 2), 11]
-    assert is_cut(text) is cut
+    assert unread_words(text) == unread
 
 
 @given(TEXTS, st.sampled_from(WordHash))

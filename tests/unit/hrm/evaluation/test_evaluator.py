@@ -29,8 +29,10 @@ from schemas import (
     HaltedBy,
     HRMExample,
     MessageRejected,
+    PromptMatch,
     RejectionReason,
     SQEMessage,
+    TextCheck,
     Verdict,
 )
 from tests.support.checkpoints import RECORD, TINY, state_of
@@ -127,6 +129,10 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
         "target_tokens": 4,
         "predicted_sequence": tuple(predicted[:4]),
         "known": True,
+        "match": PromptMatch.PAIR,
+        "text": TextCheck.SAME,
+        "truncated": False,
+        "unread_words": 0,
         "act_steps": output.steps.item(),
         "halted_by": (
             HaltedBy.Q if halting is HaltedBy.Q and q_halt > q_continue else HaltedBy.MAX_STEPS
@@ -187,6 +193,24 @@ def test_nothing_is_known_without_a_training_record(tmp_path: Path) -> None:
     finally:
         evaluator.close()
     assert not verdict.known
+    assert (verdict.match, verdict.text) == (PromptMatch.NONE, TextCheck.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("agent test", TextCheck.SAME),
+        ("agent", TextCheck.SAME),
+        (" Agent\nTEST", TextCheck.NORMALISED),
+        # The same tokens as "agent test", so the model cannot tell them apart.
+        ("agents tested", TextCheck.DIFFERENT),
+    ],
+)
+def test_a_completion_is_compared_with_the_accepted_ones(
+    shared: Evaluator, completion: str, text: TextCheck
+) -> None:
+    assert verdict_of(shared, completion=completion).text is text
+    assert verdict_of(shared, prompt="agent", completion=completion).text is TextCheck.UNKNOWN
 
 
 def test_a_category_given_stands_and_is_guessed_otherwise(shared: Evaluator) -> None:

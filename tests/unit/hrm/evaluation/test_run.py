@@ -111,6 +111,52 @@ def test_an_example_without_a_finite_answer_is_refused_alone(evaluator: Evaluato
     assert run.report.overall.examples == 4
 
 
+# Beside the model.
+
+
+def test_the_text_check_is_counted_for_messages_and_unknown_for_examples(
+    evaluator: Evaluator,
+) -> None:
+    security = {"prompt": "security", "puzzle_id": 3}
+    lines = [
+        {**security, "completion": "agent"},
+        {**security, "completion": "AGENT  test"},
+        {**security, "completion": "agents tested"},
+        {**security, "puzzle_id": 1, "completion": "agent"},
+        {"prompt": "data", "completion": "x", "puzzle_id": 4},
+        Converter(SHA256).convert_to_json("security", "agent", 3),
+        {"prompt": "data", "completion": "x"},
+    ]
+    run = Run(evaluator, jsonl(*lines))
+    found = [(verdict.match.value, verdict.text.value) for verdict in run.verdicts]
+    assert found == [
+        ("pair", "same"),
+        ("pair", "normalised"),
+        ("pair", "different"),
+        ("near", "same"),
+        ("puzzle", "unknown"),
+        ("pair", "unknown"),
+        ("none", "unknown"),
+    ]
+    assert [verdict.known for verdict in run.verdicts] == [match == "pair" for match, _ in found]
+    assert [verdict.truncated for verdict in run.verdicts] == [False] * 5 + [None, False]
+    assert [verdict.unread_words for verdict in run.verdicts] == [0] * 5 + [None, 0]
+    report = run.report
+    assert {name: group.examples for name, group in report.by_text.items()} == {
+        "same": 2,
+        "normalised": 1,
+        "different": 1,
+        "unknown": 3,
+    }
+    assert {name: group.examples for name, group in report.by_match.items()} == {
+        "pair": 4,
+        "near": 1,
+        "puzzle": 1,
+        "none": 1,
+    }
+    assert (report.truncated, report.unread_words) == (0, 0)
+
+
 # Groups.
 
 

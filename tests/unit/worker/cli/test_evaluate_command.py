@@ -53,7 +53,12 @@ def test_the_tables_show_every_part_within_100_columns(data: Path) -> None:
     lines = result.stdout.splitlines()
     assert max(len(line) for line in lines if str(data) not in line) <= 100
     assert "3 messages and 0 converted examples evaluated, 0 refused" in lines
-    for title in ("Result", "By example", "By group", "Failure patterns"):
+    assert (
+        "text check: same 0, normalised 0, different 0, unknown 3; truncated 0, 0 words unread"
+        in (lines)
+    )
+    assert "prompts: pair 0, near 0, puzzle 0, none 3" in lines
+    for title in ("Result", "Beside the model", "By example", "By group", "Failure patterns"):
         assert title in lines
     for start in ("Reliability: ", "Tokens right by target position", "Confusion: "):
         assert any(line.startswith(start) for line in lines)

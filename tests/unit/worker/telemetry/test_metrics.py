@@ -8,6 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hrm.inference.prediction import EngineStatistics
+from schemas import TextCheck
 from tests.support.stubs import DIGEST, StubEvaluator, message, verdict
 from worker.telemetry.metrics import WINDOW, ErrorKind, Metrics
 
@@ -16,6 +17,9 @@ NAMES = {
     "evaluations",
     "failures",
     "token_confusions",
+    "text_checks",
+    "truncated",
+    "unread_words",
     "rejected",
     "duplicates",
     "errors",
@@ -181,7 +185,36 @@ def test_a_time_that_is_unknown_is_not_observed() -> None:
     assert samples(metrics)["sqe_hrm_end_to_end_seconds_count",] == 1
 
 
+def test_texts_are_counted_by_what_the_model_said_of_them() -> None:
+    metrics = Metrics()
+    solved = verdict(message("solve"))
+    changed = solved.model_copy(
+        update={"text": TextCheck.DIFFERENT, "truncated": True, "unread_words": 7}
+    )
+    converted = solved.model_copy(
+        update={"text": TextCheck.UNKNOWN, "truncated": None, "unread_words": None}
+    )
+    for each in (solved, changed, changed, converted, verdict(message("fail"))):
+        metrics.evaluated(each, {})
+    values = samples(metrics)
+    checks = {key[1:]: value for key, value in values.items() if "text_checks_total" in key[0]}
+    assert len(checks) == 8
+    assert {labels: count for labels, count in checks.items() if count} == {
+        ("same", "true"): 1,
+        ("different", "true"): 2,
+        ("different", "false"): 1,
+        ("true", "unknown"): 1,
+    }
+    assert values["sqe_hrm_truncated_total",] == 2
+    assert values["sqe_hrm_unread_words_total",] == 14
+
+
 def test_errors_and_reasons_show_before_the_first_one() -> None:
     values = samples(Metrics())
+    assert all(
+        values["sqe_hrm_text_checks_total", *sorted((text, solved))] == 0
+        for text in TextCheck
+        for solved in ("true", "false")
+    )
     assert all(values["sqe_hrm_errors_total", kind] == 0 for kind in ErrorKind)
     assert values["sqe_hrm_rejected_total", "not_json"] == 0

@@ -1,0 +1,71 @@
+"""Everything a verdict says of a message without the model.
+
+Knows the training record and a message's texts; nothing of predictions. The check says that an
+answer is another one than those accepted, whatever words the model does not read; the model says
+how far it is from them.
+"""
+
+from dataclasses import dataclass
+
+from hrm.checkpoint.record import TrainingRecord, pair_hash
+from hrm.data.conversion import Content
+from hrm.data.texts import TextHashes
+from hrm.data.vocabulary import unread_words
+from schemas import HRMExample, PromptMatch, TextCheck
+
+
+@dataclass(frozen=True)
+class MessageCheck:
+    """The check of one message."""
+
+    text: TextCheck
+    match: PromptMatch
+    unread_words: int | None
+    """Words of prompt and completion beyond those that their sequences hold; None for an example
+    that was converted before, whose words nobody knows."""
+
+    @property
+    def truncated(self) -> bool | None:
+        """Whether there are such words; None if nobody knows."""
+        return None if self.unread_words is None else self.unread_words > 0
+
+
+def check_message(
+    content: Content, example: HRMExample, record: TrainingRecord | None
+) -> MessageCheck:
+    """Check a message.
+
+    Args:
+        content: The message or pair; or the example itself, if it was converted before.
+        example: Its example.
+        record: The training record of the checkpoint; None if it has none.
+    """
+    texts, unread = None, None
+    if not isinstance(content, HRMExample):
+        texts = TextHashes.of(content.prompt, content.completion)
+        unread = unread_words(content.prompt) + unread_words(content.completion)
+    accepted = None if record is None else record.accepted
+    return MessageCheck(
+        text=TextCheck.UNKNOWN
+        if texts is None or accepted is None
+        else accepted.texts.check(texts),
+        match=_match(content, texts, example, record),
+        unread_words=unread,
+    )
+
+
+def _match(
+    content: Content, texts: TextHashes | None, example: HRMExample, record: TrainingRecord | None
+) -> PromptMatch:
+    if record is None:
+        return PromptMatch.NONE
+    if pair_hash(example.puzzle_id, example.input_sequence) in record.pair_hashes:
+        return PromptMatch.PAIR
+    # The puzzle of an example may be one that a policy drew, which says nothing.
+    if texts is None or record.accepted is None:
+        return PromptMatch.NONE
+    if record.accepted.texts.has_prompt(texts):
+        return PromptMatch.NEAR
+    if content.puzzle_id in record.accepted.puzzles:
+        return PromptMatch.PUZZLE
+    return PromptMatch.NONE
