@@ -21,11 +21,13 @@ class FailurePattern(StrEnum):
     """Failure pattern of an unsolved message: the first that applies, in this order."""
 
     NEAR_MISS = "near_miss"
-    """At most 5 % of the target tokens are wrong, or only one is."""
+    """One target token is wrong, or more but at most 5 % of them."""
     SHIFTED = "shifted"
     """Edit similarity is at least 0.8, and higher than token accuracy."""
     WRONG_LENGTH = "wrong_length"
-    """The first `end` is at another position than in the target, or in only one of the two."""
+    """The first `end` is at another position than in the target, or in only one of the two. Or all
+    tokens are right, but the prompt is known and none of its accepted completions has as many: this
+    one was cut before a word that has the token of the end."""
     NO_SIGNAL = "no_signal"
     """The prediction is no better than always guessing the commonest target token."""
     DIVERGED_EARLY = "diverged_early"
@@ -92,7 +94,11 @@ class Verdict(BaseModel):
     checkpoint: str
     checkpoint_digest: str
     puzzle_id: int
-    solved: bool = Field(description="Whether every target token is predicted correctly.")
+    solved: bool = Field(
+        description="Whether every target token is predicted correctly and, if the prompt is "
+        "known, an accepted target has as many tokens. It says nothing of words beyond those that "
+        "the model reads, nor of words with equal tokens: see `text`."
+    )
     token_accuracy: float = Field(
         ge=0, le=1, description="Share of target tokens predicted correctly, by position."
     )

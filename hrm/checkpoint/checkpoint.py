@@ -7,7 +7,7 @@ Knows what a checkpoint consists of and how one is written. `hrm.checkpoint.name
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,10 +74,6 @@ class Checkpoint:
         network = HRM(self.config, forward_dtype)
         network.load_state_dict(self.state)
         return network.to(device).eval()
-
-    def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool:
-        """Whether this puzzle and input were in the training set; False without a record."""
-        return self.training is not None and self.training.is_known(puzzle_id, input_sequence)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -94,9 +94,15 @@ class TrainingRecord(BaseModel):
         # Sorted, so that equal records give equal files.
         return sorted(pair_hashes)
 
-    def is_known(self, puzzle_id: int, input_sequence: Sequence[int]) -> bool:
-        """Whether this puzzle and input were in the training set."""
-        return pair_hash(puzzle_id, input_sequence) in self.pair_hashes
+    def accepts_length(self, pair: str, length: int) -> bool:
+        """Whether a target with this number of tokens can be an accepted one of a pair.
+
+        Only false if `pair`, a `pair_hash`, is known and none of its accepted targets is as long.
+        """
+        if self.accepted is None:
+            return True
+        lengths = self.accepted.target_lengths.get(pair)
+        return lengths is None or length in lengths
 
     def to_json(self) -> str:
         """The content of the record's file, without its line end."""

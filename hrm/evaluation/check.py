@@ -23,6 +23,9 @@ class MessageCheck:
     unread_words: int | None
     """Words of prompt and completion beyond those that their sequences hold; None for an example
     that was converted before, whose words nobody knows."""
+    length_accepted: bool
+    """Whether the target can be an accepted one by its length. Not if the prompt is known and none
+    of its accepted targets is as long."""
 
     @property
     def truncated(self) -> bool | None:
@@ -45,21 +48,23 @@ def check_message(
         texts = TextHashes.of(content.prompt, content.completion)
         unread = unread_words(content.prompt) + unread_words(content.completion)
     accepted = None if record is None else record.accepted
+    pair = pair_hash(example.puzzle_id, example.input_sequence)
     return MessageCheck(
         text=TextCheck.UNKNOWN
         if texts is None or accepted is None
         else accepted.texts.check(texts),
-        match=_match(content, texts, example, record),
+        match=_match(content, texts, pair, record),
         unread_words=unread,
+        length_accepted=record is None or record.accepts_length(pair, len(example.target_sequence)),
     )
 
 
 def _match(
-    content: Content, texts: TextHashes | None, example: HRMExample, record: TrainingRecord | None
+    content: Content, texts: TextHashes | None, pair: str, record: TrainingRecord | None
 ) -> PromptMatch:
     if record is None:
         return PromptMatch.NONE
-    if pair_hash(example.puzzle_id, example.input_sequence) in record.pair_hashes:
+    if pair in record.pair_hashes:
         return PromptMatch.PAIR
     # The puzzle of an example may be one that a policy drew, which says nothing.
     if texts is None or record.accepted is None:

@@ -54,10 +54,10 @@ class PredictionCounter:
         self._by_example = RunningStatistics()
         self._similarity = RunningStatistics()
 
-    def add(self, correct: int, targets: int, edit_similarity: float) -> None:
+    def add(self, correct: int, targets: int, edit_similarity: float, *, solved: bool) -> None:
         """Count one prediction with `correct` of `targets` tokens right."""
         self.examples += 1
-        self._solved += correct == targets
+        self._solved += solved
         self._correct += correct
         self._targets += targets
         self._by_example.add(correct / targets)
@@ -94,7 +94,10 @@ class FiguresCounter:
     def add(self, verdict: Verdict) -> None:
         """Count one verdict."""
         self._predictions.add(
-            verdict.correct_tokens, verdict.target_tokens, verdict.edit_similarity
+            verdict.correct_tokens,
+            verdict.target_tokens,
+            verdict.edit_similarity,
+            solved=verdict.solved,
         )
         self._steps.add(verdict.act_steps)
         if verdict.solved:
@@ -206,7 +209,12 @@ class BaselineCounter:
         """Count one example of the group `known`, which is `known` or `unknown`."""
         guess = score(self._baseline.tokens, target, baseline_token=None)
         for counter in (self._overall, self._by_known[known]):
-            counter.add(guess.correct_tokens, guess.target_tokens, guess.edit_similarity)
+            counter.add(
+                guess.correct_tokens,
+                guess.target_tokens,
+                guess.edit_similarity,
+                solved=guess.solved,
+            )
 
     def figures(self, *, recorded: bool) -> BaselineFigures:
         """The figures of all examples so far; by known only if training pairs are `recorded`."""

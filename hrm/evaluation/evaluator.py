@@ -105,7 +105,7 @@ class PendingExample:
         except InferenceError as error:
             raise MessageRejected(RejectionReason.EVALUATION_FAILED, str(error)) from None
         self._clock.stop()  # a future wakes its waiters before it calls back
-        figures = self._evaluator.score(prediction, self.example)
+        figures = self._evaluator.score(prediction, self.example, self._check)
         verdict = self._evaluator.verdict(
             self._origin, self.example, self._check, prediction, figures, self._clock.timings()
         )
@@ -268,9 +268,14 @@ class Evaluator:
         """Finish the examples in slots, and fail those that wait."""
         self._engine.close()
 
-    def score(self, prediction: Prediction, example: HRMExample) -> Score:
+    def score(self, prediction: Prediction, example: HRMExample, check: MessageCheck) -> Score:
         """Compare a prediction with its example's target."""
-        return score(prediction.tokens, example.target_sequence, baseline_token=self._baseline)
+        return score(
+            prediction.tokens,
+            example.target_sequence,
+            baseline_token=self._baseline,
+            length_accepted=check.length_accepted,
+        )
 
     def verdict(
         self,

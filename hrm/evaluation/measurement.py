@@ -6,6 +6,7 @@ Knows batches and the correctness of answers; nothing of training, checkpoints o
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hrm.evaluation.statistics import Share
 from hrm.model.batch import Batch
@@ -54,16 +55,30 @@ class BothRules:
         return self.max_steps.perfect and self.q.perfect
 
 
-def measure(network: HRM, examples: Batch, halting: HaltedBy) -> RuleFigures:
-    """Evaluate `examples` (at least one) with the plain loop."""
+def measure(
+    network: HRM, examples: Batch, halting: HaltedBy, lengths_accepted: Tensor | None = None
+) -> RuleFigures:
+    """Evaluate examples with the plain loop.
+
+    Args:
+        network: The network.
+        examples: At least one example.
+        halting: The halting rule.
+        lengths_accepted: bool (N,): whether each example's target has an accepted length, without
+            which it is not solved (default: all have, as in training).
+    """
     accuracy, solved, right, steps = [], [], [], []
     for start in range(0, len(examples), MEASURE_BATCH):
-        batch = examples[slice(start, start + MEASURE_BATCH)]
+        rows = slice(start, start + MEASURE_BATCH)
+        batch = examples[rows]
         output = evaluate_batch(network, batch, halting=halting)
         correctness = Correctness.of(output.predictions, batch.labels)
         accuracy.append(correctness.accuracy)
-        solved.append(correctness.solved)
-        right.append(q_right(output.q_logits, correctness.solved))
+        batch_solved = correctness.solved
+        if lengths_accepted is not None:
+            batch_solved = batch_solved & lengths_accepted[rows]
+        solved.append(batch_solved)
+        right.append(q_right(output.q_logits, batch_solved))
         steps.append(output.steps)
     return RuleFigures(
         examples=len(examples),

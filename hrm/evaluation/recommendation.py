@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.checkpoint import Checkpoint
 from hrm.data.conversion import Content, Converter
+from hrm.evaluation.check import check_message
 from hrm.evaluation.measurement import MEASURE_BATCH, RuleFigures, measure
 from hrm.evaluation.statistics import Share
 from hrm.model.batch import ExampleError, check_fits, encode
-from schemas import HaltedBy, HRMExample, SQEHRMError
+from schemas import HaltedBy, HRMExample, PromptMatch, SQEHRMError
 
 WEIGHTS_ALONE = (
     "no recommendation: weights alone do not tell which checkpoint is better; "
@@ -136,13 +137,15 @@ class _Candidate:
 
     def add(self, lines: Sequence[tuple[int, Content]]) -> None:
         examples = [self._example(index, content) for index, content in lines]
-        self._known += sum(
-            self._checkpoint.is_known(example.puzzle_id, example.input_sequence)
-            for example in examples
-        )
+        checks = [
+            check_message(content, example, self._checkpoint.training)
+            for (_, content), example in zip(lines, examples, strict=True)
+        ]
+        self._known += sum(check.match is PromptMatch.PAIR for check in checks)
+        accepted = torch.tensor([check.length_accepted for check in checks], device=self._device)
         batch = encode(examples, self._checkpoint.config).to(self._device)
         for rule, parts in self._parts.items():
-            parts.append(measure(self._network, batch, rule))
+            parts.append(measure(self._network, batch, rule, accepted))
 
     def measured(self, rule: HaltedBy) -> CheckpointFigures:
         parts = self._parts[rule]

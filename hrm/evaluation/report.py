@@ -20,7 +20,10 @@ class PredictionFigures(_Model):
     """Comparison of predictions, of a network or of a baseline, with their targets."""
 
     examples: int
-    solved: Share = Field(description="Examples with every target token right.")
+    solved: Share = Field(
+        description="Examples with every target token right and, if the prompt is known, a target "
+        "of an accepted length."
+    )
     correct_tokens: int
     target_tokens: int
     token_accuracy: float | None = Field(description="Correct tokens / target tokens.")

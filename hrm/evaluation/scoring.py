@@ -30,8 +30,8 @@ class Score:
 
     @property
     def solved(self) -> bool:
-        """Whether every target token is right."""
-        return self.correct_tokens == self.target_tokens
+        """Whether every target token is right, and the target has an accepted length."""
+        return self.failure_pattern is None
 
     @property
     def token_accuracy(self) -> float:
@@ -44,7 +44,13 @@ def commonest_token(counts: Sequence[int]) -> int:
     return max(range(len(counts)), key=counts.__getitem__)
 
 
-def score(predicted: Sequence[int], target: Sequence[int], *, baseline_token: int | None) -> Score:
+def score(
+    predicted: Sequence[int],
+    target: Sequence[int],
+    *,
+    baseline_token: int | None,
+    length_accepted: bool = True,
+) -> Score:
     """Compare `predicted`, cut to the target's length, with `target`.
 
     Args:
@@ -52,6 +58,9 @@ def score(predicted: Sequence[int], target: Sequence[int], *, baseline_token: in
         target: Target tokens, at least one.
         baseline_token: The commonest token of the training targets. None if they are not recorded;
             then the commonest token of this target takes its place.
+        length_accepted: False if the prompt is known and no accepted target of it has this length.
+            A target that was cut just before a word with the token of the end has the beginning of
+            an accepted one's tokens, all of them, and only its length tells.
     """
     predicted = predicted[: len(target)]
     pairs = list(zip(target, predicted, strict=True))
@@ -63,19 +72,26 @@ def score(predicted: Sequence[int], target: Sequence[int], *, baseline_token: in
         correct_tokens=correct,
         target_tokens=len(target),
         edit_similarity=similarity,
-        failure_pattern=_failure_pattern(pairs, correct, similarity, baseline_token),
+        failure_pattern=_failure_pattern(
+            pairs, correct, similarity, baseline_token, length_accepted=length_accepted
+        ),
         confusions=Counter(pair for pair in pairs if pair[0] != pair[1]),
     )
 
 
 def _failure_pattern(
-    pairs: list[tuple[int, int]], correct: int, similarity: float, baseline_token: int | None
+    pairs: list[tuple[int, int]],
+    correct: int,
+    similarity: float,
+    baseline_token: int | None,
+    *,
+    length_accepted: bool,
 ) -> FailurePattern | None:
     """The first pattern that applies, in the order of `FailurePattern`; None if solved."""
     length = len(pairs)
     wrong = length - correct
     if wrong == 0:
-        return None
+        return None if length_accepted else FailurePattern.WRONG_LENGTH
     if wrong <= max(1, NEAR_MISS_SHARE * length):
         return FailurePattern.NEAR_MISS
     if similarity >= SHIFTED_SIMILARITY and similarity > correct / length:

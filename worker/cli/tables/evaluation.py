@@ -81,7 +81,7 @@ def _result_table(report: EvaluationReport) -> Table:
         detail = f"{figure.count:,} of {figure.of:,}, 95 % interval {interval(figure)}: {meaning}"
         made.add_row(name, percent(figure.share), detail)
 
-    share("solved", overall.solved, "every target token right")
+    share("solved", overall.solved, "tokens and length right")
     tokens = f"{overall.correct_tokens:,} of {overall.target_tokens:,}"
     made.add_row("tokens right", percent(overall.token_accuracy), tokens)
     share("Q head right", overall.q_right, "(q_halt >= 0) == solved")

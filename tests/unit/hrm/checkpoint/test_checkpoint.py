@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +226,12 @@ def test_the_digest_does_not_depend_on_file_format_or_training_record(tmp_path: 
 # The training record.
 
 
-def test_a_pair_is_known_by_its_puzzle_and_input(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "m", state_of(TINY), TINY, SHA256, RECORD)
-    loaded = load_checkpoint(tmp_path / "m")
-    assert loaded.is_known(3, (0, 4, 11))
-    assert not loaded.is_known(4, (0, 4, 11))
-    assert not loaded.is_known(3, (0, 4, 4, 11))
-    assert not replace(loaded, training=None).is_known(3, (0, 4, 11))
+def test_a_length_is_accepted_unless_a_known_pair_has_other_ones() -> None:
+    known, unknown = pair_hash(3, [0, 4, 11]), pair_hash(4, [0, 4, 11])
+    assert [length for length in range(2, 7) if RECORD.accepts_length(known, length)] == [3, 4]
+    for length in range(2, 7):
+        assert RECORD.accepts_length(unknown, length)
+        assert FIRST_RECORD.accepts_length(known, length)
 
 
 def test_a_record_of_version_1_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -244,9 +242,7 @@ def test_a_record_of_version_1_is_read_as_it_was_written(tmp_path: Path) -> None
         "pair_hashes": sorted(RECORD.pair_hashes),
         "target_token_counts": list(range(12)),
     }
-    loaded = load_checkpoint(folder)
-    assert loaded.training == FIRST_RECORD
-    assert loaded.is_known(3, (0, 4, 11))
+    assert load_checkpoint(folder).training == FIRST_RECORD
 
 
 def test_a_pairs_hash_is_the_hash_of_its_text() -> None:

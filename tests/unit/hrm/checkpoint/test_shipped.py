@@ -1,7 +1,10 @@
 """The shipped checkpoint solves its accepted messages, as in its measured figures."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -12,10 +15,15 @@ import pytest
 from hrm.checkpoint import Checkpoint, load_checkpoint
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.texts import TextHashes
+from hrm.data.vocabulary import END, MAX_WORDS
+from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.measurement import RuleFigures, measure
+from hrm.evaluation.recommendation import measure_messages
+from hrm.inference.config import Inference
 from hrm.model.batch import encode
 from hrm.training.examples import read_examples, training_record
-from schemas import Category, Difficulty, HaltedBy, HRMExample, TextCheck
+from schemas import Category, Difficulty, FailurePattern, HaltedBy, HRMExample, TextCheck
+from tests.support.evaluations import Run, jsonl
 
 FOLDER = Path(__file__).parents[4] / "checkpoints" / "sqe-demo"
 EARLIER = FOLDER.with_name("sqe-demo-600")
@@ -95,14 +103,6 @@ def test_no_prompt_occurs_twice(pairs: list[AcceptedPair], examples: list[HRMExa
     assert len({(example.puzzle_id, example.input_sequence) for example in examples}) == len(pairs)
 
 
-def test_all_messages_are_known(checkpoint: Checkpoint, examples: list[HRMExample]) -> None:
-    assert all(
-        checkpoint.is_known(example.puzzle_id, example.input_sequence) for example in examples
-    )
-    assert checkpoint.training is not None
-    assert len(checkpoint.training.pair_hashes) == len(examples)
-
-
 @pytest.mark.parametrize("folder", [FOLDER, EARLIER], ids=lambda folder: folder.name)
 def test_the_record_is_that_of_the_messages(folder: Path) -> None:
     loaded = load_checkpoint(folder)
@@ -124,6 +124,35 @@ def test_every_message_is_an_accepted_text(
 def test_weights_and_configuration_are_those_that_were_published() -> None:
     digests = [load_checkpoint(folder).digest[:12] for folder in (FOLDER, EARLIER)]
     assert digests == ["e35f68b18c98", "4cf8f5b9a0ed"]
+
+
+def test_a_completion_cut_before_a_word_with_the_token_of_the_end_is_not_solved(
+    checkpoint: Checkpoint, pairs: list[AcceptedPair]
+) -> None:
+    """The model predicts all tokens of each, so without the record they would be solved."""
+    converter = Converter(checkpoint.conversion)
+    cut = []
+    for pair in pairs:
+        words = list(re.finditer(r"\S+", pair.completion))
+        for word in words[1 : MAX_WORDS + 1]:
+            if converter.tokenizer.token(word[0]) == END:
+                shorter = pair.completion[: word.start()]
+                cut.append(pair.model_copy(update={"completion": shorter}))
+    assert len(cut) == 35
+    bare = dataclasses.replace(checkpoint, training=None)
+    for model, solved in ((bare, 35), (checkpoint, 0)):
+        (figures,) = measure_messages([model], enumerate(cut), [HaltedBy.MAX_STEPS])
+        assert figures.solved.count == solved
+        assert figures.token_accuracy == 1
+    predictor = Inference(slots=8, halting=HaltedBy.Q).open(checkpoint, "cpu")
+    evaluator = Evaluator(checkpoint, predictor, device="cpu", worker="w")
+    lines = (pair.model_dump(mode="json", exclude_none=True) for pair in cut)
+    with contextlib.closing(evaluator):
+        run = Run(evaluator, jsonl(*lines))
+    assert {(v.token_accuracy, v.failure_pattern, v.text) for v in run.verdicts} == {
+        (1.0, FailurePattern.WRONG_LENGTH, TextCheck.DIFFERENT)
+    }
+    assert run.report.overall.solved.count == 0
 
 
 def test_at_least_nine_of_ten_are_solved(found: dict[HaltedBy, RuleFigures]) -> None:

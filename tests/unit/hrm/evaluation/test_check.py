@@ -77,3 +77,18 @@ def test_words_that_the_model_does_not_read_are_counted(
     check = check_message(message, CONVERTER.example_of(message), RECORD)
     assert check.unread_words == unread
     assert check.truncated is (unread > 0)
+
+
+def test_the_length_of_a_target_is_accepted_or_not_only_if_its_prompt_is_known() -> None:
+    def accepted(message: AcceptedPair) -> bool:
+        return check_message(message, CONVERTER.example_of(message), RECORD).length_accepted
+
+    assert accepted(SECURITY)
+    assert accepted(pair(completion="x"))
+    assert not accepted(pair(completion="x y z"))
+    assert accepted(pair(completion="x y z", puzzle_id=1))
+    long = pair(completion="x y z")
+    example = CONVERTER.example_of(long)
+    assert not check_message(example, example, RECORD).length_accepted
+    for record in (FIRST_RECORD, None):
+        assert check_message(long, example, record).length_accepted

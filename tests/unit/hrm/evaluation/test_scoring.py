@@ -154,6 +154,25 @@ def test_wrong_tokens_alone_are_no_shift(length: int, wrong: int) -> None:
     assert figures.failure_pattern is FailurePattern.DIVERGED_EARLY
 
 
+# The length.
+
+
+def test_a_target_of_no_accepted_length_is_not_solved() -> None:
+    figures = score(TARGET, TARGET, baseline_token=None, length_accepted=False)
+    assert not figures.solved
+    assert figures.token_accuracy == figures.edit_similarity == 1
+    assert figures.failure_pattern is FailurePattern.WRONG_LENGTH
+    assert not figures.confusions
+
+
+@pytest.mark.parametrize(("predicted", "target", "pattern"), PATTERNS)
+def test_wrong_tokens_say_more_than_the_length(
+    predicted: tuple[int, ...], target: tuple[int, ...], pattern: FailurePattern
+) -> None:
+    figures = score(predicted, target, baseline_token=None, length_accepted=False)
+    assert figures.failure_pattern is pattern
+
+
 # The baseline.
 
 
