@@ -5,6 +5,7 @@
 - `scoring`: the comparison of a prediction with its target
 - `baselines`: guesses that never look at the input
 - `statistics`: shares, intervals, histograms
+- `paired`: tests and intervals for two predictors on the same examples
 - `measurement`: a network's figures on a set of examples
 - `run`: the evaluation of a whole file
 - `counters`: figures of many verdicts in constant memory
