@@ -1,14 +1,15 @@
 """Counts verdicts into the figures of an evaluation.
 
-Knows verdicts and targets; nothing of files, engines or terminals. Memory does not grow with the
-number of verdicts.
+Knows verdicts and their examples; nothing of files, engines or terminals. Memory does not grow with
+the number of verdicts.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from hrm.evaluation.baselines import Baseline
+from hrm.evaluation.coverage import PairCoverage
 from hrm.evaluation.report import (
     BaselineFigures,
     Confusion,
@@ -22,7 +23,13 @@ from hrm.evaluation.report import (
     Setting,
 )
 from hrm.evaluation.scoring import score
-from hrm.evaluation.statistics import IntegerHistogram, PositiveHistogram, RunningStatistics, Share
+from hrm.evaluation.statistics import (
+    IntegerHistogram,
+    PositiveHistogram,
+    RunningStatistics,
+    Share,
+    ShareOf,
+)
 from schemas import (
     MAX_SEQUENCE_LENGTH,
     VOCABULARY_SIZE,
@@ -30,6 +37,7 @@ from schemas import (
     Difficulty,
     FailurePattern,
     HaltedBy,
+    HRMExample,
     PromptMatch,
     RejectionReason,
     TextCheck,
@@ -38,6 +46,12 @@ from schemas import (
 
 RELIABILITY_BINS = 10
 """Number of bins, of equal width, over the probability stated by q_halt."""
+
+KNOWN = "known"
+"""Group of the examples that are among the checkpoint's training pairs."""
+
+UNKNOWN = "unknown"
+"""Group of the examples that are not."""
 
 UNKNOWN_CATEGORY = "unknown"
 """Category of converted examples, which have no prompt to guess it from."""
@@ -48,26 +62,39 @@ class PredictionCounter:
 
     def __init__(self) -> None:
         self.examples = 0
+        self._known = 0
         self._solved = 0
         self._correct = 0
         self._targets = 0
         self._by_example = RunningStatistics()
         self._similarity = RunningStatistics()
 
-    def add(self, correct: int, targets: int, edit_similarity: float, *, solved: bool) -> None:
+    def add(
+        self, correct: int, targets: int, edit_similarity: float, *, solved: bool, known: bool
+    ) -> None:
         """Count one prediction with `correct` of `targets` tokens right."""
         self.examples += 1
+        self._known += known
         self._solved += solved
         self._correct += correct
         self._targets += targets
         self._by_example.add(correct / targets)
         self._similarity.add(edit_similarity)
 
-    def figures(self) -> PredictionFigures:
-        """The figures of all predictions so far."""
+    def share(self, *, complete: bool) -> ShareOf:
+        """How shares are stated: without interval if all examples are known, and `complete`."""
+        counted = complete and self._known == self.examples
+        return Share.counted if counted else Share.measured
+
+    def figures(self, *, complete: bool) -> PredictionFigures:
+        """The figures of all predictions so far.
+
+        `complete` says that every training pair is among the evaluated examples.
+        """
+        share = self.share(complete=complete)
         return PredictionFigures(
             examples=self.examples,
-            solved=Share.measured(self._solved, self.examples),
+            solved=share(self._solved, self.examples),
             correct_tokens=self._correct,
             target_tokens=self._targets,
             token_accuracy=_ratio(self._correct, self._targets),
@@ -98,6 +125,7 @@ class FiguresCounter:
             verdict.target_tokens,
             verdict.edit_similarity,
             solved=verdict.solved,
+            known=verdict.known,
         )
         self._steps.add(verdict.act_steps)
         if verdict.solved:
@@ -109,9 +137,14 @@ class FiguresCounter:
         self._q_right += verdict.q_right
         self._seconds.add(verdict.timings.inference)
 
-    def figures(self) -> Figures:
-        """The figures of all verdicts so far."""
-        predictions = self._predictions.figures()
+    def share(self, *, complete: bool) -> ShareOf:
+        """As `PredictionCounter.share`."""
+        return self._predictions.share(complete=complete)
+
+    def figures(self, *, complete: bool) -> Figures:
+        """The figures of all verdicts so far; `complete` as for `PredictionCounter.figures`."""
+        share = self.share(complete=complete)
+        predictions = self._predictions.figures(complete=complete)
         steps = self._steps.summary()
         return Figures(
             **dict(predictions),
@@ -123,7 +156,7 @@ class FiguresCounter:
             q_continue=self._q_continue.summary(),
             q_flips=self._q_flips.summary(),
             flipped=predictions.examples - self._q_flips.counts[0],
-            q_right=Share.measured(self._q_right, predictions.examples),
+            q_right=share(self._q_right, predictions.examples),
             inference_seconds=self._seconds.summary(),
         )
 
@@ -143,7 +176,7 @@ class ReliabilityCounter:
         cell[1] += probability
         cell[2] += solved
 
-    def bins(self) -> tuple[ReliabilityBin, ...]:
+    def bins(self, share: ShareOf) -> tuple[ReliabilityBin, ...]:
         """The bins, from the least to the most probable."""
         return tuple(
             ReliabilityBin(
@@ -151,7 +184,7 @@ class ReliabilityCounter:
                 high=(number + 1) / RELIABILITY_BINS,
                 examples=int(examples),
                 mean_predicted=probabilities / examples if examples else None,
-                solved=Share.measured(int(solved), int(examples)),
+                solved=share(int(solved), int(examples)),
             )
             for number, (examples, probabilities, solved) in enumerate(self._stated)
         )
@@ -203,10 +236,10 @@ class BaselineCounter:
     def __init__(self, baseline: Baseline) -> None:
         self._baseline = baseline
         self._overall = PredictionCounter()
-        self._by_known = {"known": PredictionCounter(), "unknown": PredictionCounter()}
+        self._by_known = {KNOWN: PredictionCounter(), UNKNOWN: PredictionCounter()}
 
     def add(self, target: Sequence[int], known: str) -> None:
-        """Count one example of the group `known`, which is `known` or `unknown`."""
+        """Count one example of the group `known`: `KNOWN` or `UNKNOWN`."""
         guess = score(self._baseline.tokens, target, baseline_token=None)
         for counter in (self._overall, self._by_known[known]):
             counter.add(
@@ -214,17 +247,27 @@ class BaselineCounter:
                 guess.target_tokens,
                 guess.edit_similarity,
                 solved=guess.solved,
+                known=known == KNOWN,
             )
 
-    def figures(self, *, recorded: bool) -> BaselineFigures:
-        """The figures of all examples so far; by known only if training pairs are `recorded`."""
-        by_known = {name: counter.figures() for name, counter in self._by_known.items()}
+    def figures(self, *, recorded: bool, complete: bool) -> BaselineFigures:
+        """The figures of all examples so far.
+
+        Args:
+            recorded: Whether the checkpoint has a record of its training pairs; only then are known
+                and unknown examples told apart.
+            complete: As for `PredictionCounter.figures`.
+        """
         return BaselineFigures(
             name=self._baseline.name,
             fitted_on=self._baseline.fitted_on,
             tokens=self._baseline.tokens,
-            overall=self._overall.figures(),
-            by_known=by_known if recorded else None,
+            overall=self._overall.figures(complete=complete),
+            by_known={
+                name: counter.figures(complete=complete) for name, counter in self._by_known.items()
+            }
+            if recorded
+            else None,
         )
 
 
@@ -234,9 +277,15 @@ class EvaluationCounter:
     Args:
         max_steps: Limit of ACT steps of an example.
         baselines: Guesses to count beside the predictions.
+        pair_hashes: Hashes of the checkpoint's training pairs; None without a record of them.
     """
 
-    def __init__(self, max_steps: int, baselines: Sequence[Baseline]) -> None:
+    def __init__(
+        self,
+        max_steps: int,
+        baselines: Sequence[Baseline],
+        pair_hashes: Collection[str] | None,
+    ) -> None:
         def counters(names: Sequence[str]) -> dict[str, FiguresCounter]:
             return {str(name): FiguresCounter(max_steps) for name in names}
 
@@ -244,8 +293,9 @@ class EvaluationCounter:
         self._converted = 0
         self._refused: Counter[RejectionReason] = Counter()
         self._convert_seconds = PositiveHistogram()
+        self._coverage = None if pair_hashes is None else PairCoverage(pair_hashes)
         self._overall = FiguresCounter(max_steps)
-        self._known = counters(["known", "unknown"])
+        self._known = counters([KNOWN, UNKNOWN])
         self._matches = counters(list(PromptMatch))
         self._texts = counters(list(TextCheck))
         self._truncated = 0
@@ -261,12 +311,14 @@ class EvaluationCounter:
         """Count a line that was not evaluated."""
         self._refused[reason] += 1
 
-    def add(self, verdict: Verdict, target: Sequence[int], *, converted: bool) -> None:
-        """Count one verdict and its target; `converted` says that the example had no prompt."""
+    def add(self, verdict: Verdict, example: HRMExample, *, converted: bool) -> None:
+        """Count one verdict and its example; `converted` says that the example had no prompt."""
         self._messages += not converted
         self._converted += converted
         self._convert_seconds.add(verdict.timings.convert)
-        known = "known" if verdict.known else "unknown"
+        if self._coverage is not None:
+            self._coverage.add(example)
+        known = KNOWN if verdict.known else UNKNOWN
         self._overall.add(verdict)
         self._known[known].add(verdict)
         self._matches[verdict.match].add(verdict)
@@ -278,22 +330,26 @@ class EvaluationCounter:
         if verdict.failure_pattern is not None:
             self._patterns[verdict.failure_pattern].add(verdict)
         self._reliability.add(verdict.q_halt, solved=verdict.solved)
+        target = example.target_sequence
         self._tokens.add(target, verdict.predicted_sequence)
         for baseline in self._baselines:
             baseline.add(target, known)
 
-    def report(
-        self, data: str, setting: Setting, seconds: float, *, recorded: bool
-    ) -> EvaluationReport:
+    def report(self, data: str, setting: Setting, seconds: float) -> EvaluationReport:
         """Report all figures so far.
 
         Args:
             data: What the report calls the data.
             setting: What was run, and how.
             seconds: How long it took.
-            recorded: Whether the checkpoint knows its training pairs, which `known` needs.
         """
-        overall = self._overall.figures()
+        recorded = self._coverage is not None
+        complete = self._coverage is not None and self._coverage.complete
+        overall = self._overall.figures(complete=complete)
+
+        def figures(counters: Mapping[str, FiguresCounter]) -> dict[str, Figures]:
+            return {name: each.figures(complete=complete) for name, each in counters.items()}
+
         return EvaluationReport(
             data=data,
             setting=setting,
@@ -308,24 +364,24 @@ class EvaluationCounter:
                 convert=self._convert_seconds.summary(),
                 inference=overall.inference_seconds,
             ),
+            all_pairs_counted=complete,
             overall=overall,
-            by_known=_figures(self._known) if recorded else None,
-            by_match=_figures(self._matches),
-            by_text=_figures(self._texts),
+            by_known=figures(self._known) if recorded else None,
+            by_match=figures(self._matches),
+            by_text=figures(self._texts),
             truncated=self._truncated,
             unread_words=self._unread_words,
-            by_difficulty=_figures(self._difficulties),
-            by_category=_figures(self._categories),
-            by_failure_pattern=_figures(self._patterns),
-            reliability=self._reliability.bins(),
+            by_difficulty=figures(self._difficulties),
+            by_category=figures(self._categories),
+            by_failure_pattern=figures(self._patterns),
+            reliability=self._reliability.bins(self._overall.share(complete=complete)),
             by_position=self._tokens.by_position(),
             confusion=self._tokens.confusion(),
-            baselines=tuple(baseline.figures(recorded=recorded) for baseline in self._baselines),
+            baselines=tuple(
+                baseline.figures(recorded=recorded, complete=complete)
+                for baseline in self._baselines
+            ),
         )
-
-
-def _figures(counters: Mapping[str, FiguresCounter]) -> dict[str, Figures]:
-    return {name: counter.figures() for name, counter in counters.items()}
 
 
 def _ratio(part: float, whole: int) -> float | None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrm.evaluation.statistics import Share
 from hrm.model.batch import Batch
 from hrm.model.network import HRM
 from hrm.model.outputs import Correctness, q_right
@@ -30,11 +29,6 @@ class RuleFigures:
     q_accuracy: float
     """Share of examples for which `q_halt >= 0` is right about whether they are solved."""
     mean_act_steps: float
-
-    @property
-    def solve_rate(self) -> Share:
-        """Share of solved examples, with its 95 % Wilson interval."""
-        return Share.measured(self.solved, self.examples)
 
     @property
     def perfect(self) -> bool:

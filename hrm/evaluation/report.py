@@ -132,6 +132,11 @@ class EvaluationReport(_Model):
     setting: Setting
     lines: Lines
     seconds: Seconds
+    all_pairs_counted: bool = Field(
+        description="Whether the data holds every training pair of the checkpoint, each with one "
+        "target. Shares of groups that hold only known examples then have no interval: they are "
+        "counted, not estimated."
+    )
     overall: Figures
     by_known: dict[str, Figures] | None = Field(
         description="Null if the checkpoint has no record of its training pairs."

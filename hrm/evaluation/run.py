@@ -85,7 +85,10 @@ def evaluate_file(
         on_refused: Called with each line that cannot be evaluated; later lines still are.
         on_verdict: Called with every verdict, in the order of the lines.
     """
-    counter = EvaluationCounter(evaluator.max_steps, baselines)
+    training = evaluator.checkpoint.training
+    counter = EvaluationCounter(
+        evaluator.max_steps, baselines, None if training is None else training.pair_hashes
+    )
 
     def refuse(line: RefusedLine) -> None:
         counter.refuse(line.reason)
@@ -102,15 +105,9 @@ def evaluate_file(
         except MessageRejected as rejected:
             refuse(RefusedLine.of(line.index, rejected))
             continue
-        target = line.pending.example.target_sequence
-        counter.add(verdict, target, converted=line.converted)
+        counter.add(verdict, line.pending.example, converted=line.converted)
         on_verdict(verdict)
-    return counter.report(
-        name,
-        _setting(evaluator),
-        time.perf_counter() - started,
-        recorded=evaluator.checkpoint.training is not None,
-    )
+    return counter.report(name, _setting(evaluator), time.perf_counter() - started)
 
 
 def _setting(evaluator: Evaluator) -> Setting:

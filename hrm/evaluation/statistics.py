@@ -5,6 +5,7 @@ Knows numbers, and nothing of what they measure.
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,15 +38,18 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 class Share(BaseModel):
-    """`count` of `of` trials. Share and interval are null if there was no trial."""
+    """`count` of `of` trials. The share is null if there was no trial."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: int
     of: int
     share: float | None
-    low: float | None = Field(description="Lower end of the 95 % Wilson interval.")
-    high: float | None = Field(description="Upper end of the 95 % Wilson interval.")
+    low: float | None = Field(
+        description="Lower end of the 95 % Wilson interval. Null if there was no trial, or if "
+        "everything there is was counted, so that there is nothing to estimate."
+    )
+    high: float | None = Field(description="Upper end of the interval; null if `low` is.")
 
     @classmethod
     def measured(cls, count: int, of: int) -> Self:
@@ -54,6 +58,15 @@ class Share(BaseModel):
             return cls(count=0, of=0, share=None, low=None, high=None)
         low, high = wilson_interval(count, of)
         return cls(count=count, of=of, share=count / of, low=low, high=high)
+
+    @classmethod
+    def counted(cls, count: int, of: int) -> Self:
+        """The share of `count` in `of` that are everything there is: without an interval."""
+        return cls(count=count, of=of, share=count / of if of else None, low=None, high=None)
+
+
+ShareOf = Callable[[int, int], Share]
+"""States a count of a total as a share: `Share.measured` or `Share.counted`."""
 
 
 class Summary(BaseModel):

@@ -23,6 +23,7 @@ from hrm.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from hrm.checkpoint.names import other_weights
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
+from hrm.evaluation.statistics import Share, ShareOf
 from hrm.model.batch import Batch
 from hrm.model.config import HRMConfig
 from hrm.training.fit import Measurement, Progress, fit
@@ -221,8 +222,8 @@ class TrainingRun:
             "stopped": self.progress.stopped,
             "step": measurement.step,
             "measured_in": "float32",
-            "training_examples": _figures(measurement.training),
-            "held_out_examples": None if held_out is None else _figures(held_out),
+            "training_examples": _figures(measurement.training, Share.counted),
+            "held_out_examples": None if held_out is None else _figures(held_out, Share.measured),
         }
         return json.dumps(content, indent=2) + "\n"
 
@@ -250,9 +251,12 @@ class TrainingRun:
                 plot_training(file, reports, progress, title)
 
 
-def _figures(rules: BothRules) -> dict[str, Any]:
+def _figures(rules: BothRules, share: ShareOf) -> dict[str, Any]:
     return {
-        name: {**asdict(figures), "solve_rate": figures.solve_rate.model_dump()}
+        name: {
+            **asdict(figures),
+            "solve_rate": share(figures.solved, figures.examples).model_dump(),
+        }
         for name, figures in (("max_steps", rules.max_steps), ("q", rules.q))
     }
 

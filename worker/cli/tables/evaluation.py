@@ -38,6 +38,8 @@ def _parts(report: EvaluationReport) -> dict[str, RenderableType]:
     groups = "By group"
     if report.by_known is None:
         groups += " (known or unknown: the checkpoint has no record of its training pairs)"
+    if report.all_pairs_counted:
+        groups += " (all training pairs counted: shares of known examples alone have no interval)"
     guesses = "Beside guesses that ignore the input"
     if report.baselines:
         guesses += f", counted from {report.baselines[0].fitted_on}"
@@ -78,7 +80,10 @@ def _result_table(report: EvaluationReport) -> Table:
     made = table("", "", "", left=(0, 2), show_header=False)
 
     def share(name: str, figure: Share, meaning: str) -> None:
-        detail = f"{figure.count:,} of {figure.of:,}, 95 % interval {interval(figure)}: {meaning}"
+        within = interval(figure)
+        if figure.low is not None:
+            within = f"95 % interval {within}"
+        detail = f"{figure.count:,} of {figure.of:,}, {within}: {meaning}"
         made.add_row(name, percent(figure.share), detail)
 
     share("solved", overall.solved, "tokens and length right")

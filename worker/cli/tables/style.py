@@ -20,6 +20,10 @@ NOTHING = "-"
 """A cell without a value."""
 
 
+ALL_COUNTED = "all counted"
+"""In place of an interval, for a share of everything there is."""
+
+
 def print_parts(*parts: tuple[str, RenderableType]) -> None:
     """Print titles and contents on stdout, with a blank line between two parts.
 
@@ -81,9 +85,9 @@ def signed_percent(percentage: float, digits: int = 1) -> str:
 
 
 def interval(share: Share, digits: int = 1) -> str:
-    """The 95 % interval of `share` in percent."""
+    """The 95 % interval of `share` in percent, or that it has none because all was counted."""
     if share.low is None or share.high is None:
-        return NOTHING
+        return ALL_COUNTED if share.of else NOTHING
     low, high = (_rounded(100 * end, digits) for end in (share.low, share.high))
     return f"{low:.{digits}f} to {high:.{digits}f} %"
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hrm.evaluation.measurement import BothRules, RuleFigures
+from hrm.evaluation.statistics import Share, ShareOf
 from hrm.training.fit import Measurement
 from hrm.training.run import TrainingRun
 from hrm.training.trainer import StepReport
@@ -78,18 +79,19 @@ def start_line(run: TrainingRun, device: str) -> str:
 
 def summary(measurement: Measurement) -> str:
     """The figures of a measurement, in one line."""
-    line = _both(measurement.training)
+    # All training examples are measured, so their share is counted. Those held out are a sample.
+    line = _both(measurement.training, Share.counted)
     if measurement.held_out is None:
         return line
-    return f"{line}  |  held out  {_both(measurement.held_out)}"
+    return f"{line}  |  held out  {_both(measurement.held_out, Share.measured)}"
 
 
-def _both(rules: BothRules) -> str:
-    return f"max_steps: {_figures(rules.max_steps)}  q: {_figures(rules.q)}"
+def _both(rules: BothRules, share: ShareOf) -> str:
+    return f"max_steps: {_figures(rules.max_steps, share)}  q: {_figures(rules.q, share)}"
 
 
-def _figures(figures: RuleFigures) -> str:
-    rate = figures.solve_rate
+def _figures(figures: RuleFigures, share: ShareOf) -> str:
+    rate = share(figures.solved, figures.examples)
     within = "" if rate.low is None else f" ({interval(rate, 0)})"
     return (
         f"{figures.solved}/{figures.examples} solved{within}, "

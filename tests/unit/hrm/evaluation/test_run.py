@@ -19,6 +19,7 @@ from hrm.evaluation.counters import ReliabilityCounter
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.report import EvaluationReport
 from hrm.evaluation.run import fit_baselines
+from hrm.evaluation.statistics import Share
 from hrm.inference.engine import Engine
 from schemas import HaltedBy, RejectionReason, Verdict
 from tests.support.checkpoints import RECORD, SHA256, saved
@@ -208,6 +209,44 @@ def test_known_are_the_pairs_of_the_checkpoints_record(tmp_path: Path) -> None:
     assert (baseline.overall.correct_tokens, baseline.overall.solved.count) == (5, 0)
 
 
+def recorded(tmp_path: Path, *lines: dict[str, Any]) -> Evaluator:
+    """An evaluator whose checkpoint was trained on `lines`."""
+    converter = Converter(SHA256)
+    examples = [
+        converter.convert(line["prompt"], line["completion"], line.get("puzzle_id"), index)
+        for index, line in enumerate(lines)
+    ]
+    hashes = {pair_hash(example.puzzle_id, example.input_sequence) for example in examples}
+    record = RECORD.model_copy(update={"pair_hashes": frozenset(hashes)})
+    return opened(saved(tmp_path / "tiny", record))
+
+
+def test_shares_have_no_interval_if_every_training_pair_was_counted(tmp_path: Path) -> None:
+    evaluator = recorded(tmp_path, *LINES)
+    known = Run(evaluator, jsonl(*LINES, *LINES)).report
+    mixed = Run(evaluator, jsonl(*LINES, {"prompt": "new", "completion": "b"})).report
+    evaluator.close()
+    assert (known.all_pairs_counted, mixed.all_pairs_counted) == (True, True)
+    for groups in (known.by_difficulty, known.by_category, known.by_known or {}):
+        assert {group.solved.low for group in groups.values()} == {None}
+    assert (known.overall.solved.low, known.overall.q_right.high) == (None, None)
+    assert {cell.solved.low for cell in known.reliability} == {None}
+    assert mixed.by_known is not None
+    assert mixed.by_known["known"].solved.low is None
+    assert mixed.by_known["unknown"].solved.low == 0.0
+    assert mixed.overall.solved.low == 0.0
+
+
+def test_a_part_of_the_pairs_or_changed_completions_are_a_sample(tmp_path: Path) -> None:
+    evaluator = recorded(tmp_path, *LINES)
+    part = Run(evaluator, jsonl(*LINES[:3])).report
+    changed = Run(evaluator, jsonl(*LINES, *[{**LINES[0], "completion": "other"}])).report
+    evaluator.close()
+    for report in (part, changed):
+        assert not report.all_pairs_counted
+        assert report.overall.solved.low == 0.0
+
+
 def test_a_set_without_examples_has_no_figures(evaluator: Evaluator) -> None:
     report = Run(evaluator, jsonl("oops")).report
     overall = report.overall
@@ -326,10 +365,11 @@ def test_reliability_takes_logits_of_any_size() -> None:
     counter = ReliabilityCounter()
     for q_halt in (-1e9, -1.0, 0.0, 1e9):
         counter.add(q_halt, solved=q_halt > 0)
-    examples = [cell.examples for cell in counter.bins()]
+    bins = counter.bins(Share.measured)
+    examples = [cell.examples for cell in bins]
     assert examples == [1, 0, 1, 0, 0, 1, 0, 0, 0, 1]
-    assert counter.bins()[-1].mean_predicted == 1.0
-    assert counter.bins()[-1].solved.share == 1.0
+    assert bins[-1].mean_predicted == 1.0
+    assert bins[-1].solved.share == 1.0
 
 
 def test_the_report_reads_back_from_its_json(evaluator: Evaluator) -> None:

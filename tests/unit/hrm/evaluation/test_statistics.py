@@ -58,6 +58,11 @@ def test_the_interval_holds_the_share_and_its_ends_solve_wilsons_equation(
 def test_a_share_of_nothing_is_null() -> None:
     assert Share.measured(0, 0) == Share(count=0, of=0, share=None, low=None, high=None)
     assert Share.measured(1, 4).share == 0.25
+    assert Share.counted(0, 0) == Share.measured(0, 0)
+
+
+def test_a_share_of_everything_there_is_has_no_interval() -> None:
+    assert Share.counted(1, 4) == Share(count=1, of=4, share=0.25, low=None, high=None)
 
 
 # Figures of numbers.

@@ -100,7 +100,10 @@ def test_the_folder_holds_the_best_the_steps_the_curve_and_the_plot(unbroken: Pa
     figures = json.loads((best / "measured.json").read_text())
     for examples, count in (("training_examples", 5), ("held_out_examples", 2)):
         assert figures[examples] == measured[examples]
-        assert measured[examples]["q"]["solve_rate"]["of"] == count
+        rate = measured[examples]["q"]["solve_rate"]
+        assert rate["of"] == count
+        # All training examples are measured: there is nothing to estimate.
+        assert (rate["low"] is None) == (examples == "training_examples")
     curve = [json.loads(line) for line in (unbroken / "curve.jsonl").read_text().splitlines()]
     assert [report["step"] for report in curve] == [1, 2, 3, 4, 5, 6]
     assert curve[0].keys() == asdict(StepReport(1, 1.0, 0, None, None, None, None)).keys()

@@ -60,7 +60,7 @@ def test_the_guides_run_trains_a_checkpoint(
     assert len(checkpoint.training.pair_hashes) == 5
     *measurements, best = capsys.readouterr().out.splitlines()
     assert [line.partition("(")[0] for line in measurements] == ["Measurement"] * 2
-    assert re.fullmatch(r"[12] count=\d of=5 share=.*", best)
+    assert re.fullmatch(r"[12] RuleFigures\(examples=5, solved=\d, .*", best)
 
 
 def test_a_run_is_resumed_with_what_it_recorded(data: Path, tmp_path: Path) -> None:

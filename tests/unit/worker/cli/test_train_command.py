@@ -129,7 +129,7 @@ def test_measurements_go_to_stderr_and_the_outcome_to_stdout(run: Run) -> None:
     # One line each, however narrow a terminal might be.
     assert [line.split("  loss")[0] for line in measurements] == ["step     2", "step     3"]
     for line in measurements:
-        assert re.search(r"max_steps: \d/4 solved .*, tokens .*, Q right .*, 16.0 steps  q: ", line)
+        assert re.search(r"max_steps: \d/4 solved, tokens .*, Q right .*, 16.0 steps  q: ", line)
     assert run.result.stdout.startswith(
         f"{run.output}: stopped after 3 steps (steps), best is step {run.measured['step']}: max_st"
     )

@@ -8,6 +8,7 @@ import pytest
 
 from hrm.checkpoint.inspection import inspect_checkpoint
 from hrm.data.analysis import DatasetStatistics, TextStatistics
+from hrm.data.conversion import Converter
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.report import EnsembleReport
 from hrm.evaluation.baselines import commonest
@@ -19,6 +20,7 @@ from hrm.evaluation.report import EvaluationReport, Setting
 from hrm.evaluation.statistics import Share
 from hrm.training.fit import Measurement
 from schemas import Difficulty, FailurePattern, HaltedBy
+from tests.support.checkpoints import SHA256
 from tests.support.ensembles import member
 from tests.support.stubs import message, verdict
 from worker.cli.tables.analysis import print_statistics
@@ -38,7 +40,8 @@ from worker.cli.tables.training import summary
 MANY, ALL = 2499, 2500
 """99.96 %, which one decimal rounds to 100.0, and of which it rounds the rest to 0.0."""
 
-TARGET = (0, 1, 2, 11)
+EXAMPLE = Converter(SHA256).convert("p", "test agent", 1)
+"""Its target is 0, 1, 2, 11."""
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,11 @@ def test_the_ends_of_an_interval_are_percentages(count: int, of: int, shown: str
     assert interval(Share.measured(count, of)) == shown
 
 
+def test_what_was_counted_whole_has_no_interval() -> None:
+    assert interval(Share.counted(84, 84)) == "all counted"
+    assert interval(Share.counted(0, 0)) == "-"
+
+
 @pytest.mark.parametrize(
     ("value", "digits", "shown"),
     [
@@ -140,9 +148,9 @@ def evaluation(**wrong: float | bool) -> EvaluationReport:
     """2,500 examples, of which one is not solved (and has `wrong` in its verdict)."""
     right = verdict(message("solve")).model_copy(update={"act_steps": 16, "q_halt": 9.0})
     baseline = commonest((0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), "training targets")
-    counter = EvaluationCounter(16, [baseline])
+    counter = EvaluationCounter(16, [baseline], ())
     for _ in range(MANY):
-        counter.add(right, TARGET, converted=False)
+        counter.add(right, EXAMPLE, converted=False)
     one = {
         "solved": False,
         "correct_tokens": 3,
@@ -151,7 +159,7 @@ def evaluation(**wrong: float | bool) -> EvaluationReport:
         "failure_pattern": FailurePattern.NEAR_MISS,
         "act_steps": 15,
     }
-    counter.add(right.model_copy(update=one | wrong), TARGET, converted=False)
+    counter.add(right.model_copy(update=one | wrong), EXAMPLE, converted=False)
     setting = Setting(
         checkpoint="tiny",
         checkpoint_digest="0" * 64,
@@ -162,7 +170,7 @@ def evaluation(**wrong: float | bool) -> EvaluationReport:
         halting=HaltedBy.MAX_STEPS,
         max_steps=16,
     )
-    return counter.report("data", setting, 1.0, recorded=True)
+    return counter.report("data", setting, 1.0)
 
 
 def print_evaluation(_: Path) -> None:
@@ -231,7 +239,8 @@ def print_analysis(_: Path) -> None:
 
 def print_measurement(_: Path) -> None:
     figures = RuleFigures(ALL, MANY, MANY / ALL, MANY / ALL, 1.5)
-    print(summary(Measurement(1, BothRules(figures, figures), None)))  # noqa: T201
+    both = BothRules(figures, figures)
+    print(summary(Measurement(1, both, both)))  # noqa: T201
 
 
 @pytest.mark.parametrize(
@@ -244,7 +253,7 @@ def print_measurement(_: Path) -> None:
         (print_two_checkpoints, 8, 0),
         # Ten tokens occur on neither side.
         (print_analysis, 3, 20),
-        (print_measurement, 6, 0),
+        (print_measurement, 10, 0),
     ],
 )
 def test_no_table_rounds_nearly_all_to_all_or_nearly_none_to_none(
@@ -259,6 +268,13 @@ def test_no_table_rounds_nearly_all_to_all_or_nearly_none_to_none(
     found = re.findall(r"\b(\d+(?:\.\d+)?) %", shown)
     assert len([each for each in found if each.startswith("99")]) >= nearly, shown
     assert len([each for each in found if float(each) in {0.0, 100.0}]) == exact, shown
+
+
+def test_a_measurement_has_an_interval_for_held_out_examples_only() -> None:
+    both = BothRules(*[RuleFigures(84, 84, 1.0, 1.0, 1.5)] * 2)
+    training, held_out = summary(Measurement(1, both, both)).split("  |  held out  ")
+    assert training.startswith("max_steps: 84/84 solved, tokens")
+    assert held_out.startswith("max_steps: 84/84 solved (96 to 100 %), tokens")
 
 
 def test_the_share_of_a_component_is_never_0(
