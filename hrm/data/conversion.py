@@ -65,6 +65,11 @@ Content = SQEMessage | AcceptedPair | HRMExample
 """Everything that is, or can become, an example: what a line of a data file holds."""
 
 
+def name_of(content: Content, line_index: int) -> str:
+    """The message's id, or `line:N`, from 1, for a line that holds no full message."""
+    return content.message_id if isinstance(content, SQEMessage) else f"line:{line_index + 1}"
+
+
 class Converter:
     """Turns messages into examples under one configuration. Threads may share one."""
 

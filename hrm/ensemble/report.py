@@ -20,12 +20,18 @@ from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, check_members, normalised
 from hrm.ensemble.stacking import EnsembleError, Stacking, fit_stacking
 from hrm.evaluation.evaluator import Evaluator, Model
-from hrm.evaluation.recommendation import CheckpointFigures, Recommendation, recommend
+from hrm.evaluation.outcomes import (
+    DistinctExamples,
+    Outcomes,
+    PairedFigures,
+    compare_outcomes,
+)
+from hrm.evaluation.recommendation import Recommendation, labels_of, recommend
 from hrm.evaluation.report import EvaluationReport
 from hrm.evaluation.run import evaluate_file
 from hrm.inference.config import Inference
 from hrm.inference.prediction import Predictor
-from schemas import HRMExample, MessageRejected
+from schemas import HRMExample, MessageRejected, Verdict
 
 MAX_CALIBRATION_EXAMPLES = 10_000
 """Most examples to fit on, from the start of the file: half a million tokens are plenty for a few
@@ -57,6 +63,13 @@ class EnsembleReport(BaseModel):
     calibration: Calibration | None
     members: tuple[EvaluationReport, ...] = Field(description="Each member alone.")
     ensemble: EvaluationReport
+    repeated_lines: int = Field(
+        description="Lines whose example equals that of an earlier line. Each report counts every "
+        "line; the pairs count equal examples once."
+    )
+    pairs: tuple[PairedFigures, ...] = Field(
+        description="Each two of the members and the ensemble, on the same distinct examples."
+    )
     recommendation: Recommendation | None = Field(
         description="What to take, as far as this data says; null if it has no example."
     )
@@ -139,21 +152,34 @@ class EnsembleEvaluation:
             ensemble: The ensemble, whose members are evaluated too.
             left_out: Examples that `fit` left out, if the ensemble's combiner was fitted just now.
         """
+        examples = DistinctExamples()
+        outcomes = [Outcomes(name) for name in (*labels_of(ensemble.members), ensemble.name)]
         # What the ensemble takes, every member takes: a refused line is reported once.
         together = self._evaluate(
-            ensemble, ensemble.open(self.inference, self.device), self.on_refused
+            ensemble,
+            ensemble.open(self.inference, self.device),
+            self.on_refused,
+            _note(examples, outcomes[-1]),
         )
         alone = [
-            self._evaluate(member, self.inference.open(member, self.device), _ignore)
-            for member in ensemble.members
+            self._evaluate(
+                member, self.inference.open(member, self.device), _ignore, _note(examples, own)
+            )
+            for member, own in zip(ensemble.members, outcomes[:-1], strict=True)
         ]
-        return build_report(ensemble, alone, together, left_out)
+        # A share without an interval is one of all training pairs, and of nothing else.
+        counted = [report.overall.solved.low is None for report in (*alone, together)]
+        pairs = compare_outcomes(outcomes, examples, together.setting.halting, counted)
+        return build_report(
+            ensemble, alone, together, pairs, repeats=outcomes[-1].repeats, left_out=left_out
+        )
 
     def _evaluate(
         self,
         model: Model,
         predictor: Predictor,
         on_refused: Callable[[Path, RefusedLine], None],
+        on_example: Callable[[HRMExample, Verdict], None],
     ) -> EvaluationReport:
         evaluator = Evaluator(model, predictor, device=self.device, worker="local")
         with (
@@ -167,13 +193,31 @@ class EnsembleEvaluation:
                 reader=self.reader,
                 on_refused=lambda line: on_refused(self.data_path, line),
                 on_verdict=_ignore,
+                on_example=on_example,
             )
+
+
+def _note(examples: DistinctExamples, outcomes: Outcomes) -> Callable[[HRMExample, Verdict], None]:
+    """A callback that adds each verdict to `outcomes`."""
+
+    def note(example: HRMExample, verdict: Verdict) -> None:
+        outcomes.add(
+            examples.position([example], verdict.message_id),
+            solved=verdict.solved,
+            correct=verdict.correct_tokens,
+            targets=verdict.target_tokens,
+        )
+
+    return note
 
 
 def build_report(
     ensemble: Ensemble,
     members: Sequence[EvaluationReport],
     together: EvaluationReport,
+    pairs: Sequence[PairedFigures],
+    *,
+    repeats: int,
     left_out: int | None,
 ) -> EnsembleReport:
     """Put the evaluations of the members and of the ensemble beside each other.
@@ -182,10 +226,11 @@ def build_report(
         ensemble: The evaluated ensemble.
         members: The evaluation of each member alone.
         together: The evaluation of the ensemble.
+        pairs: Comparisons of each two of them.
+        repeats: Lines whose example equals that of an earlier line.
         left_out: Examples not fitted on, because the evaluated data has them too.
     """
     stacking = ensemble.stacking
-    measured = [_measured(report) for report in (*members, together) if report.overall.examples]
     return EnsembleReport(
         strategy=ensemble.strategy,
         weights=ensemble.weights,
@@ -199,21 +244,9 @@ def build_report(
         ),
         members=tuple(members),
         ensemble=together,
-        recommendation=recommend(measured)[0] if measured else None,
-    )
-
-
-def _measured(report: EvaluationReport) -> CheckpointFigures:
-    overall = report.overall
-    known = (report.by_known or {}).get("known")
-    return CheckpointFigures(
-        checkpoint=report.setting.checkpoint,
-        halting=report.setting.halting,
-        solved=overall.solved,
-        known=0 if known is None else known.examples,
-        token_accuracy=overall.token_accuracy_by_example.mean or 0.0,
-        q_accuracy=overall.q_right.share or 0.0,
-        mean_act_steps=overall.act_steps.mean or 0.0,
+        repeated_lines=repeats,
+        pairs=tuple(pairs),
+        recommendation=recommend(pairs)[0] if pairs else None,
     )
 
 

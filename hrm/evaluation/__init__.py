@@ -7,6 +7,7 @@
 - `coverage`: whether every training pair was evaluated
 - `statistics`: shares, intervals, histograms
 - `paired`: tests and intervals for two predictors on the same examples
+- `outcomes`: each two predictors on the same distinct examples
 - `measurement`: a network's figures on a set of examples
 - `run`: the evaluation of a whole file
 - `counters`: figures of many verdicts in constant memory

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from hrm.checkpoint import Checkpoint
 from hrm.checkpoint.inspection import CHUNK, Inspection, TensorStatistics, inspect_checkpoint
-from hrm.evaluation.recommendation import CheckpointFigures, Recommendation, labels_of, recommend
+from hrm.evaluation.outcomes import PairedFigures
+from hrm.evaluation.recommendation import (
+    CheckpointFigures,
+    Measurements,
+    Recommendation,
+    labels_of,
+    recommend,
+)
 
 CONVERGED_BELOW = 0.01
 """Weights have converged when no tensor moved further than this share of its norm.
@@ -68,13 +75,19 @@ class Comparison(_Figures):
     refused_lines: int = Field(
         description="Lines of the data that are neither a message nor an example."
     )
+    repeated_lines: int = Field(
+        description="Lines whose example equals that of an earlier line. They are measured once."
+    )
     measured: tuple[CheckpointFigures, ...]
+    pairs: tuple[PairedFigures, ...] = Field(
+        description="Each two checkpoints on the same messages, under each halting rule."
+    )
     recommendations: tuple[Recommendation, ...]
 
 
 def compare_checkpoints(
     checkpoints: Sequence[Checkpoint],
-    measured: Sequence[CheckpointFigures] = (),
+    measured: Measurements | None = None,
     *,
     data: str | None = None,
     refused_lines: int = 0,
@@ -83,12 +96,13 @@ def compare_checkpoints(
 
     Args:
         checkpoints: The checkpoints, the earliest first.
-        measured: The figures from `measure_messages`.
-        data: The file that they were measured on.
+        measured: The result of `measure_messages`.
+        data: The file that it was measured on.
         refused_lines: Number of its lines that were refused.
     """
     inspections = [inspect_checkpoint(checkpoint) for checkpoint in checkpoints]
     labels = labels_of(checkpoints)
+    measured = measured or Measurements()
     return Comparison(
         checkpoints=dict(zip(labels, inspections, strict=True)),
         steps=tuple(
@@ -97,8 +111,10 @@ def compare_checkpoints(
         ),
         data=data,
         refused_lines=refused_lines,
-        measured=tuple(measured),
-        recommendations=tuple(recommend(measured)),
+        repeated_lines=measured.repeats,
+        measured=measured.figures,
+        pairs=measured.pairs,
+        recommendations=tuple(recommend(measured.pairs)),
     )
 
 

@@ -3,7 +3,7 @@
 Knows batches and the correctness of answers; nothing of training, checkpoints or files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ class RuleFigures:
 
 
 @dataclass(frozen=True)
+class ExampleFigures:
+    """Figures of each of N examples, under one halting rule."""
+
+    correctness: Correctness
+    q_right: Tensor
+    """bool (N,): whether `q_halt >= 0` is right about whether the example is solved."""
+    act_steps: Tensor
+    """int64 (N,)."""
+
+
+@dataclass(frozen=True)
 class BothRules:
     """Figures of one set of examples, under both halting rules."""
 
@@ -49,37 +60,37 @@ class BothRules:
         return self.max_steps.perfect and self.q.perfect
 
 
-def measure(
-    network: HRM, examples: Batch, halting: HaltedBy, lengths_accepted: Tensor | None = None
-) -> RuleFigures:
-    """Evaluate examples with the plain loop.
+def measure_batch(
+    network: HRM, batch: Batch, halting: HaltedBy, lengths_accepted: Tensor | None = None
+) -> ExampleFigures:
+    """Evaluate each example of `batch`, all at once, with the plain loop.
 
     Args:
         network: The network.
-        examples: At least one example.
+        batch: N examples.
         halting: The halting rule.
         lengths_accepted: bool (N,): whether each example's target has an accepted length, without
             which it is not solved (default: all have, as in training).
     """
-    accuracy, solved, right, steps = [], [], [], []
-    for start in range(0, len(examples), MEASURE_BATCH):
-        rows = slice(start, start + MEASURE_BATCH)
-        batch = examples[rows]
-        output = evaluate_batch(network, batch, halting=halting)
-        correctness = Correctness.of(output.predictions, batch.labels)
-        accuracy.append(correctness.accuracy)
-        batch_solved = correctness.solved
-        if lengths_accepted is not None:
-            batch_solved = batch_solved & lengths_accepted[rows]
-        solved.append(batch_solved)
-        right.append(q_right(output.q_logits, batch_solved))
-        steps.append(output.steps)
+    output = evaluate_batch(network, batch, halting=halting)
+    correctness = Correctness.of(output.predictions, batch.labels)
+    if lengths_accepted is not None:
+        correctness = replace(correctness, solved=correctness.solved & lengths_accepted)
+    return ExampleFigures(correctness, q_right(output.q_logits, correctness.solved), output.steps)
+
+
+def measure(network: HRM, examples: Batch, halting: HaltedBy) -> RuleFigures:
+    """Evaluate `examples` (at least one) with the plain loop."""
+    parts = [
+        measure_batch(network, examples[slice(start, start + MEASURE_BATCH)], halting)
+        for start in range(0, len(examples), MEASURE_BATCH)
+    ]
     return RuleFigures(
         examples=len(examples),
-        solved=int(torch.cat(solved).sum()),
-        token_accuracy=float(torch.cat(accuracy).mean()),
-        q_accuracy=float(torch.cat(right).double().mean()),
-        mean_act_steps=float(torch.cat(steps).double().mean()),
+        solved=sum(int(part.correctness.solved.sum()) for part in parts),
+        token_accuracy=float(torch.cat([part.correctness.accuracy for part in parts]).mean()),
+        q_accuracy=float(torch.cat([part.q_right for part in parts]).double().mean()),
+        mean_act_steps=float(torch.cat([part.act_steps for part in parts]).double().mean()),
     )
 
 

@@ -1,26 +1,41 @@
-"""A choice among several checkpoints, by how many of the same messages each solves.
+"""A choice among several checkpoints, by which of the same messages each solves.
 
-Knows inference, solve rates and their intervals; nothing of weights, files, terminals or tables.
+Knows inference, outcomes and their paired tests; nothing of weights, files, terminals or tables.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from hrm.checkpoint import Checkpoint
-from hrm.data.conversion import Content, Converter
-from hrm.evaluation.check import check_message
-from hrm.evaluation.measurement import MEASURE_BATCH, RuleFigures, measure
+from hrm.checkpoint import Checkpoint, pair_hash
+from hrm.data.config import ConversionConfig
+from hrm.data.conversion import Content, Converter, name_of
+from hrm.evaluation.coverage import PairCoverage
+from hrm.evaluation.measurement import MEASURE_BATCH, measure_batch
+from hrm.evaluation.outcomes import (
+    DistinctExamples,
+    Outcomes,
+    PairedFigures,
+    compare_outcomes,
+)
 from hrm.evaluation.statistics import Share
 from hrm.model.batch import ExampleError, check_fits, encode
-from schemas import HaltedBy, HRMExample, PromptMatch, SQEHRMError
+from schemas import HaltedBy, HRMExample, SQEHRMError
+
+SIGNIFICANT_BELOW = 0.05
+"""Adjusted p-value below which one checkpoint counts as better than another. If all were equally
+good, at most one recommendation in twenty would be made."""
 
 WEIGHTS_ALONE = (
     "no recommendation: weights alone do not tell which checkpoint is better; "
     "measure them on messages"
 )
+
+Forms = Mapping[ConversionConfig, HRMExample]
+"""One message as an example, by the ways in which checkpoints convert it."""
 
 
 class ComparisonError(SQEHRMError):
@@ -32,15 +47,27 @@ class _Report(BaseModel):
 
 
 class CheckpointFigures(_Report):
-    """Figures of one checkpoint's inference over the messages, under one halting rule."""
+    """Figures of one checkpoint's inference over distinct examples, under one halting rule."""
 
     checkpoint: str
     halting: HaltedBy
     solved: Share
     known: int = Field(description="Examples that this checkpoint was trained on.")
-    token_accuracy: float = Field(description="Mean over the examples.")
+    token_accuracy: float = Field(description="Correct tokens / target tokens.")
     q_accuracy: float = Field(description="Share of examples whose q_halt is right.")
     mean_act_steps: float
+
+
+class Measurements(_Report):
+    """Figures of several checkpoints on the same messages; empty if there was no message."""
+
+    figures: tuple[CheckpointFigures, ...] = ()
+    pairs: tuple[PairedFigures, ...] = Field(
+        default=(), description="Each two checkpoints, under each halting rule."
+    )
+    repeats: int = Field(
+        default=0, description="Messages equal to an earlier one (puzzle, input, target): left out."
+    )
 
 
 class Recommendation(_Report):
@@ -74,14 +101,16 @@ def measure_messages(
     lines: Iterable[tuple[int, Content]],
     rules: Sequence[HaltedBy],
     device: torch.device | str = "cpu",
-) -> list[CheckpointFigures]:
-    """Run every checkpoint over the same messages, under each of `rules`.
+) -> Measurements:
+    """Run every checkpoint over the same messages, under each of `rules`, and compare each two.
 
-    Each checkpoint converts messages as it was trained to. Without any message the result is empty.
+    Each checkpoint converts messages as it was trained to. Messages that are equal for all of them
+    (puzzle, input and target) are measured once.
 
     Args:
         checkpoints: The checkpoints.
-        lines: Messages, each with its index from 0. They are read once and never held all at once.
+        lines: Messages, each with its index from 0. They are read once and never held all at once;
+            what is kept of each is in `hrm.evaluation.outcomes`.
         rules: The halting rules.
         device: Device of the checkpoints.
 
@@ -92,29 +121,65 @@ def measure_messages(
         _Candidate(label, checkpoint, rules, device)
         for label, checkpoint in zip(labels_of(checkpoints), checkpoints, strict=True)
     ]
-    remaining, found = iter(lines), False
+    messages = _Messages({checkpoint.conversion for checkpoint in checkpoints})
+    remaining = messages.distinct(lines)
     while batch := list(islice(remaining, MEASURE_BATCH)):
-        found = True
         for candidate in candidates:
             candidate.add(batch)
-    if not found:
-        return []
-    return [candidate.measured(rule) for rule in rules for candidate in candidates]
+    if not messages.examples:
+        return Measurements()
+    counted = [candidate.counted for candidate in candidates]
+    return Measurements(
+        figures=tuple(candidate.figures(rule) for rule in rules for candidate in candidates),
+        pairs=tuple(
+            pair
+            for rule in rules
+            for pair in compare_outcomes(
+                [candidate.outcomes[rule] for candidate in candidates],
+                messages.examples,
+                rule,
+                counted,
+            )
+        ),
+        repeats=messages.repeats,
+    )
 
 
-def recommend(measured: Sequence[CheckpointFigures]) -> list[Recommendation]:
-    """Recommend for each halting rule the checkpoint that solves most, if its interval lies above
-    all others.
+def recommend(pairs: Sequence[PairedFigures]) -> list[Recommendation]:
+    """Recommend for each halting rule the checkpoint that solves significantly more than each
+    other.
 
-    Without measurements the one recommendation says that there can be none.
+    Significant is an adjusted p-value of McNemar's test below `SIGNIFICANT_BELOW`. If the best
+    cannot be told from another, none is recommended, and all of these are named. Without pairs the
+    one recommendation says that there can be none.
     """
-    if not measured:
+    if not pairs:
         return [Recommendation(halting=None, recommended=None, candidates=(), reason=WEIGHTS_ALONE)]
-    rules = dict.fromkeys(figures.halting for figures in measured)
-    return [
-        _recommend(rule, [figures for figures in measured if figures.halting is rule])
-        for rule in rules
-    ]
+    rules = dict.fromkeys(pair.halting for pair in pairs)
+    return [_recommend(rule, [pair for pair in pairs if pair.halting is rule]) for rule in rules]
+
+
+class _Messages:
+    """Turns lines into distinct examples, and counts the repeats."""
+
+    def __init__(self, conversions: Iterable[ConversionConfig]) -> None:
+        self.examples = DistinctExamples()
+        self.repeats = 0
+        self._converters = [Converter(conversion) for conversion in conversions]
+
+    def distinct(self, lines: Iterable[tuple[int, Content]]) -> Iterator[tuple[int, int, Forms]]:
+        """The position, the line's index and the forms of every example that is new."""
+        for index, content in lines:
+            forms = {
+                converter.config: converter.example_of(content, index)
+                for converter in self._converters
+            }
+            count = len(self.examples)
+            position = self.examples.position(forms.values(), name_of(content, index))
+            if position == count:
+                yield position, index, forms
+            else:
+                self.repeats += 1
 
 
 class _Candidate:
@@ -127,41 +192,58 @@ class _Candidate:
         rules: Sequence[HaltedBy],
         device: torch.device | str,
     ) -> None:
+        self.outcomes = {rule: Outcomes(label) for rule in rules}
         self._label = label
         self._checkpoint = checkpoint
         self._device = device
-        self._converter = Converter(checkpoint.conversion)
         self._network = checkpoint.build(device=device)
-        self._known = 0
-        self._parts: dict[HaltedBy, list[RuleFigures]] = {rule: [] for rule in rules}
+        training = checkpoint.training
+        self._coverage = PairCoverage(() if training is None else training.pair_hashes)
+        self._examples = self._known = 0
+        self._q_right = dict.fromkeys(rules, 0)
+        self._steps = dict.fromkeys(rules, 0)
 
-    def add(self, lines: Sequence[tuple[int, Content]]) -> None:
-        examples = [self._example(index, content) for index, content in lines]
-        checks = [
-            check_message(content, example, self._checkpoint.training)
-            for (_, content), example in zip(lines, examples, strict=True)
-        ]
-        self._known += sum(check.match is PromptMatch.PAIR for check in checks)
-        accepted = torch.tensor([check.length_accepted for check in checks], device=self._device)
-        batch = encode(examples, self._checkpoint.config).to(self._device)
-        for rule, parts in self._parts.items():
-            parts.append(measure(self._network, batch, rule, accepted))
+    def add(self, batch: Sequence[tuple[int, int, Forms]]) -> None:
+        examples = [self._example(index, forms) for _, index, forms in batch]
+        self._examples += len(examples)
+        self._known += sum(map(self._coverage.add, examples))
+        tensors = encode(examples, self._checkpoint.config).to(self._device)
+        accepted = torch.tensor(list(map(self._accepts_length, examples)), device=self._device)
+        for rule, outcomes in self.outcomes.items():
+            figures = measure_batch(self._network, tensors, rule, accepted)
+            self._q_right[rule] += int(figures.q_right.sum())
+            self._steps[rule] += int(figures.act_steps.sum())
+            correctness = figures.correctness
+            columns = (correctness.solved, correctness.correct, correctness.targets)
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            for (position, *_), (solved, correct, targets) in zip(batch, rows, strict=True):
+                outcomes.add(position, solved=solved, correct=correct, targets=targets)
 
-    def measured(self, rule: HaltedBy) -> CheckpointFigures:
-        parts = self._parts[rule]
-        total = sum(part.examples for part in parts)
+    @property
+    def counted(self) -> bool:
+        """Whether the examples were all training pairs of this checkpoint, and no others."""
+        return self._coverage.complete and self._known == self._examples
+
+    def figures(self, rule: HaltedBy) -> CheckpointFigures:
+        solved, tokens = self.outcomes[rule].totals()
+        share = Share.counted if self.counted else Share.measured
         return CheckpointFigures(
             checkpoint=self._label,
             halting=rule,
-            solved=Share.measured(sum(part.solved for part in parts), total),
+            solved=share(solved, self._examples),
             known=self._known,
-            token_accuracy=sum(part.token_accuracy * part.examples for part in parts) / total,
-            q_accuracy=sum(part.q_accuracy * part.examples for part in parts) / total,
-            mean_act_steps=sum(part.mean_act_steps * part.examples for part in parts) / total,
+            token_accuracy=tokens,
+            q_accuracy=self._q_right[rule] / self._examples,
+            mean_act_steps=self._steps[rule] / self._examples,
         )
 
-    def _example(self, index: int, content: Content) -> HRMExample:
-        example = self._converter.example_of(content, index)
+    def _accepts_length(self, example: HRMExample) -> bool:
+        training = self._checkpoint.training
+        pair = pair_hash(example.puzzle_id, example.input_sequence)
+        return training is None or training.accepts_length(pair, len(example.target_sequence))
+
+    def _example(self, index: int, forms: Forms) -> HRMExample:
+        example = forms[self._checkpoint.conversion]
         try:
             check_fits(example, self._checkpoint.config)
         except ExampleError as error:
@@ -171,31 +253,43 @@ class _Candidate:
         return example
 
 
-def _recommend(rule: HaltedBy, measured: Sequence[CheckpointFigures]) -> Recommendation:
-    ordered = sorted(measured, key=lambda figures: figures.solved.count, reverse=True)
-    best = ordered[0]
-    others = [figures for figures in ordered[1:] if _reaches(figures.solved, best.solved)]
-    candidates = (best.checkpoint, *(figures.checkpoint for figures in others))
-    if others:
+def _recommend(rule: HaltedBy, pairs: Sequence[PairedFigures]) -> Recommendation:
+    leads: Counter[str] = Counter()
+    for pair in pairs:
+        lead = pair.first_solved - pair.second_solved
+        leads.update({pair.first: lead, pair.second: -lead})
+    best = max(leads, key=leads.__getitem__)
+    against = [
+        pair if pair.first == best else pair.turned() for pair in pairs if best in pair.names
+    ]
+    close = [pair for pair in against if not _is_better(pair)]
+    solved = f"{against[0].first_solved:,} of {against[0].examples:,}"
+    if close:
         return Recommendation(
             halting=rule,
             recommended=None,
-            candidates=candidates,
-            reason=f"no recommendation: the 95 % intervals of {_enumerated(candidates)} overlap, "
-            "so this data cannot tell them apart",
+            candidates=(best, *(pair.second for pair in close)),
+            reason=f"no recommendation: {best} solves {solved}, but cannot be told from "
+            f"{' or '.join(map(_described, close))}",
         )
     return Recommendation(
         halting=rule,
-        recommended=best.checkpoint,
-        candidates=candidates,
-        reason=f"take {best.checkpoint}: the 95 % interval of its solve rate lies above all others",
+        recommended=best,
+        candidates=(best,),
+        reason=f"take {best}: it solves {solved}, significantly more than "
+        f"{' and '.join(map(_described, against))}",
     )
 
 
-def _reaches(other: Share, best: Share) -> bool:
-    """Whether the interval of `other` touches or overlaps that of `best`."""
-    return other.high is None or best.low is None or other.high >= best.low
+def _is_better(pair: PairedFigures) -> bool:
+    """Whether the first of `pair` solves significantly more."""
+    return pair.only_first > pair.only_second and pair.adjusted_p_value < SIGNIFICANT_BELOW
 
 
-def _enumerated(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+def _described(pair: PairedFigures) -> str:
+    """The second of `pair`, and what tells it from the first."""
+    p_value = f"= {pair.adjusted_p_value:.2g}" if pair.adjusted_p_value else "< 1e-300"
+    return (
+        f"{pair.second} ({pair.second_solved:,}; {pair.only_first:,} only {pair.first}, "
+        f"{pair.only_second:,} only {pair.second}, p {p_value})"
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from hrm.data.categories import categorize
-from hrm.data.conversion import AcceptedPair, Content
+from hrm.data.conversion import AcceptedPair, Content, name_of
 from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
 from hrm.data.vocabulary import Tokenizer
 from hrm.evaluation.baselines import Baseline, TargetCounter
@@ -70,6 +70,7 @@ def evaluate_file(
     baselines: Sequence[Baseline] = (),
     on_refused: Callable[[RefusedLine], None],
     on_verdict: Callable[[Verdict], None],
+    on_example: Callable[[HRMExample, Verdict], None] | None = None,
 ) -> EvaluationReport:
     """Evaluate every line of `source`.
 
@@ -84,6 +85,7 @@ def evaluate_file(
         baselines: Guesses to compare the checkpoint with.
         on_refused: Called with each line that cannot be evaluated; later lines still are.
         on_verdict: Called with every verdict, in the order of the lines.
+        on_example: Called with every example and its verdict, in the same order.
     """
     training = evaluator.checkpoint.training
     counter = EvaluationCounter(
@@ -107,6 +109,8 @@ def evaluate_file(
             continue
         counter.add(verdict, line.pending.example, converted=line.converted)
         on_verdict(verdict)
+        if on_example is not None:
+            on_example(line.pending.example, verdict)
     return counter.report(name, _setting(evaluator), time.perf_counter() - started)
 
 
@@ -140,7 +144,7 @@ def _submit_lines(
         taken = time.perf_counter()
         try:
             content = reader.content(line)
-            origin = _origin(content, index + 1)
+            origin = _origin(content, index)
             pending = evaluator.submit_content(content, index, origin, taken=taken)
         except MessageRejected as rejected:
             yield RefusedLine.of(index, rejected)
@@ -148,13 +152,13 @@ def _submit_lines(
         yield _Line(index, pending, converted=isinstance(content, HRMExample))
 
 
-def _origin(content: Content, number: int) -> Origin:
+def _origin(content: Content, index: int) -> Origin:
     if isinstance(content, SQEMessage):
         return Origin.of(content)
     category = Category.OTHER
     if isinstance(content, AcceptedPair):
         category = content.category or categorize(content.prompt)
-    return Origin(f"line:{number}", AGENT_ID, category)
+    return Origin(name_of(content, index), AGENT_ID, category)
 
 
 def _in_order(

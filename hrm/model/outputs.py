@@ -31,6 +31,10 @@ class Correctness:
     """float32 (B,): share of target tokens that are right."""
     solved: Tensor
     """bool (B,): whether every target token is right."""
+    correct: Tensor
+    """int64 (B,): target tokens that are right."""
+    targets: Tensor
+    """int64 (B,): target tokens."""
 
     @staticmethod
     def of(predictions: Tensor, labels: Tensor) -> "Correctness":
@@ -38,7 +42,7 @@ class Correctness:
         counted = labels != IGNORE_LABEL
         targets = counted.sum(-1)
         correct = (counted & (predictions == labels)).sum(-1)
-        return Correctness(correct / targets.clamp(min=1), correct == targets)
+        return Correctness(correct / targets.clamp(min=1), correct == targets, correct, targets)
 
 
 def q_right(q_logits: Tensor, solved: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from hrm.checkpoint.inspection import Component, ConfigurationValue, Inspection,
 from hrm.evaluation.comparison import CONVERGED_BELOW, Comparison, StepChange, TensorChange
 from hrm.evaluation.recommendation import CheckpointFigures, Recommendation
 from schemas import HaltedBy
+from worker.cli.tables.paired import differing, pairs_table, pairs_title
 from worker.cli.tables.style import (
     NOTHING,
     interval,
@@ -61,6 +62,8 @@ def print_comparison(comparison: Comparison) -> None:
         parts.append(("", Text(_step_verdict(step))))
     if comparison.measured:
         parts.append((f"Inference on {comparison.data}", _measured_table(comparison.measured)))
+        parts.append((pairs_title(comparison.repeated_lines), pairs_table(comparison.pairs)))
+        parts.append(("", differing(comparison.pairs)))
     parts.append(("", Text("\n").join(map(_recommendation, comparison.recommendations))))
     print_parts(*parts)
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from hrm.ensemble.report import EnsembleReport
 from hrm.evaluation.report import EvaluationReport
 from worker.cli.tables.evaluation import NO_EXAMPLE
+from worker.cli.tables.paired import differing, pairs_table, pairs_title
 from worker.cli.tables.style import interval, number, percent, print_parts, table
 
 _COLUMNS = ("solved", "95 % interval", "tokens", "edit", "Q right", "steps", "ms each")
@@ -19,10 +20,12 @@ examples for which the Q head is right, mean ACT steps, and milliseconds per exa
 
 def print_ensemble(report: EnsembleReport) -> None:
     """Print `report` on stdout."""
-    parts: list[RenderableType] = [_heading(report), _table(report)]
+    parts: list[tuple[str, RenderableType]] = [("", _heading(report)), ("", _table(report))]
     if report.recommendation is not None:
-        parts.append(Text(report.recommendation.reason, no_wrap=True))
-    print_parts(*(("", part) for part in parts))
+        parts.append((pairs_title(report.repeated_lines), pairs_table(report.pairs)))
+        parts.append(("", differing(report.pairs)))
+        parts.append(("", Text(report.recommendation.reason, no_wrap=True)))
+    print_parts(*parts)
 
 
 def _heading(report: EnsembleReport) -> Text:

@@ -141,7 +141,7 @@ def test_a_completion_cut_before_a_word_with_the_token_of_the_end_is_not_solved(
     assert len(cut) == 35
     bare = dataclasses.replace(checkpoint, training=None)
     for model, solved in ((bare, 35), (checkpoint, 0)):
-        (figures,) = measure_messages([model], enumerate(cut), [HaltedBy.MAX_STEPS])
+        (figures,) = measure_messages([model], enumerate(cut), [HaltedBy.MAX_STEPS]).figures
         assert figures.solved.count == solved
         assert figures.token_accuracy == 1
     predictor = Inference(slots=8, halting=HaltedBy.Q).open(checkpoint, "cpu")

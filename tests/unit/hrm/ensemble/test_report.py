@@ -44,6 +44,22 @@ def test_every_member_and_the_ensemble_see_the_same_examples(
     assert report.calibration is None
 
 
+def test_equal_examples_count_once_in_the_comparison_of_each_two(
+    pair: list[Checkpoint], tmp_path: Path
+) -> None:
+    # The policy counts five puzzles: the sixth line repeats the first.
+    data = write(tmp_path / "data.jsonl", "a", "b b", "c c c", "d d d d", "e", "a")
+    report = EnsembleEvaluation(data, INFERENCE).report(Ensemble(pair))
+    assert report.ensemble.overall.examples == 6
+    assert report.repeated_lines == 1
+    assert [each.names for each in report.pairs] == [
+        ("a", "b"),
+        ("a", "ensemble(a+b)"),
+        ("b", "ensemble(a+b)"),
+    ]
+    assert {each.examples for each in report.pairs} == {5}
+
+
 def test_a_combiner_is_fitted_on_pairs_that_the_data_lacks(
     pair: list[Checkpoint], tmp_path: Path
 ) -> None:

@@ -217,7 +217,11 @@ def recorded(tmp_path: Path, *lines: dict[str, Any]) -> Evaluator:
         for index, line in enumerate(lines)
     ]
     hashes = {pair_hash(example.puzzle_id, example.input_sequence) for example in examples}
-    record = RECORD.model_copy(update={"pair_hashes": frozenset(hashes)})
+    record = TrainingRecord(
+        format_version=1,
+        pair_hashes=frozenset(hashes),
+        target_token_counts=RECORD.target_token_counts,
+    )
     return opened(saved(tmp_path / "tiny", record))
 
 

@@ -242,7 +242,14 @@ def test_without_data_there_is_no_recommendation() -> None:
 def test_with_data_the_recommendation_is_what_was_measured(late_solves: Path) -> None:
     arguments = ("compare", "early", "late", "--data-path", late_solves, "--halting", "max_steps")
     text = printed(*arguments)
-    assert "max_steps: take late: the 95 % interval of its solve rate lies above" in text
+    assert sentences(text).endswith(
+        "max_steps: take late: it solves 12 of 12, significantly more than early "
+        "(0; 12 only late, 0 only early, p = 0.00049)"
+    )
+    assert "max_steps: solved by late and not by early: line:1, line:2, line:3, line:4, line:5" in (
+        sentences(text)
+    )
+    assert "and 7 more: see --json" in sentences(text)
     rows = [line.split() for line in text.splitlines()]
     assert any(row[:2] == ["late", "max_steps"] and "12/12" in row for row in rows)
     content = printed_json(*arguments)
@@ -252,14 +259,30 @@ def test_with_data_the_recommendation_is_what_was_measured(late_solves: Path) ->
     assert late["solved"]["count"] == late["solved"]["of"] == 12
     assert early["solved"]["high"] < late["solved"]["low"]
     assert late["solved"]["low"] == pytest.approx(0.7575, abs=1e-4)
+    (pair,) = content["pairs"]
+    assert (pair["only_first"], pair["only_second"]) == (0, 12)
+    assert pair["only_second_names"] == [f"line:{number}" for number in range(1, 13)]
+
+
+def test_the_same_file_five_times_is_no_recommendation(late_solves: Path, tmp_path: Path) -> None:
+    some = "\n".join(late_solves.read_text().splitlines()[:5])
+    repeated = tmp_path / "repeated.jsonl"
+    repeated.write_text(f"{some}\n" * 5)
+    arguments = ("compare", "early", "late", "--data-path", repeated, "--halting", "max_steps")
+    text = sentences(printed(*arguments))
+    assert "max_steps: no recommendation: late solves 5 of 5, but cannot be told from early" in text
+    assert "On the same messages, without 20 that repeat an earlier one" in text
+    assert printed_json(*arguments)["repeated_lines"] == 20
 
 
 def test_few_messages_cannot_tell_checkpoints_apart(late_solves: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text(late_solves.read_text().partition("\n")[0])
     text = sentences(printed("compare", "early", "late", "--data-path", few))
-    assert "max_steps: no recommendation: the 95 % intervals of late and early overlap" in text
-    assert "so this data cannot tell them apart" in text
+    assert (
+        "max_steps: no recommendation: late solves 1 of 1, but cannot be told from early "
+        "(0; 1 only late, 0 only early, p = 1)"
+    ) in text
     measured = printed_json("compare", "early", "late", "--data-path", few)["measured"]
     assert [one["halting"] for one in measured] == ["max_steps", "max_steps", "q", "q"]
 

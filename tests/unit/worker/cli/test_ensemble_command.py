@@ -84,7 +84,10 @@ def test_the_table_shows_the_ensemble_beside_each_member(data: Path) -> None:
         "%",
         table["ensemble"][8],
     ]
-    assert "no recommendation: the 95 % intervals" in lines[-1]
+    assert lines[-1].startswith("no recommendation: one solves 0 of 3, but cannot be told from two")
+    assert "On the same messages" in lines
+    for pair in (("one", "two"), ("one", "ensemble(one+two)"), ("two", "ensemble(one+two)")):
+        assert [*pair[:1], "/", *pair[1:], "max_steps", "0", "0", "1"] in [row[:7] for row in rows]
     assert max(len(line) for line in lines[:-1] if str(data) not in line) <= 100
 
 

@@ -15,7 +15,7 @@ from hrm.evaluation.baselines import commonest
 from hrm.evaluation.comparison import compare_checkpoints
 from hrm.evaluation.counters import EvaluationCounter
 from hrm.evaluation.measurement import BothRules, RuleFigures
-from hrm.evaluation.recommendation import CheckpointFigures
+from hrm.evaluation.recommendation import CheckpointFigures, Measurements
 from hrm.evaluation.report import EvaluationReport, Setting
 from hrm.evaluation.statistics import Share
 from hrm.training.fit import Measurement
@@ -186,6 +186,8 @@ def print_two_members(_: Path) -> None:
             calibration=None,
             members=(report, report),
             ensemble=report,
+            repeated_lines=0,
+            pairs=(),
             recommendation=None,
         )
     )
@@ -202,7 +204,9 @@ def print_two_checkpoints(folder: Path) -> None:
         q_accuracy=MANY / ALL,
         mean_act_steps=1.5,
     )
-    comparison = compare_checkpoints([first, second], [measured], data="data")
+    comparison = compare_checkpoints(
+        [first, second], Measurements(figures=(measured,)), data="data"
+    )
     (step,) = comparison.steps
     moved = {
         key: change.model_copy(
