@@ -1,7 +1,7 @@
 """Paired statistics: two predictors on the same examples.
 
 Knows counts and p-values; nothing of checkpoints, examples or files. The examples are taken as
-independent draws: whoever counts one several times gets p-values and intervals that are too small.
+independent draws: counting one several times makes p-values and intervals too small.
 """
 
 import math
