@@ -154,7 +154,10 @@ class EvaluationReport(_Model):
         description="`unknown` holds converted examples, which have no prompt to guess it from."
     )
     by_failure_pattern: dict[str, Figures] = Field(description="Unsolved examples only.")
-    reliability: tuple[ReliabilityBin, ...]
+    reliability: tuple[ReliabilityBin, ...] = Field(
+        description="The Q head sees the puzzle and the prompt, never the completion. What it "
+        "states is about the accepted completion: for changed ones this is no calibration."
+    )
     by_position: tuple[PositionFigures, ...]
     confusion: Confusion
     baselines: tuple[BaselineFigures, ...]

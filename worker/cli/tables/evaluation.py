@@ -20,6 +20,12 @@ BAR_WIDTH = 20
 POSITIONS_PER_ROW = 10
 """The report has every position; a screen has room for groups of ten."""
 
+RELIABILITY = (
+    "Reliability: the chance of being solved that q_halt states, and the share solved\n"
+    "(the Q head sees the prompt, never the completion: for changed completions, no calibration)"
+)
+"""Title of the reliability table."""
+
 NO_EXAMPLE = "no example"
 """The row of a group without examples."""
 
@@ -49,9 +55,7 @@ def _parts(report: EvaluationReport) -> dict[str, RenderableType]:
         "By example": _spread_table(report.overall),
         groups: _groups_table(report),
         "Failure patterns": _failures(report),
-        "Reliability: the chance of being solved that q_halt states, and the share solved": (
-            _reliability_table(report)
-        ),
+        RELIABILITY: _reliability_table(report),
         "Tokens right by target position, from 0": _positions_table(report.by_position),
         "Confusion: percentage of each target token that was predicted as each token": _confusion(
             report

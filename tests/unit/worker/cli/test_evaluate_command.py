@@ -62,6 +62,7 @@ def test_the_tables_show_every_part_within_100_columns(data: Path) -> None:
         assert title in lines
     for start in ("Reliability: ", "Tokens right by target position", "Confusion: "):
         assert any(line.startswith(start) for line in lines)
+    assert any("the Q head sees the prompt, never the completion" in line for line in lines)
     rows = [line.split() for line in lines]
     assert ["known", "no", "example"] in rows
     assert ["medium", "no", "example"] in rows
