@@ -4,6 +4,7 @@
 - `vocabulary`: words to tokens
 - `conversion`: messages and bare pairs to examples
 - `texts`: accepted texts as hashes, and the check of a completion against them
+- `changes`: single changes of a completion, as an agent that drifts makes them
 - `categories`: the category of a prompt, guessed from its words
 - `files`: JSONL files of messages, bare pairs and examples, read and written
 - `analysis`: counts, lengths and distributions of a file
