@@ -111,10 +111,11 @@ def evaluate_file(
         on_verdict(verdict)
         if on_example is not None:
             on_example(line.pending.example, verdict)
-    return counter.report(name, _setting(evaluator), time.perf_counter() - started)
+    return counter.report(name, setting_of(evaluator), time.perf_counter() - started)
 
 
-def _setting(evaluator: Evaluator) -> Setting:
+def setting_of(evaluator: Evaluator) -> Setting:
+    """The checkpoint of `evaluator`, and how it is run."""
     return Setting(
         checkpoint=evaluator.checkpoint_name,
         checkpoint_digest=evaluator.checkpoint_digest,

@@ -1,8 +1,6 @@
 """`sqe-hrm evaluate`: measures how well a checkpoint does on a file."""
 
 import contextlib
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,15 +9,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hrm.checkpoint import find_checkpoint, load_checkpoint
 from hrm.data.files import BUFFER_BYTES, LineReader
 from hrm.data.vocabulary import Tokenizer
 from hrm.evaluation.baselines import Baseline, commonest
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.report import EvaluationReport
 from hrm.evaluation.run import evaluate_file, fit_baselines
-from hrm.inference.config import Inference, dtype_of
-from schemas import HaltedBy, SQEHRMError, Verdict
+from schemas import SQEHRMError, Verdict
 from worker.cli.files import (
     check_outputs,
     check_strict,
@@ -29,17 +25,16 @@ from worker.cli.files import (
     write_text,
     writing,
 )
+from worker.cli.opening import open_evaluator
 from worker.cli.options import (
     FILE,
     NEW_FILE,
-    batch_size_on,
     checkpoint_option,
     data_path_option,
     file_inference_options,
     json_option,
     report_option,
     strict_option,
-    use_device,
 )
 from worker.cli.tables.evaluation import print_report
 from worker.settings import Settings
@@ -83,19 +78,8 @@ def command(
     """
     check_outputs((data_path, train_data), (output, verdicts))
     settings = Settings.from_env(checkpoint=checkpoint, device=device)
-    pinned = use_device(settings)
-    loaded = load_checkpoint(find_checkpoint(settings.checkpoint, settings.checkpoint_dir))
-    inference = Inference(
-        slots=batch_size_on(pinned, batch_size),
-        halting=HaltedBy(halting),
-        max_steps=max_steps,
-        forward_dtype=dtype_of(dtype, pinned.torch_name),
-    )
-    evaluator = Evaluator(
-        loaded,
-        inference.open(loaded, pinned.torch_name),
-        device=pinned.torch_name,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
+    evaluator = open_evaluator(
+        settings, batch_size=batch_size, halting=halting, max_steps=max_steps, dtype=dtype
     )
     reader = LineReader(settings.max_message_bytes)
     with contextlib.closing(evaluator):
