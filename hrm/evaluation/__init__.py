@@ -12,6 +12,7 @@
 - `run`: the evaluation of a whole file
 - `counters`: figures of many verdicts in constant memory
 - `report`: the form of an evaluation's report
+- `drift`: the changes of accepted completions that an evaluator notices
 - `comparison`: the weights of several checkpoints, tensor by tensor
 - `recommendation`: a choice among several checkpoints
 
