@@ -18,6 +18,7 @@ COMMANDS = {
     "checkpoint": "inspect a checkpoint, compare several, or complete a record",
     "convert": "turn SQE messages into HRM examples",
     "demo": "run Redis, a worker and an agent for half a minute, and measure them",
+    "drift-test": "count the changes of accepted answers that a checkpoint misses",
     "ensemble": "evaluate several checkpoints as one, and each of them alone",
     "evaluate": "evaluate a file with a checkpoint",
     "schema": "print or publish the JSON Schemas",
