@@ -22,12 +22,14 @@ from tests.benchmarks.setting import (
     known_examples,
     random_examples,
 )
-from worker.demo.traffic import Kind, change
 
 TITLE = "bfloat16 against float32"
 
 CHANGED_WORDS = 0.2
-"""Share of a prompt's words that is replaced in a changed prompt."""
+"""Share of a prompt's words that is replaced in a changed prompt, at least one word."""
+
+NEW_WORDS = ("quorum", "latch", "orbit", "velvet", "harbour", "matrix", "lantern", "copper")
+"""Words to replace others with; none contains a vocabulary entry."""
 
 
 def run(setting: Setting) -> str:
@@ -59,9 +61,17 @@ def _changed_prompts(checkpoint: Checkpoint, count: int) -> list[HRMExample]:
     converter, accepted = Converter(checkpoint.conversion), accepted_messages(checkpoint)
     messages = source.choices(accepted, k=count)
     return [
-        converter.convert(change(prompt, Kind.REPLACED, CHANGED_WORDS, source), completion)
-        for prompt, completion in messages
+        converter.convert(_changed(prompt, source), completion) for prompt, completion in messages
     ]
+
+
+def _changed(prompt: str, source: random.Random) -> str:
+    words = prompt.split()
+    count = max(1, round(CHANGED_WORDS * len(words)))
+    # From the back, which gives the words of the published figures.
+    for place in sorted(source.sample(range(len(words)), count), reverse=True):
+        words[place] = source.choice(NEW_WORDS)
+    return " ".join(words)
 
 
 def _runs(

@@ -9,7 +9,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from schemas import FailurePattern, Rejection, RejectionReason, Verdict
+from hrm.data.changes import ChangeKind
+from schemas import FailurePattern, Rejection, RejectionReason, TextCheck, Verdict
 from worker.demo.traffic import CHANGES, Kind, Sent
 
 RECENT_SECONDS = 5.0
@@ -23,9 +24,10 @@ LATENCIES = 10_000
 class Tally:
     """Counts and times of one run."""
 
-    sent: Counter[Kind] = field(default_factory=Counter)
-    verdicts: Counter[Kind] = field(default_factory=Counter)
-    solved: Counter[Kind] = field(default_factory=Counter)
+    sent: Counter[Kind | ChangeKind] = field(default_factory=Counter)
+    verdicts: Counter[Kind | ChangeKind] = field(default_factory=Counter)
+    solved: Counter[Kind | ChangeKind] = field(default_factory=Counter)
+    texts: Counter[tuple[Kind | ChangeKind, TextCheck]] = field(default_factory=Counter)
     patterns: Counter[FailurePattern] = field(default_factory=Counter)
     rejections: Counter[RejectionReason] = field(default_factory=Counter)
     mistaken: int = 0
@@ -53,6 +55,7 @@ class Tally:
         self.mistaken += sent.kind is Kind.MALFORMED
         self.verdicts[sent.kind] += 1
         self.solved[sent.kind] += outcome.solved
+        self.texts[sent.kind, outcome.text] += 1
         if outcome.failure_pattern is not None:
             self.patterns[outcome.failure_pattern] += 1
         self.latencies.append(outcome.timings.total)
@@ -76,14 +79,22 @@ class Tally:
             self._recent.popleft()
         return len(self._recent) / max(min(RECENT_SECONDS, now - self.started), 1e-9)
 
-    def solve_rate(self, *kinds: Kind) -> tuple[int, int]:
+    def solve_rate(self, *kinds: Kind | ChangeKind) -> tuple[int, int]:
         """Numbers of solved and of evaluated messages of these kinds."""
         return sum(self.solved[kind] for kind in kinds), sum(self.verdicts[kind] for kind in kinds)
 
     @property
-    def changed(self) -> tuple[int, int]:
+    def missed(self) -> tuple[int, int]:
         """Numbers of solved and of evaluated messages that were changed."""
         return self.solve_rate(*CHANGES)
+
+    def missed_by_text(self, kind: ChangeKind) -> tuple[int, int]:
+        """Numbers of messages with this change that pass the text check, and that it could check.
+
+        A checkpoint without hashes of its accepted texts leaves nothing to check.
+        """
+        missed = self.texts[kind, TextCheck.SAME] + self.texts[kind, TextCheck.NORMALISED]
+        return missed, missed + self.texts[kind, TextCheck.DIFFERENT]
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:

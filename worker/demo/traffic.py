@@ -13,16 +13,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from hrm.data.changes import Change, ChangeKind, Replacements, change_at, places
 from hrm.data.files import DEFAULT_READER, RefusedLine
-from schemas import DEFAULT_MAX_MESSAGE_BYTES, MAX_SEQUENCE_LENGTH, SQEHRMError, SQEMessage
+from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError, SQEMessage
 
 AGENT_ID = "demo-agent"
-
-WORDS_SEEN = MAX_SEQUENCE_LENGTH - 2
-"""Words of a completion that the conversion keeps; it would cut off a change beyond them."""
-
-NEW_WORDS = ("quorum", "latch", "orbit", "velvet", "harbour", "matrix", "lantern", "copper")
-"""Words to insert or to replace others with; none contains a vocabulary entry."""
 
 
 class DemoDataError(SQEHRMError):
@@ -30,21 +25,22 @@ class DemoDataError(SQEHRMError):
 
 
 class Kind(StrEnum):
-    """The change that the agent made to an accepted message."""
+    """What a message is, if it is not an accepted one with a single change."""
 
     KNOWN = "known"
     """No change: the checkpoint was trained on this message."""
-    INSERTED = "inserted"
-    """Words were inserted into the completion."""
-    DROPPED = "dropped"
-    """Words of the completion were dropped."""
-    REPLACED = "replaced"
-    """Words of the completion were replaced."""
     MALFORMED = "malformed"
     """The message cannot be evaluated at all."""
 
 
-CHANGES = (Kind.INSERTED, Kind.DROPPED, Kind.REPLACED)
+CHANGES = (
+    ChangeKind.WORD_REPLACED,
+    ChangeKind.NOT_INSERTED,
+    ChangeKind.NUMBER_TIMES_10,
+    ChangeKind.ENDING_APPENDED,
+    ChangeKind.TRUNCATED,
+)
+"""The changes that the agent makes to accepted completions, one in a message."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Sent:
     """A message as it was sent: its JSON text, and the id under which its outcome is stored."""
 
     message_id: str
-    kind: Kind
+    kind: Kind | ChangeKind
     body: str
 
 
@@ -62,8 +58,6 @@ class Mixture:
 
     changed: float
     malformed: float
-    words: float
-    """Share of the words to change in a changed message; at least one word is changed."""
 
 
 def read_accepted(path: Path) -> list[tuple[str, str]]:
@@ -88,6 +82,7 @@ def traffic(accepted: Sequence[tuple[str, str]], mixture: Mixture, seed: int) ->
         seed: Seed of everything but the message ids.
     """
     source = random.Random(seed)  # noqa: S311 - not for secrets
+    replacements = Replacements.of(completion for _, completion in accepted)
     while True:
         prompt, completion = source.choice(accepted)
         message_id = str(uuid.uuid4())  # new in every run, so that no outcome is taken for another
@@ -96,30 +91,33 @@ def traffic(accepted: Sequence[tuple[str, str]], mixture: Mixture, seed: int) ->
             body = source.choice(MALFORMED)(message_id, prompt, completion)
             yield Sent(message_id, Kind.MALFORMED, body)
             continue
-        kind = Kind.KNOWN
+        kind: Kind | ChangeKind = Kind.KNOWN
         if draw < mixture.malformed + mixture.changed:
-            kind = source.choice(CHANGES)
-            completion = change(completion, kind, mixture.words, source)
+            change = _changed(completion, replacements, source)
+            kind, completion = change.kind, change.text
         message = SQEMessage.create(
             agent_id=AGENT_ID, prompt=prompt, completion=completion, message_id=message_id
         )
         yield Sent(message_id, kind, message.model_dump_json(exclude_none=True))
 
 
-def change(completion: str, kind: Kind, share: float, source: random.Random) -> str:
-    """Insert, drop or replace a share of the words of `completion`, at least one word."""
-    words = completion.split()
-    seen = min(len(words), WORDS_SEEN)
-    count = max(1, round(share * seen))
-    # From the back, so that a change does not shift the places of those still to come.
-    for place in sorted(source.sample(range(seen), min(count, seen)), reverse=True):
-        if kind is Kind.INSERTED:
-            words.insert(place, source.choice(NEW_WORDS))
-        elif kind is Kind.REPLACED:
-            words[place] = source.choice(NEW_WORDS)
-        elif len(words) > 1:
-            del words[place]
-    return " ".join(words)
+def _changed(completion: str, replacements: Replacements, source: random.Random) -> Change:
+    """Draw a kind of `CHANGES`, and a place anywhere in `completion`, and change that."""
+    drawn = (
+        _change(kind, completion, replacements, source)
+        for kind in source.sample(CHANGES, len(CHANGES))
+    )
+    # A text may have no number, but every text has an end to append to.
+    return next(change for change in drawn if change is not None)
+
+
+def _change(
+    kind: ChangeKind, completion: str, replacements: Replacements, source: random.Random
+) -> Change | None:
+    found = places(kind, completion)
+    if not found:
+        return None
+    return change_at(source.choice(found), kind, completion, replacements, source)
 
 
 def _malformed(**changes: Any) -> Callable[[str, str, str], str]:  # noqa: ANN401

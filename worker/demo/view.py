@@ -76,8 +76,8 @@ def _line_printer(console: Console) -> Callable[[Tally], None]:
         printed = time.monotonic()
         console.print(
             f"{printed - tally.started:4.0f} s  {tally.answered} answered, "
-            f"{tally.recent_rate:.1f} a second, solved: known {_rate(tally.solve_rate(Kind.KNOWN))}"
-            f", changed {_rate(tally.changed)}, refused {tally.rejections.total()}",
+            f"{tally.recent_rate:.1f} a second, known: {_rate(tally.solve_rate(Kind.KNOWN))} "
+            f"solved, changed: {_rate(tally.missed)} missed, refused {tally.rejections.total()}",
             highlight=False,
             soft_wrap=True,
         )
@@ -96,7 +96,9 @@ def _body(tally: Tally) -> RenderableType:
     columns = Table.grid(padding=(0, 3, 0, 0))
     columns.add_row(_solved(tally), _speed(tally), _unsolved(tally))
     refused = ", ".join(f"{reason} {count}" for reason, count in tally.rejections.most_common())
-    return Group(columns, Text(f"refused: {refused or 'none'}", "dim"))
+    return Group(
+        columns, Text(), _missed(tally), Text(), Text(f"refused: {refused or 'none'}", "dim")
+    )
 
 
 def _table(title: str, columns: int) -> Table:
@@ -110,10 +112,25 @@ def _table(title: str, columns: int) -> Table:
 
 def _solved(tally: Tally) -> Table:
     table = _table("solved", 2)
-    for kind in (Kind.KNOWN, *CHANGES):
-        solved, evaluated = tally.solve_rate(kind)
-        table.add_row(kind, f"{solved}/{evaluated}", _rate((solved, evaluated)))
+    table.add_row(Kind.KNOWN, *_share(tally.solve_rate(Kind.KNOWN)))
     return table
+
+
+def _missed(tally: Tally) -> Table:
+    """Build the table of changed messages that pass: solved, or with an accepted text."""
+    table = _table("changed, but missed", 0)
+    for judge in ("by the model", "by the text check"):
+        table.add_column(judge, justify="right", no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+    for kind in CHANGES:
+        by_model, by_text = tally.solve_rate(kind), tally.missed_by_text(kind)
+        table.add_row(kind.replace("_", " "), *_share(by_model), *_share(by_text))
+    return table
+
+
+def _share(counted_of: tuple[int, int]) -> tuple[str, str]:
+    counted, of = counted_of
+    return f"{counted}/{of}", _rate(counted_of)
 
 
 def _speed(tally: Tally) -> Table:
@@ -133,12 +150,12 @@ def _unsolved(tally: Tally) -> Table:
     return table
 
 
-def _rate(solved_of: tuple[int, int]) -> str:
-    """The solved share in percent: 0 and 100 only if it is exactly that, a dash without any."""
-    solved, evaluated = solved_of
-    if not evaluated:
+def _rate(counted_of: tuple[int, int]) -> str:
+    """The share in percent: 0 and 100 only if it is exactly that, a dash without any."""
+    counted, of = counted_of
+    if not of:
         return "-"
-    percentage = round(100 * solved / evaluated, 1)
-    if 0 < solved < evaluated:
+    percentage = round(100 * counted / of, 1)
+    if 0 < counted < of:
         percentage = min(max(percentage, 0.1), 99.9)
     return f"{percentage:.1f} %"

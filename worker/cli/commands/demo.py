@@ -49,14 +49,7 @@ SHARE = click.FloatRange(0, 1)
     default=0.3,
     show_default=True,
     type=SHARE,
-    help="Share of messages in which words are inserted, dropped or replaced.",
-)
-@click.option(
-    "--words",
-    default=0.05,
-    show_default=True,
-    type=SHARE,
-    help="Share of the words to change in each of these messages, at least one word.",
+    help="Share of messages with a single change: a word, a number or the ending.",
 )
 @click.option(
     "--malformed",
@@ -87,7 +80,6 @@ def command(
     seconds: float,
     forever: bool,  # noqa: FBT001 - a flag of the command line
     changed: float,
-    words: float,
     malformed: float,
     in_flight: int,
     device: str,
@@ -125,7 +117,7 @@ def command(
             soft_wrap=True,
         )
         duration = math.inf if forever else seconds
-        sending = traffic(accepted, Mixture(changed, malformed, words), seed)
+        sending = traffic(accepted, Mixture(changed, malformed), seed)
         tally = Tally()
         with live_view(console, f"{len(accepted)} accepted messages", duration) as show:
             account = exchange(

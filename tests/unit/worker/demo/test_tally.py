@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from schemas import Rejection, RejectionReason
+from hrm.data.changes import ChangeKind
+from schemas import Rejection, RejectionReason, TextCheck
 from tests.support.stubs import message, verdict
 from worker.demo.tally import Account, Tally, percentile
 from worker.demo.traffic import Kind, Sent
@@ -22,19 +23,28 @@ AGREED = Account(
 )
 
 
-def sent(kind: Kind) -> Sent:
+def sent(kind: Kind | ChangeKind) -> Sent:
     return Sent("a", kind, "")
 
 
 def test_solve_rates_are_told_apart_by_kind() -> None:
     tally = Tally()
     tally.note_outcome(sent(Kind.KNOWN), verdict(message("solve")))
-    tally.note_outcome(sent(Kind.INSERTED), verdict(message("fail")))
-    tally.note_outcome(sent(Kind.DROPPED), verdict(message("solve")))
+    tally.note_outcome(sent(ChangeKind.WORD_REPLACED), verdict(message("fail")))
+    tally.note_outcome(sent(ChangeKind.TRUNCATED), verdict(message("solve")))
     assert tally.solve_rate(Kind.KNOWN) == (1, 1)
-    assert tally.changed == (1, 2)
+    assert tally.missed == (1, 2)
     assert tally.patterns.total() == 1
     assert tally.answered == 3
+
+
+def test_the_text_check_misses_what_it_calls_accepted_and_counts_only_what_it_can_check() -> None:
+    tally = Tally()
+    for text in TextCheck:
+        checked = verdict(message()).model_copy(update={"text": text})
+        tally.note_outcome(sent(ChangeKind.TRUNCATED), checked)
+    assert tally.missed_by_text(ChangeKind.TRUNCATED) == (2, 3)
+    assert tally.missed_by_text(ChangeKind.WORD_REPLACED) == (0, 0)
 
 
 def test_an_outcome_of_the_wrong_kind_is_noticed() -> None:
