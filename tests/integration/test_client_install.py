@@ -212,5 +212,6 @@ def test_a_command_that_needs_an_extra_names_it(install: Install) -> None:
     assert not (install.folder / ".sqe").exists()
 
 
-def test_an_install_shows_the_help_of_a_worker(install: Install) -> None:
-    assert "--checkpoint" in install.output("sqe-hrm", "worker", "--help")
+@pytest.mark.parametrize("command", ["analyze", "convert", "demo", "schema", "submit", "worker"])
+def test_an_install_shows_the_help_of_a_command(install: Install, command: str) -> None:
+    assert f"Usage: sqe-hrm {command} " in install.output("sqe-hrm", command, "--help")

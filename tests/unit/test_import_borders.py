@@ -213,7 +213,7 @@ assert CliRunner().invoke(cli, {arguments}).exit_code == 0
         (HELP.format(arguments=["submit", "--help"]), {"torch"}),
         # A worker must pin its device before it loads torch, which also takes seconds.
         (HELP.format(arguments=["worker", "--help"]), {"torch", "prometheus_client"}),
-        (HELP.format(arguments=["demo", "--help"]), {"torch"}),
+        (HELP.format(arguments=["demo", "--help"]), {"torch", "prometheus_client"}),
         ("import worker.process.child_worker, worker.process.run", {"torch"}),
     ],
 )

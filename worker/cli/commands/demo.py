@@ -18,7 +18,6 @@ from worker.cli.options import (
     device_option,
     halting_option,
 )
-from worker.demo.session import exchange, running_worker
 from worker.demo.tally import Tally
 from worker.demo.traffic import Mixture, read_accepted, traffic
 from worker.demo.view import live_view, summary
@@ -92,6 +91,9 @@ def command(
     Every figure comes from inference with the checkpoint. The exit status is 0 if every message
     had exactly one outcome and the worker's own counters agree.
     """
+    # A client's install cannot read /metrics, and shows the help all the same.
+    from worker.demo.session import exchange, running_worker  # noqa: PLC0415
+
     if changed + malformed > 1:
         raise click.UsageError("--changed and --malformed add up to more than 1: lower one of them")
     settings = Settings.from_env()
