@@ -70,7 +70,10 @@ class SQEMessage(BaseModel):
     schema_version: Annotated[Literal[1], BeforeValidator(_no_boolean)] = Field(
         description="Version of the message contract."
     )
-    message_id: Identifier = Field(description="Unique id; results are looked up by it.")
+    message_id: Identifier = Field(
+        description="Unique id, by which the outcome is looked up. Sending it again discards the "
+        "stored outcome: do so only with the same text, and once that outcome has arrived."
+    )
     agent_id: Identifier = Field(description="The agent that wrote the completion.")
     prompt: Text = Field(description="The question or task given to the agent.")
     completion: Text = Field(description="The agent's answer.")

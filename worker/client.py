@@ -17,10 +17,11 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import redis
-from kombu.exceptions import OperationalError
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
 from schemas import MessageRejected, Rejection, SQEHRMError, SQEMessage, Verdict
 from worker.broker import embedded, keys
@@ -31,7 +32,6 @@ from worker.broker.app import (
     EVALUATE_BATCH,
     MAX_BATCH,
     SOCKET_TIMEOUT,
-    create_app,
 )
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
 from worker.settings import Settings
@@ -64,6 +64,14 @@ that polling costs neither this process nor Redis much."""
 LONGEST_PAUSE = 0.1
 """Longest pause in seconds; ten requests a second are no load for Redis."""
 
+RETRIES = 3
+"""Further attempts after a lost connection: a restarted Redis closes every pooled connection, and
+is often back at once. A reply that does not come is not waited for again."""
+
+FIRST_RETRY_SECONDS = 0.05
+LONGEST_RETRY_SECONDS = 0.5
+"""Pauses between these attempts, so that an agent learns of a stopped Redis within a second."""
+
 
 class BrokerUnreachable(SQEHRMError):
     """Redis cannot be reached, or does not accept the message."""
@@ -85,9 +93,16 @@ class Client:
             configured = Settings.from_env().redis_url
             with embedded.redis_url(configured, start_if_missing=False) as found:
                 redis_url = found
-        self._app = create_app(redis_url)
         self._redis = redis.Redis.from_url(
-            redis_url, socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=CONNECT_TIMEOUT
+            redis_url,
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_keepalive=True,
+            retry=Retry(
+                ExponentialBackoff(cap=LONGEST_RETRY_SECONDS, base=FIRST_RETRY_SECONDS),
+                RETRIES,
+                supported_errors=(redis.ConnectionError,),
+            ),
         )
 
     def __enter__(self) -> Self:
@@ -103,26 +118,33 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._app.close()
         self._redis.close()
 
     def submit(self, message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
-        """Enqueue a message and return its id. Raises `BrokerUnreachable`."""
+        """Enqueue a message and return its id.
+
+        The stored outcome of an earlier message with this id is discarded in the same step, so that
+        `result` never returns it. While such a message is still queued or in evaluation, its
+        outcome may arrive first: use an id again only once its outcome has arrived.
+
+        Raises `BrokerUnreachable`.
+        """
         self._send_body(_text(message), message.message_id, queue)
         return message.message_id
 
     def submit_many(self, messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
         """Enqueue any number of messages in batches and return their ids, in order.
 
-        `BACKFILL_QUEUE` is for files: its messages wait while there are live ones. Raises
-        `BrokerUnreachable`; earlier batches are then already enqueued.
+        Earlier outcomes of these ids are discarded, as `submit` does. `BACKFILL_QUEUE` is for
+        files: its messages wait while there are live ones. Raises `BrokerUnreachable`; earlier
+        batches are then already enqueued.
         """
         ids: list[str] = []
         for batch in _batches(messages):
-            self._send(
-                EVALUATE_BATCH, [_text(message) for message in batch], uuid.uuid4().hex, queue
-            )
-            ids.extend(message.message_id for message in batch)
+            batch_ids = [message.message_id for message in batch]
+            texts = [_text(message) for message in batch]
+            self._send(EVALUATE_BATCH, texts, uuid.uuid4().hex, batch_ids, queue)
+            ids.extend(batch_ids)
         return ids
 
     def result(self, message_id: str, timeout: float = 60.0) -> Verdict:
@@ -195,24 +217,29 @@ class Client:
 
     def _send_body(self, body: str, message_id: str, queue: str = LIVE_QUEUE) -> None:
         """Enqueue the text of a message, even one that workers will refuse."""
-        self._send(EVALUATE, body, message_id, queue)
+        self._send(EVALUATE, body, message_id, [message_id], queue)
 
-    def _send(self, task: str, argument: Any, task_id: str, queue: str) -> None:  # noqa: ANN401
+    def _send(
+        self,
+        task: str,
+        argument: str | list[str],
+        task_id: str,
+        message_ids: Sequence[str],
+        queue: str,
+    ) -> None:
+        """Enqueue a task, and discard what is stored under the ids of its messages.
+
+        Both happen in one transaction: nobody reads an earlier outcome after this sending, and a
+        Redis that refuses the task (a full memory) keeps the outcomes.
+        """
         if queue not in keys.QUEUES:
             raise SQEHRMError(f"queue {queue!r}: give {' or '.join(keys.QUEUES)}")
         try:
-            self._app.send_task(
-                task,
-                args=[argument],
-                task_id=task_id,
-                queue=queue,
-                headers={ENQUEUED_AT: time.time()},
-                # Outcomes are stored by message id; a list of a batch's outcomes is not needed.
-                ignore_result=True,
-                # Given so that Celery does not copy a part of the text into the headers.
-                argsrepr="(...)",
-            )
-        except (OperationalError, redis.RedisError) as error:
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(*map(keys.result, message_ids))
+                pipe.lpush(queue, _item(task, argument, task_id, queue))
+                pipe.execute()
+        except redis.RedisError as error:
             raise _unreachable(error) from None
 
 
@@ -245,6 +272,33 @@ def _text(message: SQEMessage) -> str:
     return message.model_dump_json(exclude_none=True)
 
 
+def _item(task: str, argument: str | list[str], task_id: str, queue: str) -> str:
+    """Build a Celery task message (protocol 2) in the form that kombu gives it in Redis."""
+    return json.dumps(
+        {
+            "body": json.dumps([[argument], {}, {}]),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {
+                "id": task_id,
+                "task": task,
+                "lang": "py",
+                "argsrepr": "(...)",
+                # Outcomes are stored by message id; a list of a batch's outcomes is not needed.
+                "ignore_result": True,
+                ENQUEUED_AT: time.time(),
+            },
+            "properties": {
+                "correlation_id": task_id,
+                "delivery_mode": 2,
+                "delivery_tag": task_id,
+                "delivery_info": {"exchange": "", "routing_key": queue},
+                "priority": 0,
+            },
+        }
+    )
+
+
 def _batches(messages: Iterable[SQEMessage]) -> Iterator[list[SQEMessage]]:
     batch: list[SQEMessage] = []
     characters = 0
@@ -265,6 +319,8 @@ def _outcome(stored: bytes | str) -> Verdict | Rejection:
 
 
 def _unreachable(error: Exception) -> BrokerUnreachable:
+    # In a transaction, redis-py quotes the command before the problem, and with it the message.
+    problem = str(error).rpartition(" of pipeline caused error: ")[2]
     return BrokerUnreachable(
-        f"Redis does not answer as it should ({error}): check that it runs, and SQE_REDIS_URL"
+        f"Redis does not answer as it should ({problem}): check that it runs, and SQE_REDIS_URL"
     )
