@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -33,12 +34,14 @@ from worker.broker.app import (
     MAX_BATCH,
     SOCKET_TIMEOUT,
 )
+from worker.broker.backlog import UNACKED, read_backlog
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
 from worker.settings import Settings
 
 __all__ = [
     "BACKFILL_QUEUE",
     "LIVE_QUEUE",
+    "Backlog",
     "BrokerUnreachable",
     "Client",
     "ResultTimeout",
@@ -79,6 +82,21 @@ class BrokerUnreachable(SQEHRMError):
 
 class ResultTimeout(SQEHRMError, TimeoutError):
     """No outcome arrived in time; the message may still be evaluated later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The tasks of all producers that are not finished; a batch is one task."""
+
+    queued: int
+    """Tasks in the queues."""
+    taken: int
+    """Tasks that workers have taken and not finished."""
+
+    @property
+    def total(self) -> int:
+        """Number of unfinished tasks."""
+        return self.queued + self.taken
 
 
 class Client:
@@ -177,6 +195,12 @@ class Client:
             ResultTimeout: No outcome arrived within `timeout`.
             BrokerUnreachable: Redis cannot be reached.
         """
+        return (outcome for _, outcome in self.arrivals(message_ids, timeout))
+
+    def arrivals(
+        self, message_ids: Iterable[str], timeout: float = 60.0
+    ) -> Iterator[tuple[str, Verdict | Rejection]]:
+        """Do the same as `results`, and yield the message id with each outcome."""
         source = iter(message_ids)
         waiting = deque(itertools.islice(source, WINDOW))
         pause = FIRST_PAUSE
@@ -186,7 +210,7 @@ class Client:
             found = self.poll(asked)
             for message_id in asked:
                 if message_id in found:
-                    yield found[message_id]
+                    yield message_id, found[message_id]
             missing = [message_id for message_id in asked if message_id not in found]
             waiting.extend(missing)  # at the end, so that the others are asked for first
             waiting.extend(itertools.islice(source, WINDOW - len(waiting)))
@@ -214,6 +238,16 @@ class Client:
                 if each is not None:
                     found[message_id] = _outcome(each)
         return found
+
+    def backlog(self) -> Backlog:
+        """Count the tasks in the queues and with workers. Raises `BrokerUnreachable`."""
+        counts = read_backlog(self._redis)
+        if counts is None:
+            raise BrokerUnreachable(
+                "Redis does not tell the lengths of the queues: check SQE_REDIS_URL"
+            )
+        taken = sum(count for (_, state), count in counts.items() if state == UNACKED)
+        return Backlog(queued=counts.total() - taken, taken=taken)
 
     def _send_body(self, body: str, message_id: str, queue: str = LIVE_QUEUE) -> None:
         """Enqueue the text of a message, even one that workers will refuse."""

@@ -5,6 +5,7 @@
 - `options`: the options that several commands share, and the device
 - `training_options`: the options of a training run
 - `files`: files that commands read and write
+- `outcome_file`: the file of outcomes that `sqe-hrm submit` writes
 - `serving`: the evaluator that a worker's options name
 - `tables`: what commands print
 

@@ -1,11 +1,16 @@
-"""`sqe-hrm submit`: enqueues the messages of a file and collects their verdicts."""
+"""`sqe-hrm submit`: enqueues the messages of a file and collects their outcomes.
+
+Knows lines and their outcomes. How a message gets to a worker and back is in `worker.client`; the
+output is in `worker.cli.outcome_file`.
+"""
 
 import contextlib
-import itertools
+import hashlib
 import json
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -14,11 +19,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from hrm.data.conversion import AcceptedPair
 from hrm.data.files import LineReader, RefusedLine
 from schemas import Rejection, SQEHRMError, SQEMessage, Verdict
-from worker.cli.files import check_outputs, writing
+from worker.cli.files import check_outputs
 from worker.cli.options import NEW_FILE, json_option, strict_option
-from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client
+from worker.cli.outcome_file import AnsweredLines, Write, appending, read_outcomes
+from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Backlog, Client, ResultTimeout
 from worker.settings import Settings
 
 QUEUES = {"live": LIVE_QUEUE, "backfill": BACKFILL_QUEUE}
@@ -27,17 +34,43 @@ AT_ONCE = 4096
 """Messages without an outcome at a time. A file of any length then needs little memory here and in
 Redis, and sixteen full batches keep several workers busy."""
 
+LOOK_SECONDS = 2.0
+"""Seconds without an outcome after which the queues are looked at, and then again: seldom enough
+to be no load for Redis, and soon compared with any sensible `--timeout`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A message of the file, and the number of its line, from 1."""
+
+    number: int
+    message: SQEMessage
+
 
 @dataclass
 class _Summary:
     sent: int = 0
+    resumed: int = 0
+    """Outcomes that were in the output at the start."""
     solved: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     bad_lines: int = 0
+    checkpoints: set[str] = field(default_factory=set)
+    """Names and digests of the checkpoints that made the verdicts."""
+
+    def note(self, outcome: Verdict | Rejection) -> None:
+        """Count an outcome."""
+        if isinstance(outcome, Verdict):
+            self.outcomes["verdict"] += 1
+            self.solved += outcome.solved
+            self.checkpoints.add(f"{outcome.checkpoint} ({outcome.checkpoint_digest[:12]})")
+        else:
+            self.outcomes["rejection"] += 1
 
     def as_dict(self) -> dict[str, int]:
         return {
             "sent": self.sent,
+            "resumed": self.resumed,
             "verdicts": self.outcomes["verdict"],
             "solved": self.solved,
             "rejected": self.outcomes["rejection"],
@@ -62,7 +95,16 @@ class _Summary:
 @click.option(
     "--agent-id", default="file", show_default=True, help="Agent id of lines that have none."
 )
-@click.option("--output", type=NEW_FILE, help="File to write the outcomes to, as JSONL.")
+@click.option(
+    "--output",
+    type=NEW_FILE,
+    help="File to write the outcomes to as they come, as JSONL with the number of each line.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue --output: do not send lines again whose outcome is in it.",
+)
 @click.option(
     "--no-wait", is_flag=True, help="Return once enqueued. Redis keeps the verdicts for a while."
 )
@@ -70,7 +112,7 @@ class _Summary:
     "--timeout",
     default=60.0,
     show_default=True,
-    help="Seconds without any outcome after which to give up.",
+    help="Seconds without progress after which to give up: no outcome, and no queue gets shorter.",
 )
 @strict_option("any line was refused or any message rejected")
 @json_option
@@ -79,66 +121,207 @@ def command(
     queue: str,
     agent_id: str,
     output: Path | None,
-    no_wait: bool,  # noqa: FBT001 - a flag of the command line
+    resume: bool,  # noqa: FBT001 - a flag of the command line
+    no_wait: bool,  # noqa: FBT001
     timeout: float,
     strict: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Enqueue the messages of a file and collect their verdicts.
+    """Enqueue the messages of a file and collect their outcomes.
 
-    A line that is not a message is reported on stderr, and skipped.
+    A line that is not a message is reported on stderr, and skipped. After a failure, a timeout or
+    Ctrl-C, --output holds everything received, and --resume continues there.
     """
     if no_wait and output is not None:
         raise click.UsageError(
             "--no-wait returns before there are outcomes for --output: drop one of them"
         )
+    if resume and (output is None or (output.exists() and not output.is_file())):
+        raise click.UsageError("--resume reads --output: give a regular file")
     check_outputs((data_path,), (output,))
     summary = _Summary()
+    answered = _resume(output, summary) if resume and output is not None else AnsweredLines()
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(Client())
         source = cast("BinaryIO", stack.enter_context(click.open_file(str(data_path), "rb")))
-        sink = stack.enter_context(writing(output)) if output is not None else None
-        messages = _messages(source, agent_id, summary)
+        stack.enter_context(_incomplete_if_it_fails(summary, output))
+        write = (
+            _write_nothing
+            if output is None
+            else stack.enter_context(appending(output, anew=not resume))
+        )
+        lines = _unanswered(_lines(source, agent_id, summary), answered)
         on_progress = _progress(stack)
-        while batch := list(itertools.islice(messages, AT_ONCE)):
-            ids = client.submit_many(batch, queue=QUEUES[queue])
-            summary.sent += len(ids)
+        for window in _windows(lines):
+            sent = client.submit_many(
+                (line.message for line in window.values()), queue=QUEUES[queue]
+            )
+            summary.sent += len(sent)
             on_progress(summary)
             if no_wait:
                 continue
-            for outcome in client.results(ids, timeout):
-                _note(outcome, summary, sink)
+            for line, outcome in _outcomes(client, window, timeout):
+                _report_outcome(line.number, outcome, summary, write)
                 on_progress(summary)
     _report(summary, as_json=as_json, waited=not no_wait)
+    if len(summary.checkpoints) > 1:
+        click.echo(
+            f"verdicts of several checkpoints: {', '.join(sorted(summary.checkpoints))}", err=True
+        )
     if strict and (summary.bad_lines or summary.outcomes["rejection"]):
         sys.exit(1)
 
 
-def _messages(source: BinaryIO, agent_id: str, summary: _Summary) -> Iterator[SQEMessage]:
+# The file.
+
+
+def _lines(source: BinaryIO, agent_id: str, summary: _Summary) -> Iterator[_Line]:
+    """Yield every message of `source`; count and report the lines that are none."""
     reader = LineReader(Settings.from_env().max_message_bytes)
     for index, content in reader.messages(source):
+        number = index + 1
         if isinstance(content, RefusedLine):
             summary.bad_lines += 1
-            click.echo(f"line {content.number}: {content.reason}: {content.detail}", err=True)
+            click.echo(f"line {number}: {content.reason}: {content.detail}", err=True)
         elif isinstance(content, SQEMessage):
-            yield content
+            yield _Line(number, content)
         else:
             try:
-                yield SQEMessage.create(agent_id=agent_id, **content.model_dump())
+                yield _Line(number, _message(number, agent_id, content))
             except SQEHRMError as error:
                 # The line is sound, so it is the agent's id that breaks the contract.
-                raise click.UsageError(f"--agent-id, at line {index + 1}: {error}") from None
+                raise click.UsageError(f"--agent-id, at line {number}: {error}") from None
 
 
-def _note(outcome: Verdict | Rejection, summary: _Summary, sink: BinaryIO | None) -> None:
-    if isinstance(outcome, Verdict):
-        summary.outcomes["verdict"] += 1
-        summary.solved += outcome.solved
-    else:
-        summary.outcomes["rejection"] += 1
-        click.echo(f"{outcome.message_id}: {outcome.reason}: {outcome.detail}", err=True)
-    if sink is not None:
-        sink.write(outcome.model_dump_json().encode() + b"\n")
+def _message(number: int, agent_id: str, pair: AcceptedPair) -> SQEMessage:
+    """Make a bare pair a message whose id is the same in every run over the same file.
+
+    A second run then finds the pair's outcome in the output, and is not counted again. The number
+    makes the ids of equal lines distinct.
+    """
+    content = json.dumps([number, agent_id, pair.model_dump(mode="json")])
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return SQEMessage.create(
+        message_id=f"line-{number}-{digest[:32]}", agent_id=agent_id, **pair.model_dump()
+    )
+
+
+def _unanswered(lines: Iterator[_Line], answered: AnsweredLines) -> Iterator[_Line]:
+    """Yield the lines that have no outcome yet. Raises `OutcomeFileError` for another file's."""
+    return (line for line in lines if not answered.has(line.number, line.message.message_id))
+
+
+def _windows(lines: Iterator[_Line]) -> Iterator[dict[str, _Line]]:
+    """Group lines into windows of up to `AT_ONCE` by message id, each id once in a window.
+
+    Outcomes lie in Redis by message id. If an id comes again in the file, its second line therefore
+    waits for the next window, after the first line's outcome.
+    """
+    window: dict[str, _Line] = {}
+    for line in lines:
+        if len(window) == AT_ONCE or line.message.message_id in window:
+            yield window
+            window = {}
+        window[line.message.message_id] = line
+    if window:
+        yield window
+
+
+# The outcomes.
+
+
+def _outcomes(
+    client: Client, window: Mapping[str, _Line], timeout: float
+) -> Iterator[tuple[_Line, Verdict | Rejection]]:
+    """Yield the outcome of each line of `window` as it arrives.
+
+    Raises `ResultTimeout` after `timeout` seconds without progress: no outcome, no task taken from
+    a queue, none finished. The outcomes of a batch come all at once, perhaps later than that.
+    """
+    waiting = set(window)
+    backlog = client.backlog()
+    last = time.monotonic()
+    while waiting:
+        pause = min(LOOK_SECONDS, max(0.0, last + timeout - time.monotonic()))
+        try:
+            for message_id, outcome in client.arrivals(list(waiting), pause):
+                waiting.remove(message_id)
+                yield window[message_id], outcome
+                last = time.monotonic()
+        except ResultTimeout:
+            before, backlog = backlog, client.backlog()
+            if backlog.queued < before.queued or backlog.total < before.total:
+                last = time.monotonic()
+            elif time.monotonic() >= last + timeout:
+                raise ResultTimeout(
+                    f"no outcome for {len(waiting)} messages, and no progress for {timeout:g} s: "
+                    f"{_explain(backlog)}"
+                ) from None
+
+
+def _explain(backlog: Backlog) -> str:
+    """Word what is known about messages that have no outcome, and the fix."""
+    if backlog.taken:
+        return (
+            f"{backlog.queued} tasks wait in the queues and workers have {backlog.taken}; "
+            "give a longer --timeout"
+        )
+    if backlog.queued:
+        return f"{backlog.queued} tasks wait in the queues: is a worker running?"
+    return "no task is left: see the dead letters, and SQE_RESULT_EXPIRES"
+
+
+def _report_outcome(
+    number: int,
+    outcome: Verdict | Rejection,
+    summary: _Summary,
+    write: Write,
+) -> None:
+    """Count the outcome of the line `number`, write it, and print a rejection on stderr."""
+    if isinstance(outcome, Rejection):
+        click.echo(f"line {number}: {outcome.reason}: {outcome.detail}", err=True)
+    write(number, outcome)
+    summary.note(outcome)
+
+
+@contextlib.contextmanager
+def _incomplete_if_it_fails(summary: _Summary, output: Path | None) -> Iterator[None]:
+    """Say on stderr how far the block got if an error or Ctrl-C ends it."""
+    try:
+        yield
+    except (SQEHRMError, KeyboardInterrupt):
+        if summary.sent:
+            click.echo(_describe(summary, output), err=True)
+        raise
+
+
+def _describe(summary: _Summary, output: Path | None) -> str:
+    """Word how far a run got that did not end well."""
+    received = summary.outcomes.total()
+    text = f"incomplete: {received} outcomes of {summary.resumed + summary.sent} messages"
+    if output is None:
+        return text
+    return text + (
+        f", all in {output}: --resume continues there" if received else f", {output} is unchanged"
+    )
+
+
+def _resume(output: Path, summary: _Summary) -> AnsweredLines:
+    """Read and count the outcomes in `output`. Raises `OutcomeFileError`."""
+    answered = AnsweredLines()
+    for number, outcome in read_outcomes(output):
+        answered.add(number, outcome.message_id)
+        summary.note(outcome)
+        summary.resumed += 1
+    click.echo(f"{output} has {summary.resumed} outcomes: their lines are not sent again", err=True)
+    return answered
+
+
+def _write_nothing(_number: int, _outcome: Verdict | Rejection) -> None:
+    """Stand in for the output without `--output`."""
+
+
+# The terminal.
 
 
 def _progress(stack: contextlib.ExitStack) -> Callable[[_Summary], None]:
@@ -156,7 +339,9 @@ def _progress(stack: contextlib.ExitStack) -> Callable[[_Summary], None]:
         )
     )
     task = bar.add_task("messages")
-    return lambda summary: bar.update(task, total=summary.sent, completed=summary.outcomes.total())
+    return lambda summary: bar.update(
+        task, total=summary.sent + summary.resumed, completed=summary.outcomes.total()
+    )
 
 
 def _report(summary: _Summary, *, as_json: bool, waited: bool) -> None:
@@ -165,4 +350,6 @@ def _report(summary: _Summary, *, as_json: bool, waited: bool) -> None:
         click.echo(json.dumps(figures))
         return
     shown = figures if waited else {"sent": figures["sent"], "bad_lines": figures["bad_lines"]}
+    if not summary.resumed:
+        shown.pop("resumed", None)
     click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in shown.items()))
