@@ -36,6 +36,7 @@ from worker.broker.app import (
 )
 from worker.broker.backlog import UNACKED, read_backlog
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
+from worker.broker.urls import RedisURLError, check_redis_url
 from worker.settings import Settings
 
 __all__ = [
@@ -44,7 +45,10 @@ __all__ = [
     "Backlog",
     "BrokerUnreachable",
     "Client",
+    "NotAMessageError",
+    "RedisURLError",
     "ResultTimeout",
+    "poll",
     "result",
     "results",
     "submit",
@@ -84,6 +88,10 @@ class ResultTimeout(SQEHRMError, TimeoutError):
     """No outcome arrived in time; the message may still be evaluated later."""
 
 
+class NotAMessageError(SQEHRMError, TypeError):
+    """Something else than an `SQEMessage` was to be sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """The tasks of all producers that are not finished; a batch is one task."""
@@ -103,7 +111,8 @@ class Client:
     """A connection to the workers' Redis. Threads may share one.
 
     Without `redis_url` it takes SQE_REDIS_URL, or else the embedded server that runs for this
-    folder. Raises `SQEHRMError` if there is neither.
+    folder. Raises `SQEHRMError` if there is neither, and `RedisURLError` for a URL that cannot be
+    used.
     """
 
     def __init__(self, redis_url: str | None = None) -> None:
@@ -111,6 +120,7 @@ class Client:
             configured = Settings.from_env().redis_url
             with embedded.redis_url(configured, start_if_missing=False) as found:
                 redis_url = found
+        check_redis_url(redis_url)
         self._redis = redis.Redis.from_url(
             redis_url,
             socket_timeout=SOCKET_TIMEOUT,
@@ -145,8 +155,9 @@ class Client:
         `result` never returns it. While such a message is still queued or in evaluation, its
         outcome may arrive first: use an id again only once its outcome has arrived.
 
-        Raises `BrokerUnreachable`.
+        Raises `BrokerUnreachable` and `NotAMessageError`.
         """
+        _check_message(message)
         self._send_body(_text(message), message.message_id, queue)
         return message.message_id
 
@@ -154,8 +165,8 @@ class Client:
         """Enqueue any number of messages in batches and return their ids, in order.
 
         Earlier outcomes of these ids are discarded, as `submit` does. `BACKFILL_QUEUE` is for
-        files: its messages wait while there are live ones. Raises `BrokerUnreachable`; earlier
-        batches are then already enqueued.
+        files: its messages wait while there are live ones. Raises `BrokerUnreachable` and
+        `NotAMessageError`; earlier batches are then already enqueued.
         """
         ids: list[str] = []
         for batch in _batches(messages):
@@ -297,9 +308,23 @@ def results(message_ids: Iterable[str], timeout: float = 60.0) -> Iterator[Verdi
     return _default().results(message_ids, timeout)
 
 
+def poll(message_ids: Sequence[str]) -> dict[str, Verdict | Rejection]:
+    """Call `Client.poll` on this process's own client."""
+    return _default().poll(message_ids)
+
+
 @functools.cache
 def _default() -> Client:
     return Client()
+
+
+def _check_message(message: object) -> None:
+    if not isinstance(message, SQEMessage):
+        raise NotAMessageError(
+            f"only an SQEMessage can be sent, not a {type(message).__name__}: make one with "
+            "SQEMessage.create(agent_id=…, prompt=…, completion=…), or from a complete message "
+            "with schemas.parse_message"
+        )
 
 
 def _text(message: SQEMessage) -> str:
@@ -337,6 +362,7 @@ def _batches(messages: Iterable[SQEMessage]) -> Iterator[list[SQEMessage]]:
     batch: list[SQEMessage] = []
     characters = 0
     for message in messages:
+        _check_message(message)
         length = len(message.prompt) + len(message.completion)
         if batch and (len(batch) == MAX_BATCH or characters + length > MAX_BATCH_CHARACTERS):
             yield batch

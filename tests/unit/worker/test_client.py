@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from schemas import SQEHRMError, SQEMessage
 from tests.support.stubs import message
 from worker import client
-from worker.client import BrokerUnreachable, Client
+from worker.client import BrokerUnreachable, Client, NotAMessageError, RedisURLError
 
 NOBODY = "redis://127.0.0.1:1/0"
 """A Redis that does not exist: port 1 belongs to a service that no machine runs any more."""
@@ -60,3 +62,57 @@ def test_without_redis_an_error_of_one_line_says_what_to_check() -> None:
 def test_another_queue_is_refused_by_name() -> None:
     with Client(NOBODY) as nobody, pytest.raises(SQEHRMError, match="queue 'other': give sqe"):
         nobody.submit(message(), queue="other")
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": "a", "completion": "b"}, "text", None])
+def test_only_messages_can_be_sent(wrong: Any) -> None:  # noqa: ANN401
+    with Client(NOBODY) as nobody:
+        for attempt in (nobody.submit, lambda each: nobody.submit_many([each])):
+            with pytest.raises(
+                NotAMessageError, match=r"make one with SQEMessage\.create"
+            ) as caught:
+                attempt(wrong)
+            assert isinstance(caught.value, TypeError)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret/x@host:6379/0",
+        "redis://:5432/1@host:6379/0",
+        "redis://:s3cret#x@host:6379/0",
+        "redis://:5432#1@host:6379/0",
+        "redis://:5432?1@host:6379/0",
+        "redis://user:s3cret@host:port/0",
+        "redis://user:s3cret@host:99999/0",
+        "redis://user:s3cret@[::1/0",
+        "redis://user:s3cret@host/name",
+        f"redis://user:s3cret@{'h' * 70}/0",
+        "redis://user:s3cret@host/0?socket_timeout=soon",
+        "redis://user:s3cret@host/0?ssl=maybe",
+        "rediss://user:s3cret@host/0?ssl_cert_reqs=CERT_REQUIRED",
+    ],
+)
+def test_an_unusable_url_is_refused_without_a_part_of_its_password(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQE_REDIS_URL", url)
+    with pytest.raises(RedisURLError, match=r"^SQE_REDIS_URL ") as caught:
+        Client()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "s3cret" not in shown
+    assert "5432" not in shown
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1",
+        "redis://:p%2Fw@127.0.0.1:1/15",
+        "rediss://user:p%40w@[::1]:6380/0?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.pem",
+    ],
+)
+def test_a_sound_url_is_taken(url: str) -> None:
+    Client(url).close()
