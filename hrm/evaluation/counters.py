@@ -317,7 +317,7 @@ class EvaluationCounter:
         self._converted += converted
         self._convert_seconds.add(verdict.timings.convert)
         if self._coverage is not None:
-            self._coverage.add(example)
+            self._coverage.add(example, verdict.text)
         known = KNOWN if verdict.known else UNKNOWN
         self._overall.add(verdict)
         self._known[known].add(verdict)

@@ -5,14 +5,16 @@ Knows inference, outcomes and their paired tests; nothing of weights, files, ter
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from hrm.checkpoint import Checkpoint, pair_hash
+from hrm.checkpoint import Checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Content, Converter, name_of
+from hrm.evaluation.check import check_message
 from hrm.evaluation.coverage import PairCoverage
 from hrm.evaluation.measurement import MEASURE_BATCH, measure_batch
 from hrm.evaluation.outcomes import (
@@ -33,9 +35,6 @@ WEIGHTS_ALONE = (
     "no recommendation: weights alone do not tell which checkpoint is better; "
     "measure them on messages"
 )
-
-Forms = Mapping[ConversionConfig, HRMExample]
-"""One message as an example, by the ways in which checkpoints convert it."""
 
 
 class ComparisonError(SQEHRMError):
@@ -159,6 +158,19 @@ def recommend(pairs: Sequence[PairedFigures]) -> list[Recommendation]:
     return [_recommend(rule, [pair for pair in pairs if pair.halting is rule]) for rule in rules]
 
 
+@dataclass(frozen=True)
+class _Message:
+    """A message that differs from those before it."""
+
+    position: int
+    """Its number among the distinct examples."""
+    index: int
+    """The line's index in its file."""
+    content: Content
+    forms: Mapping[ConversionConfig, HRMExample]
+    """The message as an example, by the ways in which checkpoints convert it."""
+
+
 class _Messages:
     """Turns lines into distinct examples, and counts the repeats."""
 
@@ -167,8 +179,8 @@ class _Messages:
         self.repeats = 0
         self._converters = [Converter(conversion) for conversion in conversions]
 
-    def distinct(self, lines: Iterable[tuple[int, Content]]) -> Iterator[tuple[int, int, Forms]]:
-        """The position, the line's index and the forms of every example that is new."""
+    def distinct(self, lines: Iterable[tuple[int, Content]]) -> Iterator[_Message]:
+        """The lines that are no repeats."""
         for index, content in lines:
             forms = {
                 converter.config: converter.example_of(content, index)
@@ -177,7 +189,7 @@ class _Messages:
             count = len(self.examples)
             position = self.examples.position(forms.values(), name_of(content, index))
             if position == count:
-                yield position, index, forms
+                yield _Message(position, index, content, forms)
             else:
                 self.repeats += 1
 
@@ -203,12 +215,19 @@ class _Candidate:
         self._q_right = dict.fromkeys(rules, 0)
         self._steps = dict.fromkeys(rules, 0)
 
-    def add(self, batch: Sequence[tuple[int, int, Forms]]) -> None:
-        examples = [self._example(index, forms) for _, index, forms in batch]
+    def add(self, batch: Sequence[_Message]) -> None:
+        examples = [self._example(message) for message in batch]
+        checks = [
+            check_message(message.content, example, self._checkpoint.training)
+            for message, example in zip(batch, examples, strict=True)
+        ]
         self._examples += len(examples)
-        self._known += sum(map(self._coverage.add, examples))
+        self._known += sum(
+            self._coverage.add(example, check.text)
+            for example, check in zip(examples, checks, strict=True)
+        )
+        accepted = torch.tensor([check.length_accepted for check in checks], device=self._device)
         tensors = encode(examples, self._checkpoint.config).to(self._device)
-        accepted = torch.tensor(list(map(self._accepts_length, examples)), device=self._device)
         for rule, outcomes in self.outcomes.items():
             figures = measure_batch(self._network, tensors, rule, accepted)
             self._q_right[rule] += int(figures.q_right.sum())
@@ -216,8 +235,8 @@ class _Candidate:
             correctness = figures.correctness
             columns = (correctness.solved, correctness.correct, correctness.targets)
             rows = zip(*(column.tolist() for column in columns), strict=True)
-            for (position, *_), (solved, correct, targets) in zip(batch, rows, strict=True):
-                outcomes.add(position, solved=solved, correct=correct, targets=targets)
+            for message, (solved, correct, targets) in zip(batch, rows, strict=True):
+                outcomes.add(message.position, solved=solved, correct=correct, targets=targets)
 
     @property
     def counted(self) -> bool:
@@ -237,18 +256,13 @@ class _Candidate:
             mean_act_steps=self._steps[rule] / self._examples,
         )
 
-    def _accepts_length(self, example: HRMExample) -> bool:
-        training = self._checkpoint.training
-        pair = pair_hash(example.puzzle_id, example.input_sequence)
-        return training is None or training.accepts_length(pair, len(example.target_sequence))
-
-    def _example(self, index: int, forms: Forms) -> HRMExample:
-        example = forms[self._checkpoint.conversion]
+    def _example(self, message: _Message) -> HRMExample:
+        example = message.forms[self._checkpoint.conversion]
         try:
             check_fits(example, self._checkpoint.config)
         except ExampleError as error:
             raise ComparisonError(
-                f"line {index + 1} does not fit checkpoint {self._label}: {error}"
+                f"line {message.index + 1} does not fit checkpoint {self._label}: {error}"
             ) from None
         return example
 

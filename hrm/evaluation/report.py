@@ -134,8 +134,8 @@ class EvaluationReport(_Model):
     seconds: Seconds
     all_pairs_counted: bool = Field(
         description="Whether the data holds every training pair of the checkpoint, each with one "
-        "target. Shares of groups that hold only known examples then have no interval: they are "
-        "counted, not estimated."
+        "completion, which is an accepted one as far as that is known. Shares of groups that hold "
+        "only known examples then have no interval: they are counted, not estimated."
     )
     overall: Figures
     by_known: dict[str, Figures] | None = Field(
