@@ -4,6 +4,7 @@
 - `check`: the check of a message's texts beside the model
 - `scoring`: the comparison of a prediction with its target
 - `baselines`: guesses that never look at the input
+- `lookup`: tables of training pairs as baselines
 - `coverage`: whether every training pair was evaluated
 - `statistics`: shares, intervals, histograms
 - `paired`: tests and intervals for two predictors on the same examples

@@ -1,32 +1,56 @@
-"""Guesses that never look at the input: what predictions have to beat.
+"""What predictions have to beat: guesses from training targets, and tables of training pairs.
 
-Knows training targets and the token sequences guessed from them; nothing of networks. Counting
-targets takes constant memory.
+Knows training pairs and the token sequences that follow from them without a network. Counting
+targets takes constant memory; tables of pairs are in `hrm.evaluation.lookup`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from hrm.evaluation.scoring import commonest_token
-from schemas import MAX_SEQUENCE_LENGTH, VOCABULARY_SIZE
+from schemas import MAX_SEQUENCE_LENGTH, VOCABULARY_SIZE, HRMExample
+
+
+class Baseline(Protocol):
+    """A predictor without a network."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def fitted_on(self) -> str:
+        """Description of the training pairs it was made from."""
+
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """The guess, if it is the same for every example."""
+
+    def predict(self, example: HRMExample) -> Sequence[int]:
+        """Predict the target from puzzle and input; of the target, only the length may be used.
+
+        A prediction with another length than the target's is not solved.
+        """
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """A guess that is the same for every example."""
+class Guess:
+    """A guess that never looks at the input: the same for every example."""
 
     name: str
     fitted_on: str
-    """Description of the training targets it was counted from."""
     tokens: tuple[int, ...]
-    """A token for every possible position; a target is compared with the first of them."""
+    """A token for every possible position."""
+
+    def predict(self, example: HRMExample) -> Sequence[int]:
+        """The first tokens of the guess, as many as the target has: a network's are cut, too."""
+        return self.tokens[: len(example.target_sequence)]
 
 
-def commonest(target_token_counts: Sequence[int], fitted_on: str) -> Baseline:
+def commonest(target_token_counts: Sequence[int], fitted_on: str) -> Guess:
     """Guess the commonest training token at every position. The smallest id wins a tie."""
     token = commonest_token(target_token_counts)
-    return Baseline("commonest token", fitted_on, (token,) * MAX_SEQUENCE_LENGTH)
+    return Guess("commonest token", fitted_on, (token,) * MAX_SEQUENCE_LENGTH)
 
 
 class TargetCounter:
@@ -47,7 +71,7 @@ class TargetCounter:
         for previous, token in pairwise(target):
             self._after[previous][token] += 1
 
-    def baselines(self, fitted_on: str) -> tuple[Baseline, ...]:
+    def baselines(self, fitted_on: str) -> tuple[Guess, ...]:
         """The commonest token, the commonest by position, and bigram. The smallest id wins a tie.
 
         If the training targets say nothing (a position beyond all of them, a token that nothing
@@ -63,8 +87,8 @@ class TargetCounter:
             chain.append(_commonest_or(default, self._after[chain[-1]]))
         return (
             overall,
-            Baseline("commonest by position", fitted_on, by_position),
-            Baseline("bigram", fitted_on, tuple(chain)),
+            Guess("commonest by position", fitted_on, by_position),
+            Guess("bigram", fitted_on, tuple(chain)),
         )
 
 

@@ -47,6 +47,9 @@ from schemas import (
 RELIABILITY_BINS = 10
 """Number of bins, of equal width, over the probability stated by q_halt."""
 
+NO_TOKEN = -1
+"""Stands where a baseline predicts no token. It equals no token, so it is never right."""
+
 KNOWN = "known"
 """Group of the examples that are among the checkpoint's training pairs."""
 
@@ -238,9 +241,16 @@ class BaselineCounter:
         self._overall = PredictionCounter()
         self._by_known = {KNOWN: PredictionCounter(), UNKNOWN: PredictionCounter()}
 
-    def add(self, target: Sequence[int], known: str) -> None:
+    def add(self, example: HRMExample, known: str) -> None:
         """Count one example of the group `known`: `KNOWN` or `UNKNOWN`."""
-        guess = score(self._baseline.tokens, target, baseline_token=None)
+        target = example.target_sequence
+        predicted = self._baseline.predict(example)
+        guess = score(
+            (*predicted, *[NO_TOKEN] * (len(target) - len(predicted))),
+            target,
+            baseline_token=None,
+            length_accepted=len(predicted) == len(target),
+        )
         for counter in (self._overall, self._by_known[known]):
             counter.add(
                 guess.correct_tokens,
@@ -333,7 +343,7 @@ class EvaluationCounter:
         target = example.target_sequence
         self._tokens.add(target, verdict.predicted_sequence)
         for baseline in self._baselines:
-            baseline.add(target, known)
+            baseline.add(example, known)
 
     def report(self, data: str, setting: Setting, seconds: float) -> EvaluationReport:
         """Report all figures so far.

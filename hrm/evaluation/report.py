@@ -82,11 +82,13 @@ class Confusion(_Model):
 
 
 class BaselineFigures(_Model):
-    """Results, on the same examples, of a guess that never looks at the input."""
+    """Results of a predictor without a network, on the same examples."""
 
     name: str
-    fitted_on: str = Field(description="The training targets it was counted from.")
-    tokens: tuple[int, ...] = Field(description="The guess for every example.")
+    fitted_on: str = Field(description="The training pairs it was made from.")
+    tokens: tuple[int, ...] | None = Field(
+        description="The guess, if it is the same for every example; null if it follows the input."
+    )
     overall: PredictionFigures
     by_known: dict[str, PredictionFigures] | None
 

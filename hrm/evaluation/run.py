@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from hrm.data.categories import categorize
-from hrm.data.conversion import AcceptedPair, Content, name_of
+from hrm.data.conversion import AcceptedPair, Content, Converter, name_of
 from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
-from hrm.data.vocabulary import Tokenizer
 from hrm.evaluation.baselines import Baseline, TargetCounter
 from hrm.evaluation.counters import EvaluationCounter
 from hrm.evaluation.evaluator import Evaluator, Origin, PendingExample
+from hrm.evaluation.lookup import MAX_NEIGHBOURS, TrainingPairs
 from hrm.evaluation.report import EvaluationReport, Setting
 from schemas import Category, HRMExample, MessageRejected, SQEMessage, Verdict
 
@@ -36,29 +36,41 @@ one that takes all its steps."""
 def fit_baselines(
     source: BinaryIO,
     name: str,
-    tokenizer: Tokenizer,
+    converter: Converter,
     *,
     reader: LineReader = DEFAULT_READER,
     on_refused: Callable[[RefusedLine], None],
+    on_left_out: Callable[[str], None],
 ) -> tuple[Baseline, ...]:
-    """Fit the baselines to the training pairs in `source`; without any pair there are none.
+    """Make the baselines from the training pairs in `source`; without any pair there are none.
+
+    Memory grows with the distinct pairs, as `hrm.evaluation.lookup` says.
 
     Args:
         source: The JSONL file of messages, bare pairs or converted examples.
         name: What the report calls the file.
-        tokenizer: Turns the completions of messages into tokens.
+        converter: Turns messages into examples, as the checkpoint was trained.
         reader: Reads and judges the lines.
         on_refused: Called with each refused line when it is met; later lines still count.
+        on_left_out: Called with the reason why a baseline is left out.
     """
-    counter = TargetCounter()
-    for _, content in reader.contents(source):
+    counter, pairs = TargetCounter(), TrainingPairs()
+    for index, content in reader.contents(source):
         if isinstance(content, RefusedLine):
             on_refused(content)
-        elif isinstance(content, HRMExample):
-            counter.add(content.target_sequence)
-        else:
-            counter.add(tokenizer.sequence(content.completion))
-    return counter.baselines(f"{counter.targets} targets of {name}") if counter.targets else ()
+            continue
+        example = converter.example_of(content, index)
+        counter.add(example.target_sequence)
+        pairs.add(example)
+    if not counter.targets:
+        return ()
+    if len(pairs) > MAX_NEIGHBOURS:
+        on_left_out(
+            f"{len(pairs):,} different training pairs: the nearest neighbour is left out above "
+            f"{MAX_NEIGHBOURS:,}, since it compares every example with each of them"
+        )
+    fitted_on = f"{counter.targets:,} training pairs of {name}"
+    return (*counter.baselines(fitted_on), *pairs.baselines(fitted_on))
 
 
 def evaluate_file(

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hrm.data.files import BUFFER_BYTES, LineReader
-from hrm.data.vocabulary import Tokenizer
 from hrm.evaluation.baselines import Baseline, commonest
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.report import EvaluationReport
@@ -72,9 +71,12 @@ def command(
     A line that cannot be evaluated is reported on stderr with its number, and skipped. The screen
     shows the main figures; --output and --json have all of them.
 
-    Baselines are guesses that ignore the input, learned from --train-data: the most common target
-    token, the most common token by position, and a bigram that continues from its own last guess.
-    Without --train-data, only the first is shown, if the checkpoint has a record of its training.
+    Baselines from --train-data show what the network adds. Three ignore the input: the most common
+    target token, the most common token by position, and a bigram that continues from its own last
+    guess. Two look at it: lookup gives the target of the training pair with the same puzzle and
+    input, nearest neighbour that of the training pair with the smallest edit distance of its input
+    (up to 10,000 pairs). Without --train-data, only the first is shown: a checkpoint records counts
+    and hashes of its training pairs, not the pairs.
     """
     check_outputs((data_path, train_data), (output, verdicts))
     settings = Settings.from_env(checkpoint=checkpoint, device=device)
@@ -105,13 +107,14 @@ def _baselines(
         if record is None:
             return ()
         return (commonest(record.target_token_counts, "the checkpoint's training targets"),)
-    with read_with_progress(train_data, "Counting baselines") as source:
+    with read_with_progress(train_data, "Reading baselines") as source:
         baselines = fit_baselines(
             source,
             str(train_data),
-            Tokenizer(checkpoint.conversion.word_hash),
+            evaluator.converter,
             reader=reader,
             on_refused=refused_line_printer(train_data),
+            on_left_out=lambda reason: click.echo(f"{train_data}: {reason}", err=True),
         )
     if not baselines:
         raise SQEHRMError(f"{train_data} holds no training pair: name another file, or none")

@@ -46,9 +46,9 @@ def _parts(report: EvaluationReport) -> dict[str, RenderableType]:
         groups += " (known or unknown: the checkpoint has no record of its training pairs)"
     if report.all_pairs_counted:
         groups += " (all training pairs counted: shares of known examples alone have no interval)"
-    guesses = "Beside guesses that ignore the input"
+    baselines = "Beside predictors without a network"
     if report.baselines:
-        guesses += f", counted from {report.baselines[0].fitted_on}"
+        baselines += f", from {report.baselines[0].fitted_on}"
     return {
         "Result": _result_table(report),
         "Beside the model": _texts(report),
@@ -60,7 +60,7 @@ def _parts(report: EvaluationReport) -> dict[str, RenderableType]:
         "Confusion: percentage of each target token that was predicted as each token": _confusion(
             report
         ),
-        guesses: _baselines(report),
+        baselines: _baselines(report),
     }
 
 

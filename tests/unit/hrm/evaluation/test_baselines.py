@@ -2,11 +2,11 @@
 
 import pytest
 
-from hrm.evaluation.baselines import Baseline, TargetCounter, commonest
+from hrm.evaluation.baselines import Guess, TargetCounter, commonest
 from schemas import MAX_SEQUENCE_LENGTH
 
 
-def baselines(*targets: list[int]) -> dict[str, Baseline]:
+def baselines(*targets: list[int]) -> dict[str, Guess]:
     counter = TargetCounter()
     for target in targets:
         counter.add(target)

@@ -12,7 +12,6 @@ import torch
 from hrm.checkpoint import TrainingRecord, pair_hash
 from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
-from hrm.data.vocabulary import Tokenizer
 from hrm.evaluation import run as evaluation
 from hrm.evaluation.baselines import commonest
 from hrm.evaluation.counters import ReliabilityCounter
@@ -350,19 +349,33 @@ def test_baselines_are_counted_from_messages_pairs_and_examples() -> None:
     converter = Converter(SHA256)
     example = converter.convert("p", "agent agent agent agent", 0).model_dump_json()
     refused: list[RefusedLine] = []
+    left_out: list[str] = []
     found = fit_baselines(
         jsonl({"prompt": "p", "completion": "agent"}, "oops", example, LINES[4]),
         "pairs.jsonl",
-        Tokenizer(SHA256.word_hash),
+        converter,
         on_refused=refused.append,
+        on_left_out=left_out.append,
     )
-    assert [baseline.fitted_on for baseline in found] == ["3 targets of pairs.jsonl"] * 3
-    assert set(found[0].tokens) == {2}
+    assert [baseline.fitted_on for baseline in found] == ["3 training pairs of pairs.jsonl"] * 5
+    assert left_out == []
+    assert set(found[0].tokens or ()) == {2}
+    # Its pair has the puzzle that the policy gave the fourth line.
+    (own,) = (baseline for baseline in found if baseline.name == "lookup")
+    message = converter.convert(LINES[4]["prompt"], "x y", None, 3)
+    assert tuple(own.predict(message)) == message.target_sequence
     assert [(line.number, line.reason) for line in refused] == [(2, RejectionReason.NOT_JSON)]
 
 
 def test_no_pair_makes_no_baseline() -> None:
-    assert fit_baselines(jsonl("oops"), "x", Tokenizer(), on_refused=lambda _: None) == ()
+    found = fit_baselines(
+        jsonl("oops"),
+        "x",
+        Converter(SHA256),
+        on_refused=lambda _: None,
+        on_left_out=lambda _: None,
+    )
+    assert found == ()
 
 
 def test_reliability_takes_logits_of_any_size() -> None:

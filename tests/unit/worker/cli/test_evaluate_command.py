@@ -67,9 +67,9 @@ def test_the_tables_show_every_part_within_100_columns(data: Path) -> None:
     assert ["known", "no", "example"] in rows
     assert ["medium", "no", "example"] in rows
     assert ["unknown", "3", "0.0", "%", "0.0", "to", "56.1"] in [row[:7] for row in rows]
-    for name in ("commonest token", "commonest by position", "bigram"):
+    for name in ("commonest token", "commonest by position", "bigram", "lookup", "nearest"):
         assert any(line.strip().startswith(name) for line in lines)
-    assert any(line.endswith(f", counted from 3 targets of {data}") for line in lines)
+    assert any(line.endswith(f", from 3 training pairs of {data}") for line in lines)
 
 
 def test_the_report_is_the_same_on_stdout_and_in_its_file(data: Path, tmp_path: Path) -> None:
@@ -106,11 +106,32 @@ def test_the_fastest_dtype_is_used_where_that_is_asked_for(data: Path) -> None:
     assert dtype in {"float32", "bfloat16"}
 
 
+def test_a_table_of_the_training_pairs_solves_what_it_holds(data: Path, tmp_path: Path) -> None:
+    train_data = write_jsonl(tmp_path / "train.jsonl", *PAIRS[:2])
+    baselines = report_of(evaluate(data, "--train-data", train_data, "--json")).baselines
+    solved = {baseline.name: baseline.overall.solved.count for baseline in baselines}
+    assert solved["lookup"] == 2
+    assert baselines[-2].tokens is None
+
+
+def test_training_data_too_large_for_the_nearest_neighbour_is_said(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("lookup", "run"):
+        monkeypatch.setattr(f"hrm.evaluation.{module}.MAX_NEIGHBOURS", 2)
+    result = evaluate(data, "--train-data", data, "--json")
+    assert result.stderr == (
+        f"{data}: 3 different training pairs: the nearest neighbour is left out above 2, since it "
+        "compares every example with each of them\n"
+    )
+    assert [baseline.name for baseline in report_of(result).baselines][3:] == ["lookup"]
+
+
 def test_without_training_data_the_checkpoints_record_gives_the_commonest_token(data: Path) -> None:
     (baseline,) = report_of(evaluate(data, "--json")).baselines
     assert baseline.name == "commonest token"
     assert baseline.fitted_on == "the checkpoint's training targets"
-    assert set(baseline.tokens) == {11}
+    assert set(baseline.tokens or ()) == {11}
 
 
 def test_a_checkpoint_without_record_says_so(data: Path, checkpoints: Path) -> None:
