@@ -2,6 +2,7 @@
 
 - `keys`: every name this project uses in Redis
 - `app`: the Celery application that producers and workers agree on
+- `announcements`: how waiting calls learn of outcomes, on one connection
 - `urls`: the check of a URL of Redis
 - `embedded`: a Redis server from a PyPI wheel
 - `backlog`: the number of messages in each queue
