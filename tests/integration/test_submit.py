@@ -32,14 +32,21 @@ def start(folder: Path, redis_url: str | None, *options: str) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts its background jobs, maybe these tests, with SIGINT ignored.
+        preexec_fn=obey_sigint,  # noqa: PLW1509 - no other thread runs here
     )
 
 
+def obey_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        out, err = process.communicate(timeout=DEADLINE)
-    finally:
-        process.kill()
+    with process:
+        try:
+            out, err = process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

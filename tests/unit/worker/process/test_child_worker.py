@@ -48,7 +48,7 @@ def test_a_worker_is_found_by_the_url_in_its_log_and_ends_with_the_block(log: Pa
 
 
 def test_a_worker_that_ends_is_reported_with_its_last_line(log: Path) -> None:
-    source = "print('loading'); raise SystemExit('no checkpoint: give one')"
+    source = "print('loading', flush=True); raise SystemExit('no checkpoint: give one')"
     with (
         pytest.raises(ChildWorkerError) as caught,
         start_worker(program(source), log=log, environ=os.environ),
