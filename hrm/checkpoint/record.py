@@ -34,7 +34,7 @@ def pair_hash(puzzle_id: int, input_sequence: Sequence[int]) -> str:
 
 
 class Accepted(BaseModel):
-    """What was accepted for the training pairs: version 2 of a record."""
+    """The accepted targets and texts of the training pairs: version 2 of a record."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class Accepted(BaseModel):
     texts: AcceptedTexts
 
     def common(self, other: Self) -> Self:
-        """What both accept. A pair of both without a common length keeps none."""
+        """The targets and texts that both accept. A pair without a common length keeps none."""
         lengths = {
             pair: tuple(length for length in own if length in other.target_lengths[pair])
             for pair, own in self.target_lengths.items()

@@ -1,4 +1,4 @@
-"""What predictions have to beat: guesses from training targets, and tables of training pairs.
+"""The predictors that a network has to beat: guesses, and tables of the training pairs.
 
 Knows training pairs and the token sequences that follow from them without a network. Counting
 targets takes constant memory; tables of pairs are in `hrm.evaluation.lookup`.

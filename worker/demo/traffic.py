@@ -25,7 +25,7 @@ class DemoDataError(SQEHRMError):
 
 
 class Kind(StrEnum):
-    """What a message is, if it is not an accepted one with a single change."""
+    """The kind of a message that is not an accepted one with a single change."""
 
     KNOWN = "known"
     """No change: the checkpoint was trained on this message."""
