@@ -51,6 +51,8 @@ class RejectionReason(StrEnum):
     """`puzzle_id` is beyond the checkpoint's puzzle table."""
     EVALUATION_FAILED = "evaluation_failed"
     """The message is valid, but the model gave no finite answer for it."""
+    DELIVERED_TOO_OFTEN = "delivered_too_often"
+    """Worker after worker ended while it evaluated this message and nothing else."""
 
 
 class MessageRejected(SQEHRMError):

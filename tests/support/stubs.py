@@ -1,9 +1,10 @@
 """A stand-in for the evaluator: real messages in, verdicts out, and no model between them.
 
 The prompt says what happens: `solve`, `fail`, `nan` (no finite answer), `bug` (an unexpected
-error), `hold FILE` (wait until the file exists).
+error), `hold FILE` (wait until the file exists), `die` (the process ends as if it were killed).
 """
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -81,6 +82,8 @@ class StubPending:
         action, _, rest = self.message.prompt.partition(" ")
         if action == "nan":
             raise MessageRejected(RejectionReason.EVALUATION_FAILED, "no finite answer")
+        if action == "die":
+            os._exit(9)
         if action == "bug":
             raise RuntimeError(self.message.prompt)
         while action == "hold" and not Path(rest).exists():

@@ -7,7 +7,7 @@ from collections import Counter
 
 import redis
 
-from worker.broker.keys import QUEUES, UNACKED_INDEX, queue_lists, queue_of
+from worker.broker.keys import QUEUES, UNACKED_INDEX, queue_lists, queue_of, suspects
 
 READY = "ready"
 """State of messages in the queue."""
@@ -28,7 +28,7 @@ def read_backlog(client: redis.Redis) -> Counter[tuple[str, str]] | None:
     The queue is one of `QUEUES`, or `OTHER` (only with the state `UNACKED`) if there are foreign
     entries.
     """
-    lists = [(queue, key) for queue in QUEUES for key in queue_lists(queue)]
+    lists = [(queue, key) for queue in QUEUES for key in (*queue_lists(queue), suspects(queue))]
     try:
         with client.pipeline(transaction=False) as pipe:
             for _, key in lists:

@@ -1,7 +1,7 @@
 """Every name this project uses in Redis, in one place: queues, streams, markers, results.
 
-Only names. Their readers and writers are `worker.delivery.transport` (queues, and deliveries that
-are not acknowledged), `worker.delivery.outcomes` (markers, streams, results),
+Only names. Their readers and writers are `worker.delivery.transport` (queues, faults, and
+deliveries that are not acknowledged), `worker.delivery.outcomes` (markers, streams, results),
 `worker.broker.streams` (streams) and `worker.client` (results).
 """
 
@@ -23,6 +23,10 @@ UNACKED_INDEX = "sqe:unacked-index"
 UNACKED_MUTEX = "sqe:unacked-mutex"
 """Lock of the one worker that searches for messages to deliver again."""
 
+FAULTS = "sqe:faults"
+"""Hash from the SHA-1 of an item to its deliveries that ended in a fault, until it is acknowledged.
+The field `SHA-1/at` holds the position of the message of a batch that is evaluated alone."""
+
 FAILURES = "sqe:failures"
 """Capped stream of unsolved messages, each once, with its verdict."""
 
@@ -39,6 +43,11 @@ _DIGEST_LENGTH = 12
 def queue_lists(queue: str) -> tuple[str, ...]:
     """Name the Redis lists that make up `queue`, the most urgent first."""
     return tuple(queue + suffix for suffix in _PRIORITY_SUFFIXES)
+
+
+def suspects(queue: str) -> str:
+    """Name the Redis list of the items of `queue` that had several faults and are taken alone."""
+    return f"{queue}:suspects"
 
 
 def delivery_tag(queue: str, unique: str) -> str:

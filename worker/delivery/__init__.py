@@ -1,6 +1,8 @@
 """A message's way through a worker: taken, checked, evaluated, stored and counted.
 
-- `transport`: takes items from Redis, each noted as unacknowledged in the same script
+- `transport`: takes items from Redis, and gives them back or acknowledges them
+- `scripts`: the steps of a delivery inside Redis; one script takes an item and notes it
+- `suspicion`: items whose deliveries ended in faults, and when they become dead letters
 - `envelope`: reads an item of a queue as a task, or refuses it
 - `consumer`: Celery's consumer, which reconnects and renews its messages
 - `tasks`: takes the messages out of a task's arguments

@@ -16,6 +16,7 @@ from typing import Any
 
 from schemas import MessageRejected, RejectionReason
 from worker.broker.app import ENQUEUED_AT, TASKS
+from worker.delivery.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Envelope:
     """Finite Unix seconds, perhaps implausible; None if the producer gave no finite number."""
     keep_result: bool
     """Whether the sender wants the outcome under the task's id as well."""
+    suspicion: Suspicion | None = None
+    """The earlier faults of a task that has to be evaluated alone, message by message."""
 
     def refuse(self, rejected: MessageRejected) -> "Refusal":
         """Build the refusal of the whole task."""
@@ -99,14 +102,29 @@ def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
     try:
         return read_envelope(item, queue)
     except EnvelopeRejected as rejected:
-        return Refusal(
-            body=item,
-            queue=queue,
-            identity=tag,
-            message_id=rejected.task_id,
-            result_ids=(rejected.task_id,),
-            rejected=rejected,
-        )
+        return refuse_item(item, queue, tag, rejected, rejected.task_id)
+
+
+def refuse_item(
+    item: bytes, queue: str, tag: str, rejected: MessageRejected, task_id: str | None = None
+) -> Refusal:
+    """Build the refusal of a whole item.
+
+    Args:
+        item: The bytes from the queue.
+        queue: The queue.
+        tag: The tag of this delivery.
+        rejected: The reason.
+        task_id: The task's id if it could be read.
+    """
+    return Refusal(
+        body=item,
+        queue=queue,
+        identity=tag,
+        message_id=task_id,
+        result_ids=(task_id,),
+        rejected=rejected,
+    )
 
 
 def read_envelope(item: bytes, queue: str) -> Envelope:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import redis
 
@@ -22,11 +23,15 @@ from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
 from worker.broker.streams import Failure, fields_of, stream_of
 from worker.delivery.envelope import Refusal
+from worker.delivery.scripts import MARK
+from worker.delivery.suspicion import Suspicion
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 Outcome = Verdict | Rejection
+
+T = TypeVar("T")
 
 FIRST_PAUSE = 0.1
 """Seconds until the second attempt; a Redis that restarts is often back by then."""
@@ -150,10 +155,20 @@ class Delivery:
             DeliveryAborted: Redis did not accept the answers after `give_up`.
         """
         token = uuid.uuid4().hex
+        return self._until_accepted(lambda: self._attempt(answers, token, batch_id))
+
+    def mark_alone(self, suspicion: Suspicion, position: int) -> None:
+        """Note that the message at `position` of a suspect is evaluated alone from now on.
+
+        A fault of this worker is then blamed on that message. Raises `DeliveryAborted`.
+        """
+        self._until_accepted(lambda: MARK(self._client, [keys.FAULTS], suspicion.digest, position))
+
+    def _until_accepted(self, attempt: Callable[[], T]) -> T:
         pause = FIRST_PAUSE
         while True:
             try:
-                return self._attempt(answers, token, batch_id)
+                return attempt()
             except redis.RedisError as error:
                 self._on_error()
                 if pause == FIRST_PAUSE:

@@ -24,6 +24,7 @@ from schemas import (
 )
 from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
 from worker.delivery.outcomes import Answer, Delivery, Outcome
+from worker.delivery.suspicion import Suspicion
 from worker.evaluator import Evaluator, Pending
 from worker.telemetry.metrics import ErrorKind, Metrics
 
@@ -80,24 +81,57 @@ class Service:
     def process(self, envelope: Envelope, bodies: Sequence[Any], *, batch: bool) -> list[Outcome]:
         """Evaluate every body, store the outcomes, count them; return one outcome each, in order.
 
-        All bodies are submitted before the first is waited for, and a bad one stops none.
+        All bodies are submitted before the first is waited for, and a bad one stops none. Those of
+        a suspect are evaluated one by one instead.
 
         Raises:
             SQEHRMError: The engine closes. Nothing was answered, and the message has to be
                 delivered again.
             DeliveryAborted: Redis is gone at shutdown, with the same consequence.
         """
+        if envelope.suspicion is not None:
+            return self._process_alone(envelope, envelope.suspicion, bodies, batch=batch)
         queued = _queued_seconds(envelope.enqueued_at)
         submitted = [self._attempt(partial(self._submit, body, queued)) for body in bodies]
         answered = [
             self._answer(envelope, body, position, pending, queued, batch=batch)
             for position, (body, pending) in enumerate(zip(bodies, submitted, strict=True))
         ]
-        batch_id = envelope.task_id if batch and envelope.keep_result else None
-        firsts = self._delivery.deliver([answer for answer, _ in answered], batch_id=batch_id)
+        firsts = self._delivery.deliver(
+            [answer for answer, _ in answered], batch_id=_batch_id(envelope, batch=batch)
+        )
         for (answer, wrong), first in zip(answered, firsts, strict=True):
             self._count(answer.outcome, wrong, first=first)
         return [answer.outcome for answer, _ in answered]
+
+    def _process_alone(
+        self, envelope: Envelope, suspicion: Suspicion, bodies: Sequence[Any], *, batch: bool
+    ) -> list[Outcome]:
+        """Evaluate one body after the other, and store each outcome before the next begins.
+
+        If one ends this worker, the others keep their outcomes, and Redis knows which one it was.
+        All unexpected errors together count as one: eight messages that meet the same bug are a
+        batch, and no sign of a broken worker.
+        """
+        queued = _queued_seconds(envelope.enqueued_at)
+        errors_before = self._errors_in_a_row
+        answers = []
+        for position, body in enumerate(bodies):
+            self._errors_in_a_row = min(errors_before, self._errors_in_a_row)
+            pending: Pending | MessageRejected
+            if suspicion.is_poison(position):
+                pending = suspicion.rejection()
+            else:
+                self._delivery.mark_alone(suspicion, position)
+                pending = self._attempt(partial(self._submit, body, queued))
+            answer, wrong = self._answer(envelope, body, position, pending, queued, batch=batch)
+            (first,) = self._delivery.deliver([answer])
+            self._count(answer.outcome, wrong, first=first)
+            answers.append(answer)
+        batch_id = _batch_id(envelope, batch=batch)
+        if batch_id is not None:
+            self._delivery.deliver(answers, batch_id=batch_id)
+        return [answer.outcome for answer in answers]
 
     def refuse(self, refusal: Refusal) -> Outcome:
         """Turn a whole item or task into one dead letter; returns the rejection."""
@@ -205,6 +239,10 @@ class Service:
             self._metrics.evaluated(outcome, wrong)
         else:
             self._metrics.rejected(outcome.reason)
+
+
+def _batch_id(envelope: Envelope, *, batch: bool) -> str | None:
+    return envelope.task_id if batch and envelope.keep_result else None
 
 
 def _queued_seconds(enqueued_at: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""kombu's Redis transport for workers, with three corrections.
+"""kombu's Redis transport for workers, with four changes.
 
 1. One script in Redis takes a message from its queue and notes it as unacknowledged. kombu pops the
    message first and notes it afterwards, so it is lost if the process is killed or Redis restarts
@@ -6,6 +6,8 @@
 2. An item that is not a task becomes a dead letter. kombu ends the consumer on an item that is not
    JSON.
 3. The messages of a live worker are renewed, so that the visibility timeout can be short.
+4. Items whose deliveries ended in faults are suspects: a worker takes one only if it has nothing
+   else in hand, and nothing beside it (`worker.delivery.suspicion`).
 
 Knows queues and deliveries; nothing of what is in a message (`worker.delivery.envelope` reads the
 few parts that are needed). Needs Redis 7 or Valkey.
@@ -14,6 +16,7 @@ few parts that are needed). Needs Redis 7 or Valkey.
 # kombu's methods have no types.
 # mypy: disallow-untyped-calls=False
 
+import dataclasses
 import uuid
 from collections.abc import Callable
 from queue import Empty
@@ -24,6 +27,7 @@ from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 
 from worker.broker.keys import (
+    FAULTS,
     LIVE_QUEUE,
     QUEUES,
     UNACKED,
@@ -32,8 +36,11 @@ from worker.broker.keys import (
     delivery_tag,
     queue_lists,
     queue_of,
+    suspects,
 )
-from worker.delivery.envelope import Refusal, read_item
+from worker.delivery.envelope import Envelope, Refusal, read_item, refuse_item
+from worker.delivery.scripts import ACKNOWLEDGE, PUT_BACK, TAKE, Suspects
+from worker.delivery.suspicion import Suspicion
 
 OnReply = Callable[[], None]
 """Callback for each reply from Redis to a request for messages."""
@@ -45,47 +52,62 @@ WAIT_SECONDS = 0.5
 """Time for which an idle worker waits for a live message before it checks all queues again. A
 message of the backfill queue may wait that long for an idle worker."""
 
-# A Redis without free memory refuses scripts that write unless they have this flag. Taking messages
-# out is what frees memory.
-TAKE = """#!lua flags=allow-oom
--- KEYS: unacked, its index, then the lists in order. ARGV: now, then one delivery tag per list.
-for i = 3, #KEYS do
-  local item = redis.call('RPOP', KEYS[i])
-  if item then
-    redis.call('HSET', KEYS[1], ARGV[i - 1], item)
-    redis.call('ZADD', KEYS[2], ARGV[1], ARGV[i - 1])
-    return {item, ARGV[i - 1]}
-  end
-end
-return false
-"""
-
-PUT_BACK = """#!lua flags=allow-oom
--- KEYS: unacked, its index, the queue. ARGV: the delivery tag.
-local item = redis.call('HGET', KEYS[1], ARGV[1])
--- At the end that is taken first, since it has waited longest. The push comes first, because a
--- script that fails keeps the changes it has made.
-if item then redis.call('RPUSH', KEYS[3], item) end
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
-"""
+SUSPECTS_PAUSE = 1.0
+"""Seconds after a suspect in which a busy worker takes messages as usual. To take the next one it
+has to finish all it has, so a worker with many suspects would otherwise do little else."""
 
 
 class QoS(redis.QoS):
     """The messages that are delivered to this process and not yet acknowledged."""
 
+    suspects_wait = False
+    """Whether suspects waited in Redis after the last `TAKE`."""
+
+    _alone: str | None = None
+    """Tag of the last suspect."""
+
+    _no_suspect_before = 0.0
+    """Monotonic time until which a busy worker takes no suspect."""
+
+    @property
+    def suspects(self) -> Suspects:
+        """When the next request should take a suspect."""
+        if self._in_hand:
+            return Suspects.NEVER
+        return Suspects.FIRST if self._is_suspects_turn else Suspects.LAST
+
+    @property
+    def _in_hand(self) -> int:
+        return len(self._delivered) - len(self._dirty)
+
+    @property
+    def _is_suspects_turn(self) -> bool:
+        return self.suspects_wait and monotonic() >= self._no_suspect_before
+
+    def can_consume(self) -> bool:
+        """Whether this process should take another message now.
+
+        A suspect is evaluated alone: nothing is taken beside it, nor before it if it is its turn.
+        """
+        is_alone = self._alone in self._delivered and self._alone not in self._dirty
+        if is_alone or (self._in_hand and self._is_suspects_turn):
+            return False
+        return bool(virtual.QoS.can_consume(self))
+
     def append(self, message: Any, tag: str) -> None:  # noqa: ANN401
         """Note a delivery in this process; `TAKE` has noted it in Redis."""
+        if message.headers["envelope"].suspicion is not None:
+            self._alone = tag
         virtual.QoS.append(self, message, tag)
 
     def ack(self, tag: str) -> None:
         """Forget a message that was answered."""
         try:
-            self._remove_from_indices(tag).execute()
+            self.acknowledge(tag)
         finally:
             # Even if Redis did not reply: the message will be delivered again, and meanwhile it
             # must not take up the place of another.
-            virtual.QoS.ack(self, tag)
+            self._forget(tag)
 
     def reject(self, tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
         """Forget a message or, with `requeue`, put it back into its queue."""
@@ -93,12 +115,32 @@ class QoS(redis.QoS):
             self.ack(tag)
             return
         try:
-            self.restore_by_tag(tag)
+            self._put_back(tag, fault=self.channel.is_broken())
         finally:
-            virtual.QoS.ack(self, tag)
+            self._forget(tag)
+
+    def _forget(self, tag: str) -> None:
+        if tag == self._alone:
+            self._no_suspect_before = monotonic() + SUSPECTS_PAUSE
+        virtual.QoS.ack(self, tag)
+
+    def acknowledge(self, tag: str) -> None:
+        """Remove a message that has its outcome from Redis."""
+        with self.channel.conn_or_acquire() as connected:
+            ACKNOWLEDGE(connected, (UNACKED, UNACKED_INDEX, FAULTS), tag)
+
+    def restore_unacked(self, client: Any = None) -> None:  # noqa: ANN401 - kombu's
+        """Put everything that this process has in hand back: its connection ends."""
+        for tag in self._delivered:
+            self._put_back(tag, client, fault=self.channel.is_broken())
+        self._delivered.clear()
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ANN401, ARG002, FBT001, FBT002 - kombu's
-        """Put a message back into its queue, unless it was acknowledged meanwhile.
+        """Put a message of a dead worker back, unless it was acknowledged meanwhile."""
+        self._put_back(tag, client, fault=True)
+
+    def _put_back(self, tag: str | bytes, client: Any = None, *, fault: bool) -> None:  # noqa: ANN401
+        """Put a message back into its queue: in front after a drain, at the end after a fault.
 
         Anyone may write any tag into the index. If the tag names no queue of this project, the item
         goes to the live queue, where it is evaluated or becomes a dead letter. Nobody would read it
@@ -107,8 +149,9 @@ class QoS(redis.QoS):
         queue = queue_of(bytes_to_str(tag))  # bytes, when kombu read it from the index
         if queue not in QUEUES:
             queue = LIVE_QUEUE
+        lists = (queue, suspects(queue))
         with self.channel.conn_or_acquire(client) as connected:
-            connected.eval(PUT_BACK, 3, UNACKED, UNACKED_INDEX, queue, tag)
+            PUT_BACK(connected, (UNACKED, UNACKED_INDEX, FAULTS, *lists), tag, int(fault))
 
     def renew(self) -> None:
         """Restart the visibility timeout of this process's messages."""
@@ -132,9 +175,11 @@ class Channel(redis.Channel):
         *redis.Channel.from_transport_options,
         "on_reply",
         "on_refused",
+        "is_broken",
     )
     on_reply: OnReply
     on_refused: OnRefused
+    is_broken: Callable[[], bool]
 
     # kombu's attributes: the connection on which a reply is awaited, and since when.
     _in_poll: Any = False
@@ -171,10 +216,12 @@ class Channel(redis.Channel):
             command: tuple[Any, ...] = ("BLMOVE", first, first, "RIGHT", "RIGHT", WAIT_SECONDS)
         else:
             unique = uuid.uuid4().hex
-            lists = [(key, queue) for queue in queues for key in queue_lists(queue)]
-            keys = (UNACKED, UNACKED_INDEX, *(key for key, _ in lists))
+            apart = [(suspects(queue), queue) for queue in queues]
+            lists = [*apart, *((key, queue) for queue in queues for key in queue_lists(queue))]
+            keys = (UNACKED, UNACKED_INDEX, FAULTS, *(key for key, _ in lists))
             tags = (delivery_tag(queue, unique) for _, queue in lists)
-            command = ("EVAL", TAKE, len(keys), *keys, time(), *tags)
+            arguments = (time(), len(apart), self.qos.suspects, *tags)
+            command = ("EVAL", TAKE.text, len(keys), *keys, *arguments)
         self.client.connection.send_command(*command)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401
@@ -188,20 +235,28 @@ class Channel(redis.Channel):
             self._in_poll = None
             self._flush_brpop_reauth()
         self.on_reply()
-        if self._waiting or not reply:
-            self._nothing_there = not self._waiting
+        if self._waiting:
             raise Empty
-        item, tag = reply[0], reply[1].decode()
-        self._hand_over(item, tag)
+        item, tag, suspects_wait, digest, faults = reply
+        self.qos.suspects_wait = bool(suspects_wait)
+        if item is None:
+            self._nothing_there = True
+            raise Empty
+        suspicion = None if digest is None else Suspicion.read(digest, faults)
+        self._hand_over(item, tag.decode(), suspicion)
         return True
 
-    def _hand_over(self, item: bytes, tag: str) -> None:
+    def _hand_over(self, item: bytes, tag: str, suspicion: Suspicion | None) -> None:
         queue = queue_of(tag)
-        envelope = read_item(item, queue, tag)
+        if suspicion is not None and suspicion.is_unreadable:
+            envelope: Envelope | Refusal = refuse_item(item, queue, tag, suspicion.rejection())
+        else:
+            envelope = read_item(item, queue, tag)
         if isinstance(envelope, Refusal):
             self.on_refused(envelope)
-            self.qos._remove_from_indices(tag).execute()  # noqa: SLF001 - kombu's, for subclasses
+            self.qos.acknowledge(tag)
             return
+        envelope = dataclasses.replace(envelope, suspicion=suspicion)
         # kombu and Celery get only what was checked.
         self.connection._deliver(  # noqa: SLF001 - kombu's, for channels
             {

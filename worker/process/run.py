@@ -135,7 +135,7 @@ class _Worker:
 
         shutdown = Shutdown(self.settings.shutdown_grace_seconds, self.readiness, give_up)
         service = Service(evaluator, delivery, self.metrics, on_broken=shutdown.on_broken)
-        controller = self._controller(service, concurrency=evaluator.statistics.slots)
+        controller = self._controller(service, shutdown, concurrency=evaluator.statistics.slots)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, shutdown.on_signal)
         controller.start()
@@ -143,11 +143,13 @@ class _Worker:
         logger.info("stopped")
         return controller.exitcode or os.EX_OK
 
-    def _controller(self, service: Service, concurrency: int) -> WorkController:
+    def _controller(
+        self, service: Service, shutdown: "Shutdown", concurrency: int
+    ) -> WorkController:
         """Build Celery's worker: the consumer of the queues, and one thread per slot."""
         app = create_app(self.redis_url)
         register_tasks(app, service)
-        _configure(app, self.settings, service, self.readiness)
+        _configure(app, self.settings, service, shutdown, self.readiness)
         app.set_default()  # for the pool's threads
         return WorkController(
             app=app,
@@ -179,6 +181,12 @@ class Shutdown:
         self._timer.daemon = True
         self._grace_seconds = grace_seconds
         self._begun = threading.Lock()
+        self._status: int | None = None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the worker stops because it cannot go on, and not because it was told to."""
+        return self._status == BROKEN
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Begin; a second signal changes nothing."""
@@ -199,6 +207,7 @@ class Shutdown:
             return
         logger.info("%s: finishing within %g s", reason, self._grace_seconds)
         self._readiness.stopping()
+        self._status = status
         celery_state.should_stop = status
         self._timer.start()
 
@@ -208,7 +217,11 @@ class Shutdown:
 
 
 def _configure(
-    app: Celery, settings: Settings, service: Service, readiness: health.Readiness
+    app: Celery,
+    settings: Settings,
+    service: Service,
+    shutdown: Shutdown,
+    readiness: health.Readiness,
 ) -> None:
     """Add the Celery settings that only a worker needs."""
     app.conf.update(
@@ -223,6 +236,7 @@ def _configure(
             "queue_order_strategy": "priority",
             "on_reply": readiness.broker_replied,
             "on_refused": service.refuse,
+            "is_broken": lambda: shutdown.is_broken,
         },
         # Retry without end, at the start and later, and whatever Redis says (a full memory, a
         # replica that became read-only).

@@ -26,6 +26,7 @@ from worker.delivery.service import (
     Service,
     WorkerBroken,
 )
+from worker.delivery.suspicion import Suspicion
 from worker.evaluator import Evaluated
 from worker.telemetry.metrics import Metrics
 
@@ -37,7 +38,11 @@ class Recorder(Delivery):
         self.answers: list[Answer] = []
         self.batch_id: str | None = None
         self.first = True
+        self.marked: list[tuple[str, int]] = []
         self._worker = "w:1"
+
+    def mark_alone(self, suspicion: Suspicion, position: int) -> None:
+        self.marked.append((suspicion.digest, position))
 
     def deliver(self, answers: Sequence[Answer], *, batch_id: str | None = None) -> list[bool]:
         self.answers += answers
@@ -55,8 +60,15 @@ class World:
             self.evaluator, self.delivery, self.metrics, on_broken=self.broken.append
         )
 
-    def process(self, *bodies: object, batch: bool = True, at: float | None = None) -> list[Any]:
-        envelope = Envelope("t", "task-1", "sqe.evaluate", b"", at, keep_result=True)
+    def process(
+        self,
+        *bodies: object,
+        batch: bool = True,
+        at: float | None = None,
+        faults: str | None = None,
+    ) -> list[Any]:
+        suspicion = None if faults is None else Suspicion.read(b"digest", faults.encode())
+        envelope = Envelope("t", "task-1", "sqe.evaluate", b"", at, True, suspicion)
         return list(self.service.process(envelope, bodies, batch=batch))
 
     def letter_bodies(self) -> list[bytes]:
@@ -225,6 +237,46 @@ def test_a_worker_that_meets_only_errors_stops(world: World) -> None:
         world.process(text("bug"))
     assert len(world.broken) == 1
     assert len(world.delivery.answers) == 2 * MAX_ERRORS_IN_A_ROW - 1, "the last is not answered"
+
+
+def test_a_suspects_messages_are_evaluated_and_stored_one_by_one(world: World) -> None:
+    stored_at_submit: list[int] = []
+    submit = world.evaluator.submit
+
+    def recording(body: Any, *, queued_seconds: float | None = None) -> StubPending:  # noqa: ANN401
+        stored_at_submit.append(len(world.delivery.answers))
+        return submit(body, queued_seconds=queued_seconds)
+
+    world.evaluator.submit = recording  # type: ignore[method-assign]
+    outcomes = world.process(text(), "no json", text("fail"), text(), faults="- - 2", batch=False)
+    assert [getattr(each, "reason", "verdict") for each in outcomes] == [
+        *("verdict", "not_json", "verdict", "verdict")
+    ]
+    assert world.delivery.marked == [("digest", position) for position in range(4)]
+    assert stored_at_submit == [0, 1, 2, 3]
+    assert world.delivery.batch_id is None
+
+
+def test_the_poisonous_message_of_a_suspect_is_a_dead_letter_unread(world: World) -> None:
+    bodies = [text(message_id="m0"), text("hold /nowhere", message_id="m1"), text()]
+    outcomes = world.process(*bodies, faults="- - 1 1")
+    assert [getattr(each, "reason", "verdict") for each in outcomes] == [
+        *("verdict", "delivered_too_often", "verdict")
+    ]
+    assert world.evaluator.submitted == ["solve", "solve"]
+    assert world.letter_bodies()[0] == bodies[1].encode()
+    assert world.count("rejected_total", reason="delivered_too_often") == 1
+    assert world.delivery.batch_id == "task-1", "the list of all outcomes is stored as well"
+
+
+def test_the_bugs_of_one_suspect_break_no_worker_but_those_of_eight_do(world: World) -> None:
+    def bugs() -> None:
+        world.process(*(text("bug") for _ in range(2 * MAX_ERRORS_IN_A_ROW)), faults="- -")
+
+    for _ in range(MAX_ERRORS_IN_A_ROW - 1):
+        bugs()
+    with pytest.raises(WorkerBroken):
+        bugs()
 
 
 def test_a_closed_engine_answers_nothing(world: World) -> None:

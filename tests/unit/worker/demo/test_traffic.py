@@ -43,6 +43,7 @@ def test_the_malformed_messages_are_refused_for_different_reasons() -> None:
             reasons.add(rejected.reason)
     # The others do not come from the text of a message.
     others = {
+        RejectionReason.DELIVERED_TOO_OFTEN,
         RejectionReason.EVALUATION_FAILED,
         RejectionReason.NOT_A_MESSAGE,
         RejectionReason.UNKNOWN_TASK,

@@ -1,0 +1,135 @@
+"""The steps of a delivery inside Redis: taken, given back, acknowledged. Each is one Lua script.
+
+Faults are counted when an item is given back, so a delivery that ends with an outcome costs nothing
+more. Knows lists, tags and counts; nothing of what is in an item. Needs Redis 7 or Valkey.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+from worker.delivery.suspicion import FAULTS_BEFORE_SUSPICION, NOT_ALONE
+
+FAULTS_EXPIRE = 7 * 86_400
+"""Seconds without any fault after which all counts are dropped. A count is removed when its item is
+acknowledged; this is for items that somebody deleted. A week outlasts any backlog."""
+
+
+class Suspects(StrEnum):
+    """When a request takes an item from the lists of suspects."""
+
+    NEVER = "never"
+    """The worker has something else in hand."""
+    LAST = "last"
+    """If nothing else waits."""
+    FIRST = "first"
+    """Before everything else."""
+
+
+class Script:
+    """A Lua script. Its text goes to Redis once; later calls name its digest."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(
+        self, client: redis.Redis, keys: Sequence[str], *arguments: str | bytes | float
+    ) -> Any:  # noqa: ANN401 - any reply
+        """Run the script on `client`."""
+        try:
+            return client.evalsha(self.digest, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return client.eval(self.text, len(keys), *keys, *arguments)
+
+
+# A Redis without free memory refuses scripts that write unless they have the flag `allow-oom`.
+# Taking messages out is what frees memory.
+#
+# A script that fails keeps the changes it has made. Therefore each writes an item to its new place
+# before it removes it from the old one.
+
+TAKE = Script("""#!lua flags=allow-oom
+-- KEYS: unacked, its index, faults, the lists of suspects, then the other lists, in order.
+-- ARGV: now, number of lists of suspects, when to take suspects, then one delivery tag per list.
+-- Returns: the item, its tag, whether suspects wait; for a suspect also its digest and faults.
+local others = 4 + ARGV[2]
+local function take(first, last)
+  for i = first, last do
+    local item = redis.call('LINDEX', KEYS[i], -1)
+    if item then
+      local tag = ARGV[i]
+      redis.call('HSET', KEYS[1], tag, item)
+      redis.call('ZADD', KEYS[2], ARGV[1], tag)
+      redis.call('RPOP', KEYS[i])
+      return item, tag
+    end
+  end
+end
+local item, tag, digest, faults
+local function take_suspect()
+  item, tag = take(4, others - 1)
+  if item then
+    digest = redis.sha1hex(item)
+    faults = redis.call('HGET', KEYS[3], digest) or ''
+  end
+end
+if ARGV[3] == 'first' then take_suspect() end
+if not item then item, tag = take(others, #KEYS) end
+if not item and ARGV[3] == 'last' then take_suspect() end
+local waiting = 0
+for i = 4, others - 1 do waiting = waiting + redis.call('EXISTS', KEYS[i]) end
+return {item or false, tag or false, waiting, digest or false, faults or false}
+""")
+
+PUT_BACK = Script(f"""#!lua flags=allow-oom
+-- KEYS: unacked, its index, faults, the queue, its list of suspects. ARGV: the tag, 1 for a fault.
+local item = redis.call('HGET', KEYS[1], ARGV[1])
+if item then
+  local digest = redis.sha1hex(item)
+  local faults = redis.call('HGET', KEYS[3], digest) or ''
+  local fault = ARGV[2] == '1'
+  if fault then
+    local position = redis.call('HGET', KEYS[3], digest .. '/at') or '{NOT_ALONE}'
+    faults = faults .. ' ' .. position
+  end
+  local _, count = string.gsub(faults, '%S+', '')
+  local list = KEYS[4]
+  if count >= {FAULTS_BEFORE_SUSPICION} then list = KEYS[5] end
+  if fault then
+    -- Behind everything that waits, which may be sound.
+    redis.call('LPUSH', list, item)
+    redis.call('HSET', KEYS[3], digest, faults)
+    redis.call('EXPIRE', KEYS[3], {FAULTS_EXPIRE})
+  else
+    -- At the end that is taken first, since it has waited longest.
+    redis.call('RPUSH', list, item)
+  end
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+""")
+
+ACKNOWLEDGE = Script("""#!lua flags=allow-oom
+-- KEYS: unacked, its index, faults. ARGV: the tag.
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  local item = redis.call('HGET', KEYS[1], ARGV[1])
+  if item then
+    local digest = redis.sha1hex(item)
+    redis.call('HDEL', KEYS[3], digest, digest .. '/at')
+  end
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+""")
+
+MARK = Script("""#!lua flags=allow-oom
+-- KEYS: faults. ARGV: the digest of a suspect, the position that is evaluated alone from now on.
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then
+  redis.call('HSET', KEYS[1], ARGV[1] .. '/at', ARGV[2])
+end
+""")
