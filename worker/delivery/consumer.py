@@ -16,6 +16,8 @@ from celery.worker.request import Request
 from celery.worker.state import maybe_shutdown, task_reserved
 from kombu.connection import Connection
 
+from worker.delivery.transport import WAIT_SECONDS
+
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
@@ -62,6 +64,7 @@ class Consumer(consumer.Consumer):
         super().register_with_event_loop(hub)
         hub.call_repeatedly(BEAT_SECONDS, self._beat)
         channel = self.task_consumer.channel
+        hub.call_repeatedly(WAIT_SECONDS, channel.look_again)
         hub.call_repeatedly(channel.visibility_timeout / RENEWALS, channel.qos.renew)
 
     def _beat(self) -> None:

@@ -16,6 +16,7 @@ few parts that are needed). Needs Redis 7 or Valkey.
 # kombu's methods have no types.
 # mypy: disallow-untyped-calls=False
 
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from typing import Any
 
 from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
+from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker.keys import (
     FAULTS,
@@ -49,8 +51,16 @@ OnRefused = Callable[[Refusal], object]
 """Callback that stores the dead letter of a refused item, or raises."""
 
 WAIT_SECONDS = 0.5
-"""Time for which an idle worker waits for a live message before it checks all queues again. A
-message of the backfill queue may wait that long for an idle worker."""
+"""Time after which an idle worker looks into all queues again, even if Redis announced nothing. The
+replies are also its signs of life."""
+
+WATCH = (("CLIENT", "TRACKING", "ON", "OPTIN", "NOLOOP"), ("CLIENT", "CACHING", "YES"))
+"""Commands after which Redis announces the next change of a list that the following `TAKE` found
+empty. Unlike a blocking move of the list's last item, this writes nothing, works if memory is full,
+and brings the message to nobody but the worker that takes it."""
+
+UNWATCH = (("CLIENT", "TRACKING", "OFF"),)
+"""Command after which Redis announces nothing more on this connection."""
 
 SUSPECTS_PAUSE = 1.0
 """Seconds after a suspect in which a busy worker takes messages as usual. To take the next one it
@@ -164,7 +174,7 @@ class QoS(redis.QoS):
 
 
 class Channel(redis.Channel):
-    """A channel that takes messages with `TAKE`; if there is none, it waits in the first queue."""
+    """A channel that takes messages with `TAKE`; if there is none, it waits for Redis to call."""
 
     QoS = QoS
     unacked_key = UNACKED
@@ -186,10 +196,34 @@ class Channel(redis.Channel):
     _brpop_sent_at: Any = None
 
     _nothing_there = False
-    """Whether the last `TAKE` found all queues empty."""
+    """Whether the last `TAKE` found all lists empty."""
 
-    _waiting = False
-    """Whether the current request only waits and takes nothing."""
+    _is_watching = False
+    """Whether Redis may announce a change of a list."""
+
+    _is_waiting = False
+    """Whether nothing is requested: the next thing to read is an announcement."""
+
+    _replies_before = 0
+    """Number of replies before that of `TAKE`."""
+
+    _lacks_script = False
+    """Whether Redis does not know `TAKE` by its digest: it was started, or the script is new."""
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - kombu's
+        # Announcements need this version of Redis's protocol.
+        return {**super()._connparams(asynchronous), "protocol": 3}
+
+    def look_again(self) -> None:
+        """End the current wait, so that the event loop sends the next request."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._in_poll = None
+
+    def close(self) -> None:
+        """Close the channel; what is in hand goes back."""
+        self.look_again()  # kombu would read a reply, and there is none
+        super().close()
 
     def ping(self) -> None:
         """Check on a separate connection that Redis replies."""
@@ -200,34 +234,37 @@ class Channel(redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's
         """Send the next request for a message; the event loop calls `_brpop_read` when it replies.
 
-        The names are kombu's, whose own version sends BRPOP.
+        The names are kombu's, whose own version sends BRPOP. If the last request found nothing,
+        this one asks Redis to announce the next message.
         """
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        self._in_poll = self.client.connection
+        connection = self.client.connection
+        self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        self._waiting = self._nothing_there
-        self._nothing_there = False
-        if self._waiting:
-            # This moves a message from the list's end to the same end: it changes nothing, and
-            # Redis replies as soon as there is a message.
-            first = queues[0]
-            command: tuple[Any, ...] = ("BLMOVE", first, first, "RIGHT", "RIGHT", WAIT_SECONDS)
-        else:
-            unique = uuid.uuid4().hex
-            apart = [(suspects(queue), queue) for queue in queues]
-            lists = [*apart, *((key, queue) for queue in queues for key in queue_lists(queue))]
-            keys = (UNACKED, UNACKED_INDEX, FAULTS, *(key for key, _ in lists))
-            tags = (delivery_tag(queue, unique) for _, queue in lists)
-            arguments = (time(), len(apart), self.qos.suspects, *tags)
-            command = ("EVAL", TAKE.text, len(keys), *keys, *arguments)
-        self.client.connection.send_command(*command)
+        before: tuple[tuple[str, ...], ...] = ()
+        if self._nothing_there:
+            before = WATCH
+        elif self._is_watching:
+            before = UNWATCH
+        self._is_watching = self._nothing_there
+        self._replies_before = len(before)
+        unique = uuid.uuid4().hex
+        apart = [(suspects(queue), queue) for queue in queues]
+        lists = [*apart, *((key, queue) for queue in queues for key in queue_lists(queue))]
+        keys = (UNACKED, UNACKED_INDEX, FAULTS, *(key for key, _ in lists))
+        tags = (delivery_tag(queue, unique) for _, queue in lists)
+        arguments = (time(), len(apart), self.qos.suspects, *tags)
+        script = ("EVAL", TAKE.text) if self._lacks_script else ("EVALSHA", TAKE.digest)
+        self._lacks_script = False
+        take = (*script, len(keys), *keys, *arguments)
+        connection.send_packed_command(connection.pack_commands([*before, take]))
 
-    def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401
+    def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401, ARG002 - kombu's
         """Read the reply, and deliver or refuse its message. Raises `Empty` if it has none."""
         try:
-            reply = self.client.parse_response(self.client.connection, "EVAL", **options)
+            reply = self._read_reply()
         except self.connection_errors:
             self.client.connection.disconnect()  # the next round connects again
             raise
@@ -235,16 +272,36 @@ class Channel(redis.Channel):
             self._in_poll = None
             self._flush_brpop_reauth()
         self.on_reply()
-        if self._waiting:
+        if reply is None:
             raise Empty
         item, tag, suspects_wait, digest, faults = reply
         self.qos.suspects_wait = bool(suspects_wait)
+        self._nothing_there = item is None
         if item is None:
-            self._nothing_there = True
+            if self._is_watching:
+                self._is_waiting = True
+                self._in_poll = self.client.connection
             raise Empty
         suspicion = None if digest is None else Suspicion.read(digest, faults)
         self._hand_over(item, tag.decode(), suspicion)
         return True
+
+    def _read_reply(self) -> Any:  # noqa: ANN401 - any reply
+        """Read the reply of `TAKE`; returns None if something else came that calls for another."""
+        connection = self.client.connection
+        if self._is_waiting:
+            self._is_waiting = self._nothing_there = False
+            connection.read_response(push_request=True)
+            return None
+        for _ in range(self._replies_before):
+            # A Redis that announces nothing is asked again after `WAIT_SECONDS`.
+            with contextlib.suppress(ResponseError):
+                connection.read_response()
+        try:
+            return connection.read_response()
+        except NoScriptError:
+            self._lacks_script = True
+            return None
 
     def _hand_over(self, item: bytes, tag: str, suspicion: Suspicion | None) -> None:
         queue = queue_of(tag)
@@ -256,7 +313,8 @@ class Channel(redis.Channel):
             self.on_refused(envelope)
             self.qos.acknowledge(tag)
             return
-        envelope = dataclasses.replace(envelope, suspicion=suspicion)
+        if suspicion is not None:
+            envelope = dataclasses.replace(envelope, suspicion=suspicion)
         # kombu and Celery get only what was checked.
         self.connection._deliver(  # noqa: SLF001 - kombu's, for channels
             {

@@ -1,0 +1,92 @@
+"""An idle worker: Redis tells it about a message, and nothing is written or sent meanwhile."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from schemas import Verdict
+from tests.support.processes import STUB, Worker, wait_for
+from tests.support.stubs import message
+from worker.broker.keys import UNACKED
+from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client
+from worker.delivery.transport import WAIT_SECONDS
+
+
+@pytest.fixture
+def worker(tmp_path: Path, redis_url: str) -> Iterator[Worker]:
+    with Worker.start(STUB, tmp_path, redis_url) as worker:
+        yield worker.wait_until_ready()
+
+
+def calls(store: redis.Redis) -> dict[str, int]:
+    statistics: dict[str, Any] = store.info("commandstats")
+    return {name.removeprefix("cmdstat_"): each["calls"] for name, each in statistics.items()}
+
+
+def wait_in_queue(client: Client, queue: str) -> float:
+    sent = message()
+    client.submit(sent, queue=queue)
+    verdict = client.result(sent.message_id)
+    assert isinstance(verdict, Verdict)
+    assert verdict.timings.queue is not None
+    return verdict.timings.queue
+
+
+@pytest.mark.parametrize("queue", [LIVE_QUEUE, BACKFILL_QUEUE])
+def test_an_idle_worker_is_told_about_a_message_of_either_queue(
+    worker: Worker, client: Client, queue: str
+) -> None:
+    assert worker.is_ready()
+    waits = [wait_in_queue(client, queue) for _ in range(9)]
+    assert statistics.median(waits) < WAIT_SECONDS / 5
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_idle_worker_writes_nothing(client: Client, store: redis.Redis) -> None:
+    client.result(client.submit(message()))
+    wait_for(lambda: not store.exists(UNACKED), "acknowledged")
+    changes = store.info("persistence")["rdb_changes_since_last_save"]
+    before = calls(store)
+    time.sleep(3 * WAIT_SECONDS)
+    after = calls(store)
+    assert after["evalsha"] > before["evalsha"], "it looks into the queues"
+    assert store.info("persistence")["rdb_changes_since_last_save"] == changes
+    assert not {name for name in after if name.startswith("bl")}
+
+
+def test_a_redis_that_announces_nothing_is_asked(
+    tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    rules = ["+@all", "~*", "&*", "-client|tracking", "-client|caching"]
+    command: Any = store.execute_command
+    command("ACL", "SETUSER", "limited", "on", ">secret", *rules)
+    limited = redis_url.replace("redis://", "redis://limited:secret@")
+    with Worker.start(STUB, tmp_path, limited) as worker:
+        worker.wait_until_ready()
+        for _ in range(3):
+            assert wait_in_queue(client, LIVE_QUEUE) < 30
+        assert worker.is_ready()
+
+
+def test_a_full_worker_gets_no_announcement(
+    tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    """A connection that can be read while nothing is requested is taken for a closed one."""
+    with Worker.start(STUB, tmp_path, redis_url, "--slots", "1") as worker:
+        worker.wait_until_ready()
+        client.result(client.submit(message()))
+        connections = store.info("stats")["total_connections_received"]
+        for number in range(20):
+            wait_for(lambda: not store.exists(UNACKED), "idle")
+            gate = tmp_path / str(number)
+            held = client.submit(message(f"hold {gate}"))
+            wait_for(lambda: store.hlen(UNACKED) == 1, "full")
+            other = client.submit_many([message()], queue=BACKFILL_QUEUE)
+            gate.touch()
+            assert len(list(client.results([held, *other]))) == 2
+        assert store.info("stats")["total_connections_received"] - connections < 20
