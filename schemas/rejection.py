@@ -30,7 +30,7 @@ class RejectionReason(StrEnum):
     TOO_DEEP = "too_deep"
     """The body is nested more deeply than the parser allows."""
     TOO_LARGE = "too_large"
-    """Prompt and completion together exceed the byte limit."""
+    """Prompt and completion together, a batch, or a whole item of a queue exceed their limit."""
     NOT_A_MESSAGE = "not_a_message"
     """The body is JSON, or a task, but not an SQE message."""
     UNKNOWN_TASK = "unknown_task"
@@ -88,11 +88,19 @@ OriginalBytes = Annotated[
 class DeadLetter(Rejection):
     """A refused message with everything needed to fix and send it again.
 
-    An entry of the stream has the same fields, except that `message_id` is empty instead of null
-    and `body` holds the bytes themselves.
+    An entry of the stream has the same fields, except that `message_id` is empty instead of null,
+    `body` holds the bytes themselves, and fields that are null are absent.
     """
 
-    body: OriginalBytes = Field(description="The original bytes, as base64.")
+    body: OriginalBytes = Field(
+        description="The original bytes, as base64; only their beginning if they are very many."
+    )
+    original_bytes: int | None = Field(
+        default=None, description="Number of original bytes, if `body` is only their beginning."
+    )
+    original_sha1: str | None = Field(
+        default=None, description="SHA-1 of the original, if `body` is only its beginning."
+    )
     queue: str = Field(description="The queue it came from.")
     worker: str = Field(description="Host name and process of the worker that refused it.")
     rejected_at: AwareDatetime

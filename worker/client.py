@@ -56,8 +56,9 @@ __all__ = [
     "submit_many",
 ]
 
-MAX_BATCH_CHARACTERS = 4_000_000
-"""Limit of a batch of long messages, so that no task exceeds a few megabytes."""
+MAX_BATCH_BYTES = 4_000_000
+"""Limit of a batch of long messages, as they are in the item: half of a worker's limit
+(`SQE_MAX_ITEM_BYTES`)."""
 
 WINDOW = 10_000
 """Results to wait for at a time; bounds the memory for any number of ids."""
@@ -363,15 +364,16 @@ def _item(task: str, argument: str | list[str], task_id: str, queue: str) -> str
 
 def _batches(messages: Iterable[SQEMessage]) -> Iterator[list[SQEMessage]]:
     batch: list[SQEMessage] = []
-    characters = 0
+    size = 0
     for message in messages:
         _check_message(message)
-        length = len(message.prompt) + len(message.completion)
-        if batch and (len(batch) == MAX_BATCH or characters + length > MAX_BATCH_CHARACTERS):
+        # A character takes up to 14 bytes: JSON in JSON in JSON, and nothing but ASCII.
+        length = len(json.dumps(json.dumps(_text(message))))
+        if batch and (len(batch) == MAX_BATCH or size + length > MAX_BATCH_BYTES):
             yield batch
-            batch, characters = [], 0
+            batch, size = [], 0
         batch.append(message)
-        characters += length
+        size += length
     if batch:
         yield batch
 

@@ -51,6 +51,11 @@ class Settings(BaseModel):
     max_message_bytes: Annotated[int, Field(ge=1)] = DEFAULT_MAX_MESSAGE_BYTES
     """Limit of prompt and completion together, in bytes of UTF-8."""
 
+    max_item_bytes: Annotated[int, Field(ge=1)] = 8 * 1024 * 1024
+    """Limit of an item of a queue, which is a message or a batch in Celery's envelope. A longer one
+    becomes a dead letter without leaving Redis. Batches of `worker.client` have at most 4 MB.
+    Reading an item of nothing but brackets takes 26 times its length, here 220 MB."""
+
     visibility_timeout: Annotated[float, Field(ge=1)] = 300.0
     """Seconds until a dead worker's messages are delivered to another. A live worker renews its
     messages four times within this time, so it need not cover an evaluation or a batch. It has to

@@ -4,8 +4,10 @@ Knows how a record becomes the fields of a stream entry, and back. `worker.deliv
 decides when a record is stored and how many are kept.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,13 +16,35 @@ from schemas import DeadLetter, SQEHRMError, SQEMessage, Verdict, first_problem
 from worker.broker.keys import DEAD_LETTERS, FAILURES
 
 PAGE = 100
-"""Entries per XRANGE. An entry is a few kilobytes, or megabytes if its message was too large."""
+"""Entries per XRANGE. An entry is a few kilobytes, or up to 100 if its message was large."""
+
+KEPT_BYTES = 64 * 1024
+"""Longest body or message that an entry keeps whole, so that a stream of 10,000 entries takes less
+than 1 GB whatever is sent. The longest real message has 2 kB."""
+
+KEPT_CHARACTERS = 4096
+"""Characters that are kept of prompt and completion of a longer message. The model reads only the
+first words of each."""
 
 T = TypeVar("T")
 
 
 class StreamEntryError(SQEHRMError):
     """A stream entry that this project did not write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The whole of what an entry keeps only the beginning of."""
+
+    length: int
+    """Number of bytes."""
+    sha1: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """Describe `content`."""
+        return cls(len(content), hashlib.sha1(content, usedforsecurity=False).hexdigest())
 
 
 class Failure(BaseModel):
@@ -30,6 +54,28 @@ class Failure(BaseModel):
 
     verdict: Verdict
     message: SQEMessage
+    original_bytes: int | None = None
+    """Length of the message's JSON text, if prompt and completion were cut."""
+    original_sha1: str | None = None
+    """SHA-1 of the message's JSON text, if prompt and completion were cut."""
+
+    @classmethod
+    def of(cls, verdict: Verdict, message: SQEMessage) -> Self:
+        """Keep `message`, or the beginning of its texts if it is longer than `KEPT_BYTES`."""
+        text = _text(message).encode()
+        if len(text) <= KEPT_BYTES:
+            return cls(verdict=verdict, message=message)
+        original = Original.of(text)
+        cut = {
+            "prompt": message.prompt[:KEPT_CHARACTERS],
+            "completion": message.completion[:KEPT_CHARACTERS],
+        }
+        return cls(
+            verdict=verdict,
+            message=message.model_copy(update=cut),
+            original_bytes=original.length,
+            original_sha1=original.sha1,
+        )
 
 
 def stream_of(record: Failure | DeadLetter) -> str:
@@ -39,6 +85,12 @@ def stream_of(record: Failure | DeadLetter) -> str:
 
 def fields_of(record: Failure | DeadLetter) -> dict[str, str | bytes]:
     """Build the stream entry of `record`: flat fields, as `redis-cli` shows them."""
+    original: dict[str, str | bytes] = {}
+    if record.original_bytes is not None and record.original_sha1 is not None:
+        original = {
+            "original_bytes": str(record.original_bytes),
+            "original_sha1": record.original_sha1,
+        }
     if isinstance(record, DeadLetter):
         return {
             "reason": record.reason,
@@ -48,6 +100,7 @@ def fields_of(record: Failure | DeadLetter) -> dict[str, str | bytes]:
             "worker": record.worker,
             "rejected_at": record.rejected_at.isoformat(),
             "body": record.body,
+            **original,
         }
     verdict = record.verdict
     return {
@@ -59,7 +112,8 @@ def fields_of(record: Failure | DeadLetter) -> dict[str, str | bytes]:
         "category": verdict.category,
         "evaluated_at": verdict.evaluated_at.isoformat(),
         "verdict": verdict.model_dump_json(),
-        "message": record.message.model_dump_json(exclude_none=True),
+        "message": _text(record.message),
+        **original,
     }
 
 
@@ -99,6 +153,8 @@ def _failure(fields: dict[str, bytes]) -> Failure:
     return Failure(
         verdict=Verdict.model_validate_json(fields["verdict"]),
         message=SQEMessage.model_validate_json(fields["message"]),
+        original_bytes=int(fields["original_bytes"]) if "original_bytes" in fields else None,
+        original_sha1=fields["original_sha1"].decode() if "original_sha1" in fields else None,
     )
 
 
@@ -107,6 +163,10 @@ def _dead_letter(fields: dict[str, bytes]) -> DeadLetter:
     return DeadLetter.model_validate(
         {**texts, "message_id": texts["message_id"] or None, "body": fields["body"]}
     )
+
+
+def _text(message: SQEMessage) -> str:
+    return message.model_dump_json(exclude_none=True)
 
 
 def _problem(error: Exception) -> str:

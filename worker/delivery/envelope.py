@@ -6,6 +6,7 @@ that no item of a queue reaches Celery's own code unchecked. Knows nothing of SQ
 
 import base64
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 from schemas import MessageRejected, RejectionReason
 from worker.broker.app import ENQUEUED_AT, TASKS
+from worker.broker.streams import Original
 from worker.delivery.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ class Refusal:
     """An item, a task or a message that is refused, with everything its dead letter needs."""
 
     body: bytes
-    """The original bytes of the item, of the task's arguments, or of the message."""
+    """The original bytes of the item, of the task's arguments, or of the message; or their
+    beginning, if there is an `original`."""
     queue: str
     identity: str
     """Equal for repeated deliveries, so that they count once; different for everything else."""
@@ -89,6 +92,8 @@ class Refusal:
     result_ids: tuple[str | None, ...]
     """Ids under which someone may wait for the answer."""
     rejected: MessageRejected
+    original: Original | None = None
+    """The whole item, if it was too large to be taken out of Redis."""
 
 
 def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
@@ -103,6 +108,27 @@ def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
         return read_envelope(item, queue)
     except EnvelopeRejected as rejected:
         return refuse_item(item, queue, tag, rejected, rejected.task_id)
+
+
+def refuse_oversized(
+    beginning: bytes, queue: str, tag: str, original: Original, limit: int
+) -> Refusal:
+    """Build the refusal of an item that is too large to be taken out of Redis.
+
+    Args:
+        beginning: The first bytes of the item.
+        queue: The queue.
+        tag: The tag of this delivery.
+        original: Length and hash of the item.
+        limit: The longest item that is taken.
+    """
+    rejected = MessageRejected(
+        RejectionReason.TOO_LARGE,
+        f"an item of {original.length} bytes, but the limit is {limit}: send smaller batches, or "
+        "set SQE_MAX_ITEM_BYTES",
+    )
+    refusal = refuse_item(beginning, queue, tag, rejected)
+    return dataclasses.replace(refusal, original=original)
 
 
 def refuse_item(

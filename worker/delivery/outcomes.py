@@ -21,7 +21,7 @@ import redis
 
 from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
-from worker.broker.streams import Failure, fields_of, stream_of
+from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
 from worker.delivery.envelope import Refusal
 from worker.delivery.scripts import MARK
 from worker.delivery.suspicion import Suspicion
@@ -115,7 +115,7 @@ class Delivery:
             outcome=verdict,
             marker=keys.counted(verdict.checkpoint_digest, verdict.message_id),
             result_ids=_distinct(verdict.message_id, task_id),
-            record=None if verdict.solved else Failure(verdict=verdict, message=message),
+            record=None if verdict.solved else Failure.of(verdict, message),
         )
 
     def dead_letter(self, refusal: Refusal) -> Answer:
@@ -125,6 +125,9 @@ class Delivery:
             reason=refusal.rejected.reason,
             detail=refusal.rejected.detail,
         )
+        body, original = refusal.body, refusal.original
+        if original is None and len(body) > KEPT_BYTES:
+            body, original = body[:KEPT_BYTES], Original.of(body)
         digest = hashlib.sha256(refusal.identity.encode() + b"\0" + refusal.body).hexdigest()
         return Answer(
             outcome=rejection,
@@ -132,7 +135,9 @@ class Delivery:
             result_ids=_distinct(*refusal.result_ids),
             record=DeadLetter(
                 **rejection.model_dump(),
-                body=refusal.body,
+                body=body,
+                original_bytes=original and original.length,
+                original_sha1=original and original.sha1,
                 queue=refusal.queue,
                 worker=self._worker,
                 rejected_at=datetime.now(UTC),

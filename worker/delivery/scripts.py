@@ -55,22 +55,25 @@ class Script:
 
 TAKE = Script("""#!lua flags=allow-oom
 -- KEYS: unacked, its index, faults, the lists of suspects, then the other lists, in order.
--- ARGV: now, number of lists of suspects, when to take suspects, then one delivery tag per list.
--- Returns: the item, its tag, whether suspects wait; for a suspect also its digest and faults.
-local others = 4 + ARGV[2]
+-- ARGV: number of lists of suspects, then one delivery tag per list, now, when to take suspects,
+-- the longest item to return, the number of bytes to return of a longer one.
+-- Returns: the item, its tag, whether suspects wait, faults, length, digest. Faults are those of a
+-- suspect. The length is that of an item of which only the beginning is returned.
+local others = 4 + ARGV[1]
+local now, suspects, longest, beginning = unpack(ARGV, #KEYS - 1)
 local function take(first, last)
   for i = first, last do
     local item = redis.call('LINDEX', KEYS[i], -1)
     if item then
-      local tag = ARGV[i]
+      local tag = ARGV[i - 2]
       redis.call('HSET', KEYS[1], tag, item)
-      redis.call('ZADD', KEYS[2], ARGV[1], tag)
+      redis.call('ZADD', KEYS[2], now, tag)
       redis.call('RPOP', KEYS[i])
       return item, tag
     end
   end
 end
-local item, tag, digest, faults
+local item, tag, digest, faults, length
 local function take_suspect()
   item, tag = take(4, others - 1)
   if item then
@@ -78,12 +81,17 @@ local function take_suspect()
     faults = redis.call('HGET', KEYS[3], digest) or ''
   end
 end
-if ARGV[3] == 'first' then take_suspect() end
+if suspects == 'first' then take_suspect() end
 if not item then item, tag = take(others, #KEYS) end
-if not item and ARGV[3] == 'last' then take_suspect() end
+if not item and suspects == 'last' then take_suspect() end
+if item and #item > tonumber(longest) then
+  length = #item
+  digest = redis.sha1hex(item)
+  item = string.sub(item, 1, beginning)
+end
 local waiting = 0
 for i = 4, others - 1 do waiting = waiting + redis.call('EXISTS', KEYS[i]) end
-return {item or false, tag or false, waiting, digest or false, faults or false}
+return {item or false, tag or false, waiting, faults or false, length or false, digest or false}
 """)
 
 PUT_BACK = Script(f"""#!lua flags=allow-oom

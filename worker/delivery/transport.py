@@ -40,7 +40,8 @@ from worker.broker.keys import (
     queue_of,
     suspects,
 )
-from worker.delivery.envelope import Envelope, Refusal, read_item, refuse_item
+from worker.broker.streams import KEPT_BYTES, Original
+from worker.delivery.envelope import Envelope, Refusal, read_item, refuse_item, refuse_oversized
 from worker.delivery.scripts import ACKNOWLEDGE, PUT_BACK, TAKE, Suspects
 from worker.delivery.suspicion import Suspicion
 
@@ -186,10 +187,12 @@ class Channel(redis.Channel):
         "on_reply",
         "on_refused",
         "is_broken",
+        "max_item_bytes",
     )
     on_reply: OnReply
     on_refused: OnRefused
     is_broken: Callable[[], bool]
+    max_item_bytes: int
 
     # kombu's attributes: the connection on which a reply is awaited, and since when.
     _in_poll: Any = False
@@ -255,7 +258,7 @@ class Channel(redis.Channel):
         lists = [*apart, *((key, queue) for queue in queues for key in queue_lists(queue))]
         keys = (UNACKED, UNACKED_INDEX, FAULTS, *(key for key, _ in lists))
         tags = (delivery_tag(queue, unique) for _, queue in lists)
-        arguments = (time(), len(apart), self.qos.suspects, *tags)
+        arguments = (len(apart), *tags, time(), self.qos.suspects, self.max_item_bytes, KEPT_BYTES)
         script = ("EVAL", TAKE.text) if self._lacks_script else ("EVALSHA", TAKE.digest)
         self._lacks_script = False
         take = (*script, len(keys), *keys, *arguments)
@@ -274,7 +277,7 @@ class Channel(redis.Channel):
         self.on_reply()
         if reply is None:
             raise Empty
-        item, tag, suspects_wait, digest, faults = reply
+        item, tag, suspects_wait, faults, length, digest = reply
         self.qos.suspects_wait = bool(suspects_wait)
         self._nothing_there = item is None
         if item is None:
@@ -282,8 +285,9 @@ class Channel(redis.Channel):
                 self._is_waiting = True
                 self._in_poll = self.client.connection
             raise Empty
-        suspicion = None if digest is None else Suspicion.read(digest, faults)
-        self._hand_over(item, tag.decode(), suspicion)
+        suspicion = None if faults is None else Suspicion.read(digest, faults)
+        original = None if length is None else Original(length, digest.decode())
+        self._hand_over(item, tag.decode(), suspicion, original)
         return True
 
     def _read_reply(self) -> Any:  # noqa: ANN401 - any reply
@@ -303,10 +307,15 @@ class Channel(redis.Channel):
             self._lacks_script = True
             return None
 
-    def _hand_over(self, item: bytes, tag: str, suspicion: Suspicion | None) -> None:
+    def _hand_over(
+        self, item: bytes, tag: str, suspicion: Suspicion | None, original: Original | None
+    ) -> None:
         queue = queue_of(tag)
-        if suspicion is not None and suspicion.is_unreadable:
-            envelope: Envelope | Refusal = refuse_item(item, queue, tag, suspicion.rejection())
+        envelope: Envelope | Refusal
+        if original is not None:
+            envelope = refuse_oversized(item, queue, tag, original, self.max_item_bytes)
+        elif suspicion is not None and suspicion.is_unreadable:
+            envelope = refuse_item(item, queue, tag, suspicion.rejection())
         else:
             envelope = read_item(item, queue, tag)
         if isinstance(envelope, Refusal):

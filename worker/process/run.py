@@ -236,6 +236,7 @@ def _configure(
             "queue_order_strategy": "priority",
             "on_reply": readiness.broker_replied,
             "on_refused": service.refuse,
+            "max_item_bytes": settings.max_item_bytes,
             "is_broken": lambda: shutdown.is_broken,
         },
         # Retry without end, at the start and later, and whatever Redis says (a full memory, a

@@ -34,8 +34,8 @@ def test_batches_hold_at_most_256_messages() -> None:
 
 
 def test_batches_of_long_messages_hold_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_BATCH_CHARACTERS", 100)
-    batches = client._batches(message("x" * length) for length in (40, 40, 40, 500, 1))
+    monkeypatch.setattr(client, "MAX_BATCH_BYTES", 1000)
+    batches = client._batches(message("x" * length) for length in (40, 40, 600, 5000, 1))
     assert [len(batch) for batch in batches] == [2, 1, 1, 1]
 
 
