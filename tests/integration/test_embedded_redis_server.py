@@ -79,6 +79,12 @@ def test_it_keeps_every_write_and_never_evicts(tmp_path: Path) -> None:
     }
 
 
+def test_it_refuses_messages_before_the_machines_memory_is_full(tmp_path: Path) -> None:
+    with start(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        limit = int(client.config_get("maxmemory")["maxmemory"])
+        assert 0.4 < limit / client.info("memory")["total_system_memory"] < 0.6
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is no address of its own")
 def test_it_listens_on_loopback_only(tmp_path: Path) -> None:
     with start(tmp_path) as server, redis.Redis.from_url(server.url) as client:

@@ -4,6 +4,7 @@ Syntax and behaviour of the alerts need promtool, which `.ci/run` calls.
 """
 
 import importlib.resources
+import itertools
 import json
 import re
 from collections import Counter
@@ -154,6 +155,14 @@ def test_redis_is_reachable_only_inside_and_the_rest_only_from_this_machine() ->
     assert "ports" not in COMPOSE["services"]["worker"]
     for service in COMPOSE["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_redis_refuses_messages_before_the_machines_memory_is_full() -> None:
+    command = COMPOSE["services"]["redis"]["command"]
+    options = dict(itertools.pairwise(command))
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert options["--maxmemory"] == "${REDIS_MAXMEMORY:-4gb}"
+    assert "| `REDIS_MAXMEMORY` | " in (DEPLOY / "README.md").read_text()
 
 
 def test_every_service_has_a_health_check() -> None:

@@ -61,11 +61,15 @@ POLL_SECONDS = 0.02
 ANSWER_SECONDS = 1.0
 """Time for a server on loopback to answer; a slower one is not usable."""
 
+MEMORY_SHARE = 0.5
+"""Share of the machine's memory that the server's data may take; the workers run here as well."""
+
 SERVER_OPTIONS = (
     *("--bind", LOOPBACK, "--protected-mode", "yes"),
     # A killed server loses nothing; after a power failure at most the last second is lost.
     *("--dir", ".", "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-    # When memory is full, new messages are refused; queued ones are never dropped.
+    # At MEMORY_SHARE of the machine's memory, new messages are refused; queued ones are never
+    # dropped. Without the limit, the system would kill this server or another process.
     *("--maxmemory-policy", "noeviction"),
     *("--daemonize", "no", "--logfile", ""),
 )
@@ -228,8 +232,14 @@ def _run(log: IO[bytes], folder: Path, *, port: int) -> Iterator[Server]:
 
 def _spawn(log: IO[bytes], folder: Path, port: int) -> subprocess.Popen[bytes]:
     """Start the server's process; it ends with this one."""
-    command = [_program(), *SERVER_OPTIONS, "--port", str(port)]
+    limit = ("--maxmemory", str(_memory_limit()))
+    command = [_program(), *SERVER_OPTIONS, *limit, "--port", str(port)]
     return start_child(command, log=log, cwd=folder)
+
+
+def _memory_limit() -> int:
+    """Bytes that the server's data may take."""
+    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

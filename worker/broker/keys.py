@@ -18,10 +18,8 @@ UNACKED = "sqe:unacked"
 """Hash from delivery tag to message, for messages that were delivered but not acknowledged."""
 
 UNACKED_INDEX = "sqe:unacked-index"
-"""Sorted set of delivery tags by the time (Unix seconds) from which `visibility_timeout` runs."""
-
-UNACKED_MUTEX = "sqe:unacked-mutex"
-"""Lock of the one worker that searches for messages to deliver again."""
+"""Sorted set of delivery tags by the time from which `visibility_timeout` runs, in Unix seconds of
+the server's clock."""
 
 FAULTS = "sqe:faults"
 """Hash from the SHA-1 of an item to its deliveries that ended in a fault, until it is acknowledged.

@@ -56,6 +56,12 @@ if set or redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
 return 0
 """
 
+# KEYS: the key of a batch's list of outcomes. ARGV: seconds it lives, the list.
+STORE_LIST = """#!lua flags=allow-oom
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[1])
+redis.call('PUBLISH', KEYS[1], ARGV[2])
+"""
+
 
 class DeliveryAborted(Exception):
     """The worker stops and Redis did not accept the outcome, so the message is not answered."""
@@ -94,6 +100,7 @@ class Delivery:
     ) -> None:
         self._client = client
         self._script = client.register_script(STORE)
+        self._list_script = client.register_script(STORE_LIST)
         self._settings = settings
         self._worker = worker
         self._on_error = on_error
@@ -206,8 +213,7 @@ class Delivery:
             if batch_id is not None:
                 key = keys.result(batch_id)
                 batch = _result(f"[{','.join(outcomes)}]", batch_id, now)
-                pipe.set(key, batch, ex=settings.result_expires)
-                pipe.publish(key, batch)
+                self._list_script([key], [settings.result_expires, batch], client=pipe)
             replies = pipe.execute()
         return [bool(reply) for reply in replies[: len(answers)]]
 

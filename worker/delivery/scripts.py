@@ -53,15 +53,21 @@ class Script:
 # A script that fails keeps the changes it has made. Therefore each writes an item to its new place
 # before it removes it from the old one.
 
-TAKE = Script("""#!lua flags=allow-oom
+_NOW = """
+-- The server's clock: those of two workers may differ by more than the visibility timeout.
+local seconds, microseconds = unpack(redis.call('TIME'))
+local now = seconds + microseconds / 1e6
+"""
+
+TAKE = Script(f"""#!lua flags=allow-oom
 -- KEYS: unacked, its index, faults, the lists of suspects, then the other lists, in order.
--- ARGV: number of lists of suspects, then one delivery tag per list, now, when to take suspects,
--- the longest item to return, the number of bytes to return of a longer one.
+-- ARGV: number of lists of suspects, then one delivery tag per list, when to take suspects, the
+-- longest item to return, the number of bytes to return of a longer one.
 -- Returns: the item, its tag, whether suspects wait, faults, length, digest. Faults are those of a
 -- suspect. The length is that of an item of which only the beginning is returned.
 local others = 4 + ARGV[1]
-local now, suspects, longest, beginning = unpack(ARGV, #KEYS - 1)
-local function take(first, last)
+local suspects, longest, beginning = unpack(ARGV, #KEYS - 1)
+{_NOW}local function take(first, last)
   for i = first, last do
     local item = redis.call('LINDEX', KEYS[i], -1)
     if item then
@@ -91,35 +97,73 @@ if item and #item > tonumber(longest) then
 end
 local waiting = 0
 for i = 4, others - 1 do waiting = waiting + redis.call('EXISTS', KEYS[i]) end
-return {item or false, tag or false, waiting, faults or false, length or false, digest or false}
+return {{
+  item or false, tag or false, waiting, faults or false, length or false, digest or false
+}}
 """)
 
-PUT_BACK = Script(f"""#!lua flags=allow-oom
--- KEYS: unacked, its index, faults, the queue, its list of suspects. ARGV: the tag, 1 for a fault.
-local item = redis.call('HGET', KEYS[1], ARGV[1])
-if item then
-  local digest = redis.sha1hex(item)
-  local faults = redis.call('HGET', KEYS[3], digest) or ''
-  local fault = ARGV[2] == '1'
-  if fault then
-    local position = redis.call('HGET', KEYS[3], digest .. '/at') or '{NOT_ALONE}'
-    faults = faults .. ' ' .. position
+_PUT_BACK = f"""
+-- KEYS: unacked, its index, faults, then each queue followed by its list of suspects.
+local function lists_of(tag)
+  local queue = string.match(tag, '^[^/]*')
+  for i = 4, #KEYS, 2 do
+    if KEYS[i] == queue then return KEYS[i], KEYS[i + 1] end
   end
-  local _, count = string.gsub(faults, '%S+', '')
-  local list = KEYS[4]
-  if count >= {FAULTS_BEFORE_SUSPICION} then list = KEYS[5] end
-  if fault then
-    -- Behind everything that waits, which may be sound.
-    redis.call('LPUSH', list, item)
-    redis.call('HSET', KEYS[3], digest, faults)
-    redis.call('EXPIRE', KEYS[3], {FAULTS_EXPIRE})
-  else
-    -- At the end that is taken first, since it has waited longest.
-    redis.call('RPUSH', list, item)
-  end
+  -- Anyone may write any tag into the index. Nobody would read the item from the key that the tag
+  -- names; in the first queue it is evaluated or becomes a dead letter.
+  return KEYS[4], KEYS[5]
 end
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
+local function put_back(tag, is_fault)
+  local item = redis.call('HGET', KEYS[1], tag)
+  if item then
+    local digest = redis.sha1hex(item)
+    local faults = redis.call('HGET', KEYS[3], digest) or ''
+    if is_fault then
+      local position = redis.call('HGET', KEYS[3], digest .. '/at') or '{NOT_ALONE}'
+      faults = faults .. ' ' .. position
+    end
+    local _, count = string.gsub(faults, '%S+', '')
+    local list, suspects = lists_of(tag)
+    if count >= {FAULTS_BEFORE_SUSPICION} then list = suspects end
+    if is_fault then
+      -- Behind everything that waits, which may be sound.
+      redis.call('LPUSH', list, item)
+      redis.call('HSET', KEYS[3], digest, faults)
+      redis.call('EXPIRE', KEYS[3], {FAULTS_EXPIRE})
+    else
+      -- At the end that is taken first, since it has waited longest.
+      redis.call('RPUSH', list, item)
+    end
+  end
+  redis.call('HDEL', KEYS[1], tag)
+  redis.call('ZREM', KEYS[2], tag)
+end
+"""
+
+PUT_BACK = Script(f"""#!lua flags=allow-oom
+-- ARGV: the tag, 1 for a fault.
+{_PUT_BACK}
+put_back(ARGV[1], ARGV[2] == '1')
+""")
+
+RESTORE = Script(f"""#!lua flags=allow-oom
+-- Puts back what workers took and neither acknowledged nor renewed: they are dead, or cut off.
+-- ARGV: the visibility timeout, the most items. Returns: the number of items.
+{_PUT_BACK}
+{_NOW}
+local old = now - ARGV[1]
+local tags = redis.call('ZRANGE', KEYS[2], '-inf', old, 'BYSCORE', 'LIMIT', 0, ARGV[2])
+for _, tag in ipairs(tags) do put_back(tag, true) end
+return #tags
+""")
+
+RENEW = Script(f"""#!lua flags=allow-oom
+-- KEYS: the index. ARGV: tags.
+{_NOW}
+for _, tag in ipairs(ARGV) do
+  -- Only existing entries: an acknowledged message must not come back.
+  redis.call('ZADD', KEYS[1], 'XX', now, tag)
+end
 """)
 
 ACKNOWLEDGE = Script("""#!lua flags=allow-oom

@@ -21,20 +21,17 @@ import dataclasses
 import uuid
 from collections.abc import Callable
 from queue import Empty
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 from kombu.transport import redis, virtual
-from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker.keys import (
     FAULTS,
-    LIVE_QUEUE,
     QUEUES,
     UNACKED,
     UNACKED_INDEX,
-    UNACKED_MUTEX,
     delivery_tag,
     queue_lists,
     queue_of,
@@ -42,7 +39,7 @@ from worker.broker.keys import (
 )
 from worker.broker.streams import KEPT_BYTES, Original
 from worker.delivery.envelope import Envelope, Refusal, read_item, refuse_item, refuse_oversized
-from worker.delivery.scripts import ACKNOWLEDGE, PUT_BACK, TAKE, Suspects
+from worker.delivery.scripts import ACKNOWLEDGE, PUT_BACK, RENEW, RESTORE, TAKE, Suspects
 from worker.delivery.suspicion import Suspicion
 
 OnReply = Callable[[], None]
@@ -62,6 +59,12 @@ and brings the message to nobody but the worker that takes it."""
 
 UNWATCH = (("CLIENT", "TRACKING", "OFF"),)
 """Command after which Redis announces nothing more on this connection."""
+
+RESTORED_AT_ONCE = 100
+"""Most items that one script puts back: some milliseconds in which Redis serves nobody else."""
+
+_NOTED = (UNACKED, UNACKED_INDEX, FAULTS)
+_WITH_QUEUES = (*_NOTED, *(key for queue in QUEUES for key in (queue, suspects(queue))))
 
 SUSPECTS_PAUSE = 1.0
 """Seconds after a suspect in which a busy worker takes messages as usual. To take the next one it
@@ -138,7 +141,7 @@ class QoS(redis.QoS):
     def acknowledge(self, tag: str) -> None:
         """Remove a message that has its outcome from Redis."""
         with self.channel.conn_or_acquire() as connected:
-            ACKNOWLEDGE(connected, (UNACKED, UNACKED_INDEX, FAULTS), tag)
+            ACKNOWLEDGE(connected, _NOTED, tag)
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ANN401 - kombu's
         """Put everything that this process has in hand back: its connection ends."""
@@ -146,23 +149,21 @@ class QoS(redis.QoS):
             self._put_back(tag, client, fault=self.channel.is_broken())
         self._delivered.clear()
 
-    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ANN401, ARG002, FBT001, FBT002 - kombu's
-        """Put a message of a dead worker back, unless it was acknowledged meanwhile."""
-        self._put_back(tag, client, fault=True)
+    def restore_visible(self, *_: object, **__: object) -> None:
+        """Put back what dead workers have left.
 
-    def _put_back(self, tag: str | bytes, client: Any = None, *, fault: bool) -> None:  # noqa: ANN401
-        """Put a message back into its queue: in front after a drain, at the end after a fault.
-
-        Anyone may write any tag into the index. If the tag names no queue of this project, the item
-        goes to the live queue, where it is evaluated or becomes a dead letter. Nobody would read it
-        from the key that the tag names.
+        kombu locks this with a key that a full Redis refuses. It needs no lock: an item is put back
+        by the first script that finds it.
         """
-        queue = queue_of(bytes_to_str(tag))  # bytes, when kombu read it from the index
-        if queue not in QUEUES:
-            queue = LIVE_QUEUE
-        lists = (queue, suspects(queue))
+        with self.channel.conn_or_acquire() as connected:
+            arguments = (self.visibility_timeout, RESTORED_AT_ONCE)
+            while RESTORE(connected, _WITH_QUEUES, *arguments) == RESTORED_AT_ONCE:
+                pass
+
+    def _put_back(self, tag: str, client: Any = None, *, fault: bool) -> None:  # noqa: ANN401
+        """Put a message back into its queue: in front after a drain, at the end after a fault."""
         with self.channel.conn_or_acquire(client) as connected:
-            PUT_BACK(connected, (UNACKED, UNACKED_INDEX, FAULTS, *lists), tag, int(fault))
+            PUT_BACK(connected, _WITH_QUEUES, tag, int(fault))
 
     def renew(self) -> None:
         """Restart the visibility timeout of this process's messages."""
@@ -170,17 +171,13 @@ class QoS(redis.QoS):
         if not tags:
             return
         with self.channel.conn_or_acquire() as connected:
-            # Only existing entries (`xx`): an acknowledged message must not come back.
-            connected.zadd(UNACKED_INDEX, dict.fromkeys(tags, time()), xx=True)
+            RENEW(connected, (UNACKED_INDEX,), *tags)
 
 
 class Channel(redis.Channel):
     """A channel that takes messages with `TAKE`; if there is none, it waits for Redis to call."""
 
     QoS = QoS
-    unacked_key = UNACKED
-    unacked_index_key = UNACKED_INDEX
-    unacked_mutex_key = UNACKED_MUTEX
 
     from_transport_options: Any = (
         *redis.Channel.from_transport_options,
@@ -256,9 +253,9 @@ class Channel(redis.Channel):
         unique = uuid.uuid4().hex
         apart = [(suspects(queue), queue) for queue in queues]
         lists = [*apart, *((key, queue) for queue in queues for key in queue_lists(queue))]
-        keys = (UNACKED, UNACKED_INDEX, FAULTS, *(key for key, _ in lists))
+        keys = (*_NOTED, *(key for key, _ in lists))
         tags = (delivery_tag(queue, unique) for _, queue in lists)
-        arguments = (len(apart), *tags, time(), self.qos.suspects, self.max_item_bytes, KEPT_BYTES)
+        arguments = (len(apart), *tags, self.qos.suspects, self.max_item_bytes, KEPT_BYTES)
         script = ("EVAL", TAKE.text) if self._lacks_script else ("EVALSHA", TAKE.digest)
         self._lacks_script = False
         take = (*script, len(keys), *keys, *arguments)

@@ -41,9 +41,6 @@ SCRAPE_TIMEOUT = 1.0
 RESTORE_SECONDS = 10.0
 """Longest time between two searches for the messages of dead workers."""
 
-MUTEX_SECONDS = 30
-"""Seconds until the restore lock of a killed worker expires; other workers wait that long."""
-
 BROKEN = 1
 """Exit status of a worker that cannot evaluate any more."""
 
@@ -231,7 +228,6 @@ def _configure(
             "visibility_timeout": settings.visibility_timeout,
             "unacked_restore_interval": min(RESTORE_SECONDS, settings.visibility_timeout / 2),
             "unacked_restore_throttle": 1,
-            "unacked_mutex_expire": MUTEX_SECONDS,
             # The queues in their order: live messages overtake a backlog.
             "queue_order_strategy": "priority",
             "on_reply": readiness.broker_replied,
