@@ -1,8 +1,11 @@
 """An idle worker: Redis tells it about a message, and nothing is written or sent meanwhile."""
 
+import os
+import signal
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,27 @@ def test_an_idle_worker_is_told_about_a_message_of_either_queue(
     assert worker.is_ready()
     waits = [wait_in_queue(client, queue) for _ in range(9)]
     assert statistics.median(waits) < WAIT_SECONDS / 5
+
+
+def test_an_announcement_right_behind_the_reply_is_heard(
+    worker: Worker, client: Client, store: redis.Redis
+) -> None:
+    """Redis can send both at once, and then nothing is left to read."""
+    client.result(client.submit(message()))
+    server = int(store.info("server")["process_id"])
+    waits = []
+    with ThreadPoolExecutor() as pool:
+        for number in range(8):
+            os.kill(server, signal.SIGSTOP)
+            time.sleep((1.2 + number / 8) * WAIT_SECONDS)  # the worker asks again
+            sent = pool.submit(client.submit, message())
+            time.sleep(WAIT_SECONDS / 5)  # Redis has to find both requests
+            start = time.monotonic()
+            os.kill(server, signal.SIGCONT)
+            client.result(sent.result())
+            waits.append(time.monotonic() - start)
+    assert worker.is_ready()
+    assert max(waits) < WAIT_SECONDS / 2
 
 
 @pytest.mark.usefixtures("worker")

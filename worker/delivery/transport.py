@@ -278,9 +278,11 @@ class Channel(redis.Channel):
         self.qos.suspects_wait = bool(suspects_wait)
         self._nothing_there = item is None
         if item is None:
-            if self._is_watching:
+            connection = self.client.connection
+            # An announcement that was read together with the reply leaves nothing to wait for.
+            if self._is_watching and not connection.can_read():
                 self._is_waiting = True
-                self._in_poll = self.client.connection
+                self._in_poll = connection
             raise Empty
         suspicion = None if faults is None else Suspicion.read(digest, faults)
         original = None if length is None else Original(length, digest.decode())
