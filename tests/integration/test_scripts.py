@@ -121,6 +121,13 @@ def test_a_fault_is_blamed_on_the_message_that_was_evaluated_alone(store: redis.
     assert [each for each in range(9) if last.is_poison(each)] == [3]
 
 
+def test_a_fault_before_any_message_is_evaluated_is_blamed_on_none(store: redis.Redis) -> None:
+    store.lpush(LIVE_QUEUE, "batch")
+    MARK(store, (FAULTS,), suspicion(fail(store, 2)).digest, 3)
+    put_back(store, fault=True)
+    assert suspicion(fail(store, 1)).positions == {"-": 3, "3": 1}
+
+
 def test_an_acknowledged_item_leaves_nothing_behind(store: redis.Redis) -> None:
     store.lpush(LIVE_QUEUE, "a")
     digest = suspicion(fail(store, 2)).digest

@@ -122,6 +122,8 @@ local function put_back(tag, is_fault)
       local position = redis.call('HGET', KEYS[3], digest .. '/at') or '{NOT_ALONE}'
       faults = faults .. ' ' .. position
     end
+    -- The next delivery has not come to any message.
+    redis.call('HDEL', KEYS[3], digest .. '/at')
     local _, count = string.gsub(faults, '%S+', '')
     local list, suspects = lists_of(tag)
     if count >= {FAULTS_BEFORE_SUSPICION} then list = suspects end
