@@ -7,12 +7,15 @@ import math
 import random
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 
 from schemas import DeadLetter, RejectionReason, SQEMessage, Verdict
-from tests.support.processes import wait_for
+from tests.support.permissions import limited_url, permit
+from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, create_app
 from worker.broker.keys import (
@@ -24,6 +27,7 @@ from worker.broker.keys import (
     delivery_tag,
 )
 from worker.broker.streams import KEPT_BYTES, read_dead_letters
+from worker.client import Client
 
 if TYPE_CHECKING:
     from tests.conftest import Site
@@ -394,3 +398,18 @@ def test_no_text_of_a_message_is_in_the_log(site: "Site") -> None:
     new_letters(site, before, 2)
     assert "hush-hush" not in site.worker.log.read_text()
     assert "hush-hush" not in site.worker.get("/metrics")[1]
+
+
+def test_a_dead_letter_that_cannot_be_stored_holds_nothing_else_up(
+    tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    limited = limited_url(store, redis_url, "-xadd")
+    with Worker.start(STUB, tmp_path, limited, "--slots", "2") as worker:
+        worker.wait_until_ready()
+        store.lpush(LIVE_QUEUE, "no task")
+        wait_for(lambda: store.hlen(UNACKED) == 1, "taken")
+        assert client.result(client.submit(message()), timeout=5).solved
+        assert worker.is_ready()
+        permit(store, "+xadd")
+        wait_for(lambda: not store.exists(UNACKED), "acknowledged")
+        assert store.xlen(DEAD_LETTERS) == 1

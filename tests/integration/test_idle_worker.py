@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from schemas import Verdict
+from tests.support.permissions import limited_url
 from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker.keys import UNACKED
@@ -86,10 +87,7 @@ def test_an_idle_worker_writes_nothing(client: Client, store: redis.Redis) -> No
 def test_a_redis_that_announces_nothing_is_asked(
     tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
 ) -> None:
-    rules = ["+@all", "~*", "&*", "-client|tracking", "-client|caching"]
-    command: Any = store.execute_command
-    command("ACL", "SETUSER", "limited", "on", ">secret", *rules)
-    limited = redis_url.replace("redis://", "redis://limited:secret@")
+    limited = limited_url(store, redis_url, "-client|tracking", "-client|caching")
     with Worker.start(STUB, tmp_path, limited) as worker:
         worker.wait_until_ready()
         for _ in range(3):

@@ -7,18 +7,29 @@ from typing import Any
 import pytest
 import redis
 
+from tests.support.permissions import limited_url
 from worker.broker.keys import (
+    DEAD_LETTERS,
     FAULTS,
     LIVE_QUEUE,
+    NOTED,
     UNACKED,
     UNACKED_INDEX,
     delivery_tag,
     suspects,
 )
-from worker.delivery.scripts import ACKNOWLEDGE, MARK, PUT_BACK, RENEW, RESTORE, TAKE, Suspects
+from worker.delivery.scripts import (
+    ACKNOWLEDGE,
+    MARK,
+    PUT_BACK,
+    RENEW,
+    RESTORE,
+    STORE,
+    TAKE,
+    Suspects,
+)
 from worker.delivery.suspicion import Suspicion
 
-NOTED = (UNACKED, UNACKED_INDEX, FAULTS)
 APART = suspects(LIVE_QUEUE)
 
 WITH_QUEUES = (*NOTED, LIVE_QUEUE, APART)
@@ -128,6 +139,32 @@ def test_a_fault_before_any_message_is_evaluated_is_blamed_on_none(store: redis.
     assert suspicion(fail(store, 1)).positions == {"-": 3, "3": 1}
 
 
+def store_letter(store: redis.Redis, unique: str, token: str) -> int:
+    keys = (*NOTED, "marker", DEAD_LETTERS)
+    reply: int = STORE(store, keys, delivery_tag(LIVE_QUEUE, unique), token, 9, 9, 99, "*", "a", 1)
+    return reply
+
+
+def test_a_refused_item_is_acknowledged_together_with_its_dead_letter(store: redis.Redis) -> None:
+    store.lpush(LIVE_QUEUE, "no task")
+    take(store)
+    assert store_letter(store, "1", "token") == 1
+    assert not store.exists(UNACKED, UNACKED_INDEX)
+    assert store_letter(store, "1", "token") == 1, "the first reply was lost"
+    assert store.xlen(DEAD_LETTERS) == 1
+
+
+def test_an_item_that_went_to_another_worker_is_a_dead_letter_once(store: redis.Redis) -> None:
+    store.lpush(LIVE_QUEUE, "no task")
+    take(store, "1")
+    put_back(store, "1", fault=True)
+    take(store, "2")
+    assert store_letter(store, "1", "first") == 0
+    assert store.xlen(DEAD_LETTERS) == 0
+    assert store_letter(store, "2", "second") == 1
+    assert store.xlen(DEAD_LETTERS) == 1
+
+
 def test_an_acknowledged_item_leaves_nothing_behind(store: redis.Redis) -> None:
     store.lpush(LIVE_QUEUE, "a")
     digest = suspicion(fail(store, 2)).digest
@@ -158,9 +195,7 @@ def test_a_suspect_can_be_too_long_as_well(store: redis.Redis) -> None:
 
 def without(store: redis.Redis, redis_url: str, command: str) -> redis.Redis:
     """A client that Redis refuses one command to, also in scripts."""
-    call: Any = store.execute_command
-    call("ACL", "SETUSER", "limited", "on", ">secret", "+@all", "~*", "&*", f"-{command}")
-    return redis.Redis.from_url(redis_url.replace("redis://", "redis://limited:secret@"))
+    return redis.Redis.from_url(limited_url(store, redis_url, f"-{command}"))
 
 
 @pytest.mark.parametrize("command", ["hset", "zadd", "rpop"])

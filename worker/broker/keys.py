@@ -25,6 +25,9 @@ FAULTS = "sqe:faults"
 """Hash from the SHA-1 of an item to its deliveries that ended in a fault, until it is acknowledged.
 The field `SHA-1/at` holds the position of the message of a batch that is evaluated alone."""
 
+NOTED = (UNACKED, UNACKED_INDEX, FAULTS)
+"""Everything that Redis notes about items that were delivered but not acknowledged."""
+
 FAILURES = "sqe:failures"
 """Capped stream of unsolved messages, each once, with its verdict."""
 

@@ -77,8 +77,9 @@ class Consumer(consumer.Consumer):
 def strategy(task: Task, app: Celery, consumer: Consumer, **_: Any) -> Callable[..., None]:  # noqa: ANN401
     """Build the function that turns a delivery into a request for the pool (a task's `Strategy`).
 
-    The request holds the checked envelope and nothing else. Celery's own options in a message
-    (`eta`, `expires`, `chain`, …) therefore have no effect and cause no error, whatever they hold.
+    The request holds the item that was read, or refused, and nothing else. Celery's own options in
+    a message (`eta`, `expires`, `chain`, …) therefore have no effect and cause no error, whatever
+    they hold.
     """
 
     def handle(
@@ -88,7 +89,6 @@ def strategy(task: Task, app: Celery, consumer: Consumer, **_: Any) -> Callable[
         reject: Callable[..., None],
         _callbacks: object,
     ) -> None:
-        envelope = message.headers["envelope"]
         request = Request(
             message,
             on_ack=ack,
@@ -99,12 +99,12 @@ def strategy(task: Task, app: Celery, consumer: Consumer, **_: Any) -> Callable[
             connection_errors=consumer.connection_errors,
             # Given so that no log line can show the arguments.
             headers={
-                "id": envelope.task_id,
-                "task": envelope.task,
+                "id": message.headers["id"],
+                "task": message.headers["task"],
                 "argsrepr": "(...)",
                 "kwargsrepr": "{}",
             },
-            body=((envelope,), {}, {}),
+            body=((message.headers["item"],), {}, {}),
             decoded=True,
         )
         task_reserved(request)

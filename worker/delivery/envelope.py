@@ -94,6 +94,8 @@ class Refusal:
     rejected: MessageRejected
     original: Original | None = None
     """The whole item, if it was too large to be taken out of Redis."""
+    tag: str = ""
+    """Tag of the delivery if the dead letter is of a whole item, which has no other name."""
 
 
 def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
@@ -150,6 +152,7 @@ def refuse_item(
         message_id=task_id,
         result_ids=(task_id,),
         rejected=rejected,
+        tag=tag,
     )
 
 

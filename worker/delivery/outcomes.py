@@ -18,12 +18,13 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import redis
+from redis.exceptions import NoScriptError
 
 from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
 from worker.delivery.envelope import Refusal
-from worker.delivery.scripts import MARK
+from worker.delivery.scripts import MARK, STORE, STORE_LIST
 from worker.delivery.suspicion import Suspicion
 from worker.settings import Settings
 
@@ -38,29 +39,6 @@ FIRST_PAUSE = 0.1
 
 LONGEST_PAUSE = 2.0
 """Longest pause in seconds between attempts; short compared with a real outage."""
-
-# KEYS: marker, stream, then the results' keys. ARGV: token of this attempt, seconds the marker
-# lives, seconds a result lives, the results, the stream's length, the stream entry's fields.
-STORE = """#!lua flags=allow-oom
-local set = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
-local results = #KEYS - 2
-if set and #ARGV > 3 + results then
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', unpack(ARGV, 4 + results))
-end
-for i = 1, results do
-  redis.call('SET', KEYS[2 + i], ARGV[3 + i], 'EX', ARGV[3])
-  redis.call('PUBLISH', KEYS[2 + i], ARGV[3 + i])
-end
--- A repeated attempt whose first reply was lost finds its own token, and still counts as the first.
-if set or redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
-return 0
-"""
-
-# KEYS: the key of a batch's list of outcomes. ARGV: seconds it lives, the list.
-STORE_LIST = """#!lua flags=allow-oom
-redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[1])
-redis.call('PUBLISH', KEYS[1], ARGV[2])
-"""
 
 
 class DeliveryAborted(Exception):
@@ -78,6 +56,8 @@ class Answer:
     """Ids under which someone may wait for it."""
     record: Failure | DeadLetter | None = None
     """The record for a stream; None for a solved message."""
+    tag: str = ""
+    """Tag of the delivery that is acknowledged together with the outcome, if it has no other."""
 
 
 class Delivery:
@@ -99,8 +79,6 @@ class Delivery:
         on_error: Callable[[], None],
     ) -> None:
         self._client = client
-        self._script = client.register_script(STORE)
-        self._list_script = client.register_script(STORE_LIST)
         self._settings = settings
         self._worker = worker
         self._on_error = on_error
@@ -149,6 +127,7 @@ class Delivery:
                 worker=self._worker,
                 rejected_at=datetime.now(UTC),
             ),
+            tag=refusal.tag,
         )
 
     def deliver(self, answers: Sequence[Answer], *, batch_id: str | None = None) -> list[bool]:
@@ -190,6 +169,14 @@ class Delivery:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _attempt(self, answers: Sequence[Answer], token: str, batch_id: str | None) -> list[bool]:
+        try:
+            return self._store(answers, token, batch_id)
+        except NoScriptError:  # a Redis that has just started
+            STORE.load(self._client)
+            STORE_LIST.load(self._client)
+            return self._store(answers, token, batch_id)
+
+    def _store(self, answers: Sequence[Answer], token: str, batch_id: str | None) -> list[bool]:
         settings = self._settings
         now = datetime.now(UTC).isoformat()
         outcomes = [answer.outcome.model_dump_json() for answer in answers]
@@ -197,23 +184,19 @@ class Delivery:
             for place, (answer, outcome) in enumerate(zip(answers, outcomes, strict=True)):
                 record = answer.record
                 stream = keys.FAILURES if record is None else stream_of(record)
-                names = [answer.marker, stream, *map(keys.result, answer.result_ids)]
-                results = [_result(outcome, task_id, now) for task_id in answer.result_ids]
-                self._script(
-                    names,
-                    [
-                        f"{token}/{place}",
-                        settings.counted_expires,
-                        settings.result_expires,
-                        *results,
-                        *self._stream_arguments(record),
-                    ],
-                    client=pipe,
+                STORE(
+                    pipe,
+                    (*keys.NOTED, answer.marker, stream, *map(keys.result, answer.result_ids)),
+                    answer.tag,
+                    f"{token}/{place}",
+                    settings.counted_expires,
+                    settings.result_expires,
+                    *(_result(outcome, task_id, now) for task_id in answer.result_ids),
+                    *self._stream_arguments(record),
                 )
             if batch_id is not None:
-                key = keys.result(batch_id)
                 batch = _result(f"[{','.join(outcomes)}]", batch_id, now)
-                self._list_script([key], [settings.result_expires, batch], client=pipe)
+                STORE_LIST(pipe, (keys.result(batch_id),), settings.result_expires, batch)
             replies = pipe.execute()
         return [bool(reply) for reply in replies[: len(answers)]]
 

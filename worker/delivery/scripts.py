@@ -1,4 +1,4 @@
-"""The steps of a delivery inside Redis: taken, given back, acknowledged. Each is one Lua script.
+"""The steps of a delivery inside Redis: taken, given back, answered, acknowledged. One script each.
 
 Faults are counted when an item is given back, so a delivery that ends with an outcome costs nothing
 more. Knows lists, tags and counts; nothing of what is in an item. Needs Redis 7 or Valkey.
@@ -40,11 +40,15 @@ class Script:
     def __call__(
         self, client: redis.Redis, keys: Sequence[str], *arguments: str | bytes | float
     ) -> Any:  # noqa: ANN401 - any reply
-        """Run the script on `client`."""
+        """Run the script on `client`, or add it to a pipeline, which fails without `load`."""
         try:
             return client.evalsha(self.digest, len(keys), *keys, *arguments)
         except NoScriptError:
             return client.eval(self.text, len(keys), *keys, *arguments)
+
+    def load(self, client: redis.Redis) -> None:
+        """Make the script known to Redis."""
+        client.script_load(self.text)
 
 
 # A Redis without free memory refuses scripts that write unless they have the flag `allow-oom`.
@@ -67,7 +71,8 @@ TAKE = Script(f"""#!lua flags=allow-oom
 -- suspect. The length is that of an item of which only the beginning is returned.
 local others = 4 + ARGV[1]
 local suspects, longest, beginning = unpack(ARGV, #KEYS - 1)
-{_NOW}local function take(first, last)
+{_NOW}
+local function take(first, last)
   for i = first, last do
     local item = redis.call('LINDEX', KEYS[i], -1)
     if item then
@@ -168,17 +173,62 @@ for _, tag in ipairs(ARGV) do
 end
 """)
 
-ACKNOWLEDGE = Script("""#!lua flags=allow-oom
--- KEYS: unacked, its index, faults. ARGV: the tag.
-if redis.call('EXISTS', KEYS[3]) == 1 then
-  local item = redis.call('HGET', KEYS[1], ARGV[1])
-  if item then
-    local digest = redis.sha1hex(item)
-    redis.call('HDEL', KEYS[3], digest, digest .. '/at')
+_ACKNOWLEDGE = """
+-- KEYS: unacked, its index, faults.
+local function acknowledge(tag)
+  if redis.call('EXISTS', KEYS[3]) == 1 then
+    local item = redis.call('HGET', KEYS[1], tag)
+    if item then
+      local digest = redis.sha1hex(item)
+      redis.call('HDEL', KEYS[3], digest, digest .. '/at')
+    end
+  end
+  redis.call('HDEL', KEYS[1], tag)
+  redis.call('ZREM', KEYS[2], tag)
+end
+"""
+
+ACKNOWLEDGE = Script(f"""#!lua flags=allow-oom
+-- ARGV: the tag.
+{_ACKNOWLEDGE}
+acknowledge(ARGV[1])
+""")
+
+STORE = Script(f"""#!lua flags=allow-oom
+-- Stores an outcome: the marker that it was counted, the entry in a stream, the results.
+-- KEYS: unacked, its index, faults, marker, stream, then the results' keys.
+-- ARGV: the tag of the item that ends with this outcome, or nothing, token of this attempt, seconds
+-- the marker lives, seconds a result lives, the results, the stream's length, the entry's fields.
+-- Returns: 1 for the first outcome of its message, 0 for others.
+{_ACKNOWLEDGE}
+local tag, token = ARGV[1], ARGV[2]
+local function is_ours() return redis.call('GET', KEYS[4]) == token end
+-- An item without a name of its own is counted by its delivery. It may have gone to another worker.
+if tag ~= '' and redis.call('HEXISTS', KEYS[1], tag) == 0 and not is_ours() then return 0 end
+local set = redis.call('SET', KEYS[4], token, 'NX', 'EX', ARGV[3])
+local results = #KEYS - 5
+if set and #ARGV > 4 + results then
+  local entry = redis.pcall('XADD', KEYS[5], 'MAXLEN', '~', unpack(ARGV, 5 + results))
+  if type(entry) == 'table' then
+    -- With the marker, the next attempt would not add the entry.
+    redis.call('DEL', KEYS[4])
+    return entry
   end
 end
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
+for i = 1, results do
+  redis.call('SET', KEYS[5 + i], ARGV[4 + i], 'EX', ARGV[4])
+  redis.call('PUBLISH', KEYS[5 + i], ARGV[4 + i])
+end
+if tag ~= '' then acknowledge(tag) end
+-- A repeated attempt whose first reply was lost finds its own token, and still counts as the first.
+if set or is_ours() then return 1 end
+return 0
+""")
+
+STORE_LIST = Script("""#!lua flags=allow-oom
+-- KEYS: the key of a batch's list of outcomes. ARGV: seconds it lives, the list.
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[1])
+redis.call('PUBLISH', KEYS[1], ARGV[2])
 """)
 
 MARK = Script("""#!lua flags=allow-oom

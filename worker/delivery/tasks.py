@@ -11,7 +11,7 @@ from celery.exceptions import Reject
 
 from schemas import MessageRejected, RejectionReason, SQEHRMError
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH
-from worker.delivery.envelope import Envelope, read_json, reading
+from worker.delivery.envelope import Envelope, Refusal, read_json, reading
 from worker.delivery.outcomes import DeliveryAborted
 from worker.delivery.service import Service
 
@@ -19,8 +19,8 @@ from worker.delivery.service import Service
 def register_tasks(app: Celery, service: Service) -> None:
     """Add the two tasks to `app`.
 
-    Their one argument is the `Envelope` from `worker.delivery.consumer`, so that arguments of any
-    form lead to an outcome and never to a `TypeError`.
+    Their one argument comes from `worker.delivery.consumer`, so that arguments of any form lead to
+    an outcome and never to a `TypeError`. It is an item that was read or refused.
     """
     options = {
         "acks_late": True,
@@ -31,22 +31,27 @@ def register_tasks(app: Celery, service: Service) -> None:
     }
 
     @app.task(name=EVALUATE, **options)
-    def evaluate(envelope: Envelope) -> None:
-        process(envelope, lambda body: [message_of(body)], batch=False)
+    def evaluate(item: Envelope | Refusal) -> None:
+        process(item, lambda body: [message_of(body)], batch=False)
 
     @app.task(name=EVALUATE_BATCH, **options)
-    def evaluate_batch(envelope: Envelope) -> None:
-        process(envelope, messages_of, batch=True)
+    def evaluate_batch(item: Envelope | Refusal) -> None:
+        process(item, messages_of, batch=True)
 
-    def process(envelope: Envelope, read: Callable[[bytes], list[Any]], *, batch: bool) -> None:
+    def process(
+        item: Envelope | Refusal, read: Callable[[bytes], list[Any]], *, batch: bool
+    ) -> None:
         try:
+            if isinstance(item, Refusal):
+                service.refuse(item)
+                return
             try:
                 with reading():
-                    bodies = read(envelope.body)
+                    bodies = read(item.body)
             except MessageRejected as rejected:
-                service.refuse(envelope.refuse(rejected))
+                service.refuse(item.refuse(rejected))
                 return
-            service.process(envelope, bodies, batch=batch)
+            service.process(item, bodies, batch=batch)
         except (SQEHRMError, DeliveryAborted) as error:
             # The message was not answered, so it goes back to the queue unacknowledged.
             raise Reject(str(error), requeue=True) from None

@@ -1,4 +1,4 @@
-"""kombu's Redis transport for workers, with four changes.
+"""kombu's Redis transport for workers, with six changes.
 
 1. One script in Redis takes a message from its queue and notes it as unacknowledged. kombu pops the
    message first and notes it afterwards, so it is lost if the process is killed or Redis restarts
@@ -8,6 +8,9 @@
 3. The messages of a live worker are renewed, so that the visibility timeout can be short.
 4. Items whose deliveries ended in faults are suspects: a worker takes one only if it has nothing
    else in hand, and nothing beside it (`worker.delivery.suspicion`).
+5. Of an item that is too long, only the beginning leaves Redis.
+6. An idle worker waits for an announcement instead of a message: no request writes while nothing is
+   there, and all of them work if memory is full.
 
 Knows queues and deliveries; nothing of what is in a message (`worker.delivery.envelope` reads the
 few parts that are needed). Needs Redis 7 or Valkey.
@@ -27,10 +30,10 @@ from typing import Any
 from kombu.transport import redis, virtual
 from redis.exceptions import NoScriptError, ResponseError
 
+from worker.broker.app import EVALUATE
 from worker.broker.keys import (
-    FAULTS,
+    NOTED,
     QUEUES,
-    UNACKED,
     UNACKED_INDEX,
     delivery_tag,
     queue_lists,
@@ -44,9 +47,6 @@ from worker.delivery.suspicion import Suspicion
 
 OnReply = Callable[[], None]
 """Callback for each reply from Redis to a request for messages."""
-
-OnRefused = Callable[[Refusal], object]
-"""Callback that stores the dead letter of a refused item, or raises."""
 
 WAIT_SECONDS = 0.5
 """Time after which an idle worker looks into all queues again, even if Redis announced nothing. The
@@ -63,8 +63,7 @@ UNWATCH = (("CLIENT", "TRACKING", "OFF"),)
 RESTORED_AT_ONCE = 100
 """Most items that one script puts back: some milliseconds in which Redis serves nobody else."""
 
-_NOTED = (UNACKED, UNACKED_INDEX, FAULTS)
-_WITH_QUEUES = (*_NOTED, *(key for queue in QUEUES for key in (queue, suspects(queue))))
+_WITH_QUEUES = (*NOTED, *(key for queue in QUEUES for key in (queue, suspects(queue))))
 
 SUSPECTS_PAUSE = 1.0
 """Seconds after a suspect in which a busy worker takes messages as usual. To take the next one it
@@ -110,14 +109,16 @@ class QoS(redis.QoS):
 
     def append(self, message: Any, tag: str) -> None:  # noqa: ANN401
         """Note a delivery in this process; `TAKE` has noted it in Redis."""
-        if message.headers["envelope"].suspicion is not None:
+        item = message.headers["item"]
+        if isinstance(item, Envelope) and item.suspicion is not None:
             self._alone = tag
         virtual.QoS.append(self, message, tag)
 
     def ack(self, tag: str) -> None:
-        """Forget a message that was answered."""
+        """Remove a message that has its outcome from Redis, and forget it."""
         try:
-            self.acknowledge(tag)
+            with self.channel.conn_or_acquire() as connected:
+                ACKNOWLEDGE(connected, NOTED, tag)
         finally:
             # Even if Redis did not reply: the message will be delivered again, and meanwhile it
             # must not take up the place of another.
@@ -137,11 +138,6 @@ class QoS(redis.QoS):
         if tag == self._alone:
             self._no_suspect_before = monotonic() + SUSPECTS_PAUSE
         virtual.QoS.ack(self, tag)
-
-    def acknowledge(self, tag: str) -> None:
-        """Remove a message that has its outcome from Redis."""
-        with self.channel.conn_or_acquire() as connected:
-            ACKNOWLEDGE(connected, _NOTED, tag)
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ANN401 - kombu's
         """Put everything that this process has in hand back: its connection ends."""
@@ -182,12 +178,10 @@ class Channel(redis.Channel):
     from_transport_options: Any = (
         *redis.Channel.from_transport_options,
         "on_reply",
-        "on_refused",
         "is_broken",
         "max_item_bytes",
     )
     on_reply: OnReply
-    on_refused: OnRefused
     is_broken: Callable[[], bool]
     max_item_bytes: int
 
@@ -253,7 +247,7 @@ class Channel(redis.Channel):
         unique = uuid.uuid4().hex
         apart = [(suspects(queue), queue) for queue in queues]
         lists = [*apart, *((key, queue) for queue in queues for key in queue_lists(queue))]
-        keys = (*_NOTED, *(key for key, _ in lists))
+        keys = (*NOTED, *(key for key, _ in lists))
         tags = (delivery_tag(queue, unique) for _, queue in lists)
         arguments = (len(apart), *tags, self.qos.suspects, self.max_item_bytes, KEPT_BYTES)
         script = ("EVAL", TAKE.text) if self._lacks_script else ("EVALSHA", TAKE.digest)
@@ -286,7 +280,8 @@ class Channel(redis.Channel):
             raise Empty
         suspicion = None if faults is None else Suspicion.read(digest, faults)
         original = None if length is None else Original(length, digest.decode())
-        self._hand_over(item, tag.decode(), suspicion, original)
+        tag = tag.decode()
+        self._hand_over(self._read(item, tag, suspicion, original), tag)
         return True
 
     def _read_reply(self) -> Any:  # noqa: ANN401 - any reply
@@ -306,34 +301,36 @@ class Channel(redis.Channel):
             self._lacks_script = True
             return None
 
-    def _hand_over(
+    def _read(
         self, item: bytes, tag: str, suspicion: Suspicion | None, original: Original | None
-    ) -> None:
+    ) -> Envelope | Refusal:
+        """Read an item, or refuse it."""
         queue = queue_of(tag)
-        envelope: Envelope | Refusal
         if original is not None:
-            envelope = refuse_oversized(item, queue, tag, original, self.max_item_bytes)
-        elif suspicion is not None and suspicion.is_unreadable:
-            envelope = refuse_item(item, queue, tag, suspicion.rejection())
-        else:
-            envelope = read_item(item, queue, tag)
-        if isinstance(envelope, Refusal):
-            self.on_refused(envelope)
-            self.qos.acknowledge(tag)
-            return
-        if suspicion is not None:
-            envelope = dataclasses.replace(envelope, suspicion=suspicion)
+            return refuse_oversized(item, queue, tag, original, self.max_item_bytes)
+        if suspicion is not None and suspicion.is_unreadable:
+            return refuse_item(item, queue, tag, suspicion.rejection())
+        read = read_item(item, queue, tag)
+        if isinstance(read, Envelope) and suspicion is not None:
+            return dataclasses.replace(read, suspicion=suspicion)
+        return read
+
+    def _hand_over(self, item: Envelope | Refusal, tag: str) -> None:
+        """Give an item to Celery: the task that names it, or any task to store its dead letter."""
+        task, task_id = EVALUATE, tag
+        if isinstance(item, Envelope):
+            task, task_id = item.task, item.task_id
         # kombu and Celery get only what was checked.
         self.connection._deliver(  # noqa: SLF001 - kombu's, for channels
             {
                 "body": None,
-                "headers": {"task": envelope.task, "envelope": envelope},
+                "headers": {"task": task, "id": task_id, "item": item},
                 "properties": {
                     "delivery_tag": tag,
-                    "delivery_info": {"exchange": "", "routing_key": queue},
+                    "delivery_info": {"exchange": "", "routing_key": item.queue},
                 },
             },
-            queue,
+            item.queue,
         )
 
 

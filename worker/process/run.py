@@ -146,7 +146,7 @@ class _Worker:
         """Build Celery's worker: the consumer of the queues, and one thread per slot."""
         app = create_app(self.redis_url)
         register_tasks(app, service)
-        _configure(app, self.settings, service, shutdown, self.readiness)
+        _configure(app, self.settings, shutdown, self.readiness)
         app.set_default()  # for the pool's threads
         return WorkController(
             app=app,
@@ -216,7 +216,6 @@ class Shutdown:
 def _configure(
     app: Celery,
     settings: Settings,
-    service: Service,
     shutdown: Shutdown,
     readiness: health.Readiness,
 ) -> None:
@@ -227,11 +226,9 @@ def _configure(
             **app.conf.broker_transport_options,
             "visibility_timeout": settings.visibility_timeout,
             "unacked_restore_interval": min(RESTORE_SECONDS, settings.visibility_timeout / 2),
-            "unacked_restore_throttle": 1,
             # The queues in their order: live messages overtake a backlog.
             "queue_order_strategy": "priority",
             "on_reply": readiness.broker_replied,
-            "on_refused": service.refuse,
             "max_item_bytes": settings.max_item_bytes,
             "is_broken": lambda: shutdown.is_broken,
         },
