@@ -4,6 +4,7 @@
 - `app`: the Celery application that producers and workers agree on
 - `announcements`: how waiting calls learn of outcomes, on one connection
 - `urls`: the check of a URL of Redis
+- `version`: the check of a server's version
 - `embedded`: a Redis server from a PyPI wheel
 - `backlog`: the number of messages in each queue
 - `streams`: failures and dead letters, written and read

@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
 from worker.broker.backlog import read_backlog
+from worker.broker.version import check_redis_version
 from worker.delivery.outcomes import Delivery
 from worker.delivery.service import Service
 from worker.delivery.tasks import register_tasks
@@ -63,7 +64,7 @@ def run(
         open_evaluator: Loads the checkpoint; its argument is this worker's name.
 
     Raises:
-        SQEHRMError: The device, the checkpoint or the metrics port cannot be used.
+        SQEHRMError: The Redis, the device, the checkpoint or the metrics port cannot be used.
     """
     return _Worker(redis_url, settings, device, queues).run(open_evaluator)
 
@@ -85,6 +86,7 @@ class _Worker:
 
         Returns the exit status.
         """
+        check_redis_version(_client(self.redis_url, CONNECT_TIMEOUT))
         host, port = self.settings.metrics_host, self.settings.metrics_port
         with health.serve(host, port, self.metrics.registry, self.readiness) as url:
             logger.info("serving %s/metrics, /healthz and /readyz", url)
