@@ -161,7 +161,21 @@ def test_what_is_not_finished_in_the_grace_period_goes_back(
     wait_for(lambda: in_hand(store) == 1, "taken")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
-    assert (store.llen(LIVE_QUEUE), in_hand(store)) == (1, 0)
+    assert (store.llen(LIVE_QUEUE), in_hand(store)) == (3, 0)
+    assert " ERROR " not in worker.log.read_text()
+
+
+def test_more_slots_than_redis_py_has_connections_store_their_outcomes_at_once(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    gate = tmp_path / "gate"
+    start = Worker.start(STUB, tmp_path, redis_url, "--slots", "300")
+    worker = workers.enter_context(start).wait_until_ready()
+    sent = [client.submit(message(f"hold {gate}")) for _ in range(300)]
+    wait_for(lambda: in_hand(store) == 300, "taken")
+    gate.touch()
+    assert len(list(client.results(sent))) == 300
+    assert worker.total("errors_total") == 0
 
 
 def test_sigterm_while_redis_is_gone_ends_the_worker(workers: ExitStack, tmp_path: Path) -> None:

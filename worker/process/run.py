@@ -121,8 +121,10 @@ class _Worker:
 
     def _consume(self, evaluator: Evaluator) -> int:
         """Take messages until a signal or an error ends it; returns the exit status."""
+        slots = evaluator.statistics.slots
         delivery = Delivery(
-            _client(self.redis_url, SOCKET_TIMEOUT),
+            # Each slot stores its own outcomes; redis-py's own limit is 100 connections.
+            _client(self.redis_url, SOCKET_TIMEOUT, max_connections=slots),
             self.settings,
             worker=self.name,
             on_error=partial(self.metrics.error, ErrorKind.REDIS),
@@ -134,7 +136,7 @@ class _Worker:
 
         shutdown = Shutdown(self.settings.shutdown_grace_seconds, self.readiness, give_up)
         service = Service(evaluator, delivery, self.metrics, on_broken=shutdown.on_broken)
-        controller = self._controller(service, shutdown, concurrency=evaluator.statistics.slots)
+        controller = self._controller(service, shutdown, concurrency=slots)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, shutdown.on_signal)
         controller.start()
@@ -251,12 +253,13 @@ def _configure(
     )
 
 
-def _client(redis_url: str, timeout: float) -> redis.Redis:
+def _client(redis_url: str, timeout: float, *, max_connections: int | None = None) -> redis.Redis:
     """Build a client that does not retry by itself: each caller has its own rule for that."""
     return redis.Redis.from_url(
         redis_url,
         socket_timeout=timeout,
         socket_connect_timeout=min(timeout, CONNECT_TIMEOUT),
+        max_connections=max_connections,
         socket_keepalive=True,
         health_check_interval=10,  # s: finds a connection that died while idle before it is used
         retry=Retry(NoBackoff(), 0),
