@@ -157,8 +157,9 @@ def test_what_is_not_finished_in_the_grace_period_goes_back(
 ) -> None:
     start = Worker.start(STUB, tmp_path, redis_url, shutdown_grace_seconds=0.3)
     worker = workers.enter_context(start).wait_until_ready()
-    client.submit(message(f"hold {tmp_path / 'never'}"))
-    wait_for(lambda: in_hand(store) == 1, "taken")
+    for _ in range(3):
+        client.submit(message(f"hold {tmp_path / 'never'}"))
+    wait_for(lambda: in_hand(store) == 3, "taken")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
     assert (store.llen(LIVE_QUEUE), in_hand(store)) == (3, 0)

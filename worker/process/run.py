@@ -191,22 +191,24 @@ class Shutdown:
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Begin; a second signal changes nothing."""
-        self._begin(f"received {signal.Signals(number).name}", os.EX_OK)
+        self._begin(logging.INFO, f"received {signal.Signals(number).name}", os.EX_OK)
 
     def on_broken(self, reason: str) -> None:
-        """Begin, because no message can be evaluated here any more."""
-        logger.error("this worker cannot go on: %s", reason)
-        self._begin("broken", BROKEN)
+        """Begin, because no message can be evaluated here any more.
+
+        That is no news after a drain, whose end closes the engine.
+        """
+        self._begin(logging.ERROR, f"this worker cannot go on: {reason}", BROKEN)
 
     def end(self) -> None:
         """Cancel the grace period: everything is finished."""
         self._timer.cancel()
 
-    def _begin(self, reason: str, status: int) -> None:
+    def _begin(self, level: int, reason: str, status: int) -> None:
         """Stop taking messages, finish those under way, exit with `status`."""
         if not self._begun.acquire(blocking=False):
             return
-        logger.info("%s: finishing within %g s", reason, self._grace_seconds)
+        logger.log(level, "%s: finishing within %g s", reason, self._grace_seconds)
         self._readiness.stopping()
         self._status = status
         celery_state.should_stop = status
@@ -257,9 +259,9 @@ def _client(redis_url: str, timeout: float, *, max_connections: int | None = Non
     """Build a client that does not retry by itself: each caller has its own rule for that."""
     return redis.Redis.from_url(
         redis_url,
+        max_connections=max_connections,
         socket_timeout=timeout,
         socket_connect_timeout=min(timeout, CONNECT_TIMEOUT),
-        max_connections=max_connections,
         socket_keepalive=True,
         health_check_interval=10,  # s: finds a connection that died while idle before it is used
         retry=Retry(NoBackoff(), 0),
