@@ -10,8 +10,9 @@ from hrm.data.conversion import AcceptedPair
 from hrm.data.files import DEFAULT_READER
 from hrm.data.vocabulary import END, MAX_WORDS, Tokenizer
 from schemas import FailurePattern, PromptMatch, SQEMessage, TextCheck, Verdict
-from tests.support.processes import REAL, Worker
+from tests.support.processes import REAL, Worker, wait_for
 from worker.broker import embedded
+from worker.broker.keys import UNACKED
 from worker.broker.streams import Failure, read_failures
 from worker.client import Client
 
@@ -47,6 +48,11 @@ class Wire:
             agent_id="a", prompt=prompt, completion=completion, puzzle_id=puzzle_id
         )
         return self.client.result(self.client.submit(sent), timeout=30)
+
+    def metrics(self) -> dict[str, float]:
+        """The worker's figures when everything is counted, which happens before the last step."""
+        wait_for(lambda: not self.client._redis.exists(UNACKED), "acknowledged")
+        return self.worker.metrics()
 
     def failure(self, verdict: Verdict) -> Failure:
         (found,) = (
@@ -113,9 +119,9 @@ def test_another_prompt_is_unknown_and_its_own_puzzle_is_named(wire: Wire) -> No
 
 
 def test_the_worker_counts_what_the_texts_show(wire: Wire) -> None:
-    before = wire.worker.metrics()
+    before = wire.metrics()
     wire.verdict(LONG.prompt, f"{LONG.completion} More.")
-    after = wire.worker.metrics()
+    after = wire.metrics()
     grown = {name: after[name] - before[name] for name in after if "text_checks_total" in name}
     assert {name: count for name, count in grown.items() if count} == {
         "text_checks_total{solved=true}{text=different}": 1
