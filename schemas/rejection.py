@@ -92,9 +92,7 @@ class DeadLetter(Rejection):
     `body` holds the bytes themselves, and fields that are null are absent.
     """
 
-    body: OriginalBytes = Field(
-        description="The original bytes, as base64; only their beginning if they are very many."
-    )
+    body: OriginalBytes = Field(description="The original bytes, as base64; a long body is cut.")
     original_bytes: int | None = Field(
         default=None, description="Number of original bytes, if `body` is only their beginning."
     )

@@ -35,7 +35,7 @@ class StreamEntryError(SQEHRMError):
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """The whole of what an entry keeps only the beginning of."""
+    """Length and hash of a body or message that an entry keeps only the beginning of."""
 
     length: int
     """Number of bytes."""

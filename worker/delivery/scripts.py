@@ -1,7 +1,7 @@
 """The steps of a delivery inside Redis: taken, given back, answered, acknowledged. One script each.
 
-Faults are counted when an item is given back, so a delivery that ends with an outcome costs nothing
-more. Knows lists, tags and counts; nothing of what is in an item. Needs Redis 7 or Valkey.
+Faults are counted when an item is given back, so a delivery that ends with an outcome costs one
+EXISTS more. Knows lists, tags and counts; nothing of what is in an item. Needs Redis 7 or Valkey.
 """
 
 import hashlib

@@ -81,8 +81,8 @@ class Service:
     def process(self, envelope: Envelope, bodies: Sequence[Any], *, batch: bool) -> list[Outcome]:
         """Evaluate every body, store the outcomes, count them; return one outcome each, in order.
 
-        All bodies are submitted before the first is waited for, and a bad one stops none. Those of
-        a suspect are evaluated one by one instead.
+        All bodies are submitted before the first is waited for, and a bad one stops none. The
+        bodies of a suspect are evaluated one by one instead.
 
         Raises:
             SQEHRMError: The engine closes. Nothing was answered, and the message has to be

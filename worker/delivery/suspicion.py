@@ -23,7 +23,7 @@ FAULTS_ALONE = 2
 machine's: a kill for memory that another process used up."""
 
 NOT_ALONE = "-"
-"""Position in the record of a fault that happened before any message was evaluated alone."""
+"""Position in the record of a fault that happened while no message was evaluated alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@
 3. The messages of a live worker are renewed, so that the visibility timeout can be short.
 4. Items whose deliveries ended in faults are suspects: a worker takes one only if it has nothing
    else in hand, and nothing beside it (`worker.delivery.suspicion`).
-5. Of an item that is too long, only the beginning leaves Redis.
+5. Only the beginning of an item that is too long leaves Redis.
 6. An idle worker waits for an announcement instead of a message: no request writes while nothing is
    there, and all of them work if memory is full.
 
@@ -140,7 +140,7 @@ class QoS(redis.QoS):
         virtual.QoS.ack(self, tag)
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ANN401 - kombu's
-        """Put everything that this process has in hand back: its connection ends."""
+        """Put back everything that this process has in hand, because its connection ends."""
         for tag in self._delivered:
             self._put_back(tag, client, fault=self.channel.is_broken())
         self._delivered.clear()
