@@ -46,10 +46,8 @@ class Suspicion:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether the item ended its workers before they evaluated any of its messages."""
-        faults = self.positions.total()
-        limit = FAULTS_BEFORE_SUSPICION + FAULTS_ALONE
-        return faults >= limit and faults == self.positions[NOT_ALONE]
+        """Whether the item ended its workers while they evaluated none of its messages alone."""
+        return self.positions[NOT_ALONE] >= FAULTS_BEFORE_SUSPICION + FAULTS_ALONE
 
     def is_poison(self, position: int) -> bool:
         """Whether the message at `position` ended its workers while it was evaluated alone."""

@@ -20,7 +20,7 @@ def test_a_message_is_poison_after_two_faults_alone(faults: str, poison: list[in
 
 @pytest.mark.parametrize(
     ("faults", "unreadable"),
-    [("", False), ("- - -", False), ("- - - -", True), ("- - - 0", False), ("- - - - 0", False)],
+    [("", False), ("- - -", False), ("- - - -", True), ("- - - 0", False), ("- - 0 - -", True)],
 )
 def test_an_item_that_never_gets_to_its_messages_is_unreadable(
     faults: str, *, unreadable: bool
