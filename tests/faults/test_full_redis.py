@@ -44,6 +44,7 @@ def test_a_worker_that_starts_empties_a_full_redis(
     store.hset(UNACKED, "sqe.evaluate/dead", item)
     store.zadd(UNACKED_INDEX, {"sqe.evaluate/dead": 1.0})
     fill()
+    store.config_resetstat()
     with Worker.start(STUB, tmp_path, redis_url) as worker:
         worker.wait_until_ready()
         assert {each.message_id for each in client.results(sent)} == set(sent)
@@ -51,6 +52,7 @@ def test_a_worker_that_starts_empties_a_full_redis(
         wait_for(lambda: not store.exists(UNACKED, LIVE_QUEUE), "all acknowledged")
         assert worker.is_ready()
         assert worker.total("evaluations_total") == 203
+        assert "cmdstat_multi" not in store.info("commandstats"), "Redis 7.0 refuses transactions"
         assert "not reachable" not in worker.log.read_text()
 
 
