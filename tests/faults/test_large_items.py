@@ -12,7 +12,8 @@ from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker.keys import DEAD_LETTERS, FAILURES, LIVE_QUEUE, UNACKED
 from worker.broker.streams import KEPT_BYTES, read_dead_letters, read_failures
-from worker.client import MAX_BATCH_BYTES, Client
+from worker.client import Client
+from worker.client.tasks import MAX_BATCH_BYTES
 from worker.settings import Settings
 
 MB = 1_000_000

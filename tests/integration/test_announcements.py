@@ -13,9 +13,8 @@ import redis
 from schemas import SQEMessage
 from tests.support.processes import DEADLINE, ROOT, wait_for
 from tests.support.stubs import message, verdict
-from worker import client as client_module
 from worker.broker.keys import result
-from worker.client import Client, ResultTimeout
+from worker.client import Client, ResultTimeout, outcomes
 
 
 def answer(store: redis.Redis, of: SQEMessage, *, announced: bool = True) -> None:
@@ -91,7 +90,7 @@ def test_a_lost_connection_is_replaced_and_no_verdict_is_missed(
 def test_a_verdict_that_was_not_announced_is_found_after_a_while(
     client: Client, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(outcomes, "LOOK_SECONDS", 0.3)
     sent = message()
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(client.result, sent.message_id, DEADLINE)

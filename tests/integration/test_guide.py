@@ -12,6 +12,7 @@ from tests.support.processes import ROOT
 from tests.support.stubs import message
 from worker import client
 from worker.broker.keys import LIVE_QUEUE, result
+from worker.client import blocking
 
 if TYPE_CHECKING:
     import redis
@@ -44,12 +45,12 @@ def fields(value: object) -> object:
 
 def test_the_agents_example_gets_its_verdict(site: "Site", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQE_REDIS_URL", site.redis_url)
-    client._default.cache_clear()
+    blocking._default.cache_clear()
     names = run(example("python", "worker.client import ResultTimeout"))
     assert names["verdict"].message_id == names["message_id"]
     assert client.poll([names["message_id"]]) == {names["message_id"]: names["verdict"]}
-    client._default().close()
-    client._default.cache_clear()
+    blocking._default().close()
+    blocking._default.cache_clear()
 
 
 def test_an_error_is_imported_as_the_guide_says() -> None:

@@ -1,8 +1,8 @@
 """Redis as this project uses it.
 
 - `keys`: every name this project uses in Redis
+- `contract`: tasks, batches and timeouts that producers and workers agree on
 - `app`: the Celery application that producers and workers agree on
-- `announcements`: how waiting calls learn of outcomes, on one connection
 - `urls`: the check of a URL of Redis
 - `version`: the check of a server's version
 - `embedded`: a Redis server from a PyPI wheel

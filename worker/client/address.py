@@ -1,0 +1,16 @@
+"""The URL of Redis, for a client that was given none.
+
+The distribution `sqe-hrm-client` has a module of its own in this place.
+"""
+
+from worker.broker import embedded
+from worker.settings import Settings
+
+
+def redis_url() -> str:
+    """Return `SQE_REDIS_URL`, or the URL of the embedded server that runs for this folder.
+
+    Raises `SQEHRMError` if there is neither.
+    """
+    with embedded.redis_url(Settings.from_env().redis_url, start_if_missing=False) as found:
+        return found
