@@ -37,4 +37,5 @@ schemas: $(READY)  ## publish the JSON Schemas from the models
 	$(BIN)/sqe-hrm schema --output schemas/v1
 
 clean:  ## remove everything that the targets created
-	rm -rf $(VENV) .sqe .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf $(VENV) .sqe .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist \
+		worker/client_package/build worker/client_package/src

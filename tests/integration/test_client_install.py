@@ -5,24 +5,18 @@ requirement that the distribution lacks is available all the same.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.installs import INSTALL_SECONDS, Install, build_wheel, copy_sources, create
 from tests.support.processes import DEADLINE, ROOT, STUB, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-INSTALL_SECONDS = 600.0
-"""Time for pip, which may have to download everything first."""
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 2 * DEADLINE)
 
@@ -61,82 +55,23 @@ print(
 """The README's agent, which also reports where its code comes from."""
 
 
-@dataclass(frozen=True)
-class Install:
-    """A virtual environment, and a folder outside the checkout to run programs in."""
-
-    environment: Path
-    folder: Path
-    wheel: Path
-
-    def run(
-        self, program: str, *arguments: str, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name != "PYTHONPATH" and not name.startswith("SQE_")
-        }
-        return subprocess.run(
-            [str(self.environment / "bin" / program), *arguments],
-            cwd=self.folder,
-            env={**kept, **variables},
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-
-    def output(self, program: str, *arguments: str, **variables: str) -> str:
-        """Run a program that has to succeed, and return its standard output."""
-        done = self.run(program, *arguments, **variables)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-def succeed(command: list[str], cwd: Path) -> None:
-    """Run a command that has to succeed, with this environment's variables for pip."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def copy_sources(to: Path) -> None:
-    """Copy the sources of the image, because a build in the checkout would leave folders there."""
-    for line in (ROOT / ".dockerignore").read_text().splitlines():
-        name = line.removeprefix("!").rstrip("/")
-        if line.startswith("!") and (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name,
-                to / name,
-                symlinks=True,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-        elif line.startswith("!"):
-            shutil.copy(ROOT / name, to / name)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, built beside checkpoints that are not shipped."""
+    folder = tmp_path_factory.mktemp("project")
+    copy_sources(folder / "sources")
+    for trained in ("mine", "sqe-demo/step_1"):
+        (folder / "sources" / "checkpoints" / trained).mkdir()
+        (folder / "sources" / "checkpoints" / trained / "model.safetensors").write_text("")
+    return build_wheel(folder)
 
 
 @pytest.fixture(scope="module")
-def install(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Install]":
+def install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> "Iterator[Install]":
     """The distribution without extras, installed as the README says."""
-    folder = tmp_path_factory.mktemp("agent")
-    environment, sources, wheels = folder / "venv", folder / "sources", folder / "wheels"
-    sources.mkdir()
-    copy_sources(sources)
-    for trained in ("mine", "sqe-demo/step_1"):
-        (sources / "checkpoints" / trained).mkdir()
-        (sources / "checkpoints" / trained / "model.safetensors").write_text("")
-    succeed([sys.executable, "-m", "venv", str(environment)], cwd=folder)
-    pip = [str(environment / "bin" / "python"), "-m", "pip"]
-    succeed(
-        [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(sources)],
-        cwd=folder,
-    )
-    (wheel,) = wheels.glob("*.whl")
-    constraints = str(ROOT / "constraints.txt")
-    succeed([*pip, "install", "--quiet", "--constraint", constraints, str(wheel)], cwd=folder)
-    yield Install(environment, folder, wheel)
-    # Tens of megabytes each; pytest would keep the last three.
+    folder = tmp_path_factory.mktemp("install")
+    yield create(folder, ["--constraint", str(ROOT / "constraints.txt"), str(wheel)])
+    # Tens of megabytes; pytest would keep the last three.
     shutil.rmtree(folder)
 
 
@@ -145,7 +80,7 @@ def files_in(folder: str, *endings: str) -> set[str]:
     return {
         str(file.relative_to(ROOT))
         for file in (ROOT / folder).rglob("*")
-        if file.name.endswith(endings)
+        if file.name.endswith(endings) and "client_package" not in file.parts
     }
 
 
@@ -177,9 +112,9 @@ def test_an_agent_sends_a_file(install: Install, answering: str, tmp_path: Path)
     assert [verdict["solved"] for verdict in verdicts] == [True, True]
 
 
-def test_the_wheel_has_the_shipped_checkpoints_and_no_others(install: Install) -> None:
-    with zipfile.ZipFile(install.wheel) as wheel:
-        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+def test_the_wheel_has_the_shipped_checkpoints_and_no_others(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as content:
+        found = {name for name in content.namelist() if ".dist-info/" not in name}
     shipped = {f"hrm/shipped/{name}/{file}" for name in SHIPPED for file in CHECKPOINT}
     shipped.add("hrm/shipped/sqe-demo/messages.jsonl")
     code = {

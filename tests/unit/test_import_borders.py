@@ -42,6 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker.installation": set(),
     "worker.broker": {"schemas", "worker.settings", "worker.child", "worker.installation"},
     "worker.client": {"schemas", "worker.settings", "worker.broker"},
+    "worker.client_package.address": {"worker.broker"},
+    "worker.client_package.setup": set(),
     "worker.evaluator": {"schemas", "hrm.inference.prediction"},
     "worker.telemetry": {"schemas", "hrm.data", "worker.evaluator"},
     "worker.delivery": {
@@ -96,7 +98,12 @@ def package_of(name: str) -> str:
 
 
 def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    built = [ROOT / "worker" / "client_package" / name for name in ("build", "src")]
+    return sorted(
+        module
+        for module in (ROOT / folder).rglob("*.py")
+        if not any(module.is_relative_to(each) for each in built)
+    )
 
 
 def name_of(module: Path) -> str:
@@ -183,6 +190,18 @@ def test_the_wire_contract_imports_only_pydantic() -> None:
         assert others <= {"schemas", "pydantic", "pydantic_core"}, module
 
 
+def test_the_client_imports_only_what_its_distribution_has() -> None:
+    shipped = {"schemas", "worker.client", "redis"}
+    shipped |= {f"worker.broker.{name}" for name in ("contract", "keys", "urls")}
+    for module in modules("worker/client"):
+        if module.name == "address.py":  # the distribution has another
+            continue
+        for name in imported(module):
+            assert name.partition(".")[0] in sys.stdlib_module_names or any(
+                is_below(name, each) for each in shipped
+            ), f"{module} imports {name}"
+
+
 def test_the_model_imports_no_broker_and_no_metrics_server() -> None:
     for module in modules("hrm"):
         found = {name.partition(".")[0] for name in imported(module)}
@@ -204,7 +223,7 @@ assert CliRunner().invoke(cli, {arguments}).exit_code == 0
 @pytest.mark.parametrize(
     ("statement", "heavy"),
     [
-        ("import worker.client", {"torch", "hrm"}),
+        ("import worker.client, worker.client.asyncio", {"torch", "hrm", "celery", "kombu"}),
         ("import hrm.data.files, hrm.data.analysis", {"torch"}),
         ("import hrm.checkpoint", {"torch"}),
         ("import worker.evaluator", {"torch"}),
