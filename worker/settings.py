@@ -4,9 +4,10 @@ Knows names, limits and defaults, each with its reason; reads nothing but the en
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -47,6 +48,13 @@ class Settings(BaseModel):
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of torch on cpu. If absent, one per core."""
+
+    cpu_kernels: Literal["auto", "off"] = "auto"
+    """Whether to use the C++ kernels if they can be built. `hrm.kernels` reads the variable itself;
+    here its value is checked."""
+
+    gpu_kernels: Literal["auto", "compiled", "off"] = "auto"
+    """Which GPU kernels to use: the fastest, none in Triton, or none. Read as `cpu_kernels` is."""
 
     max_message_bytes: Annotated[int, Field(ge=1)] = DEFAULT_MAX_MESSAGE_BYTES
     """Limit of prompt and completion together, in bytes of UTF-8."""
@@ -102,6 +110,20 @@ class Settings(BaseModel):
             problem = first_problem(error)
             variable = PREFIX + problem.field.upper()
             raise SettingsError(f"{variable}: {_fix(problem.message)}") from None
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """Yield one line for each variable that looks like a setting and is none.
+
+    They are no errors: for a service `sqe-redis`, Kubernetes sets SQE_REDIS_SERVICE_HOST in each
+    pod, and a variable may be meant for another version.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = get_close_matches(name, known, n=1, cutoff=0.8)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            yield f"{name}: no such setting{hint}"
 
 
 def _fix(message: str) -> str:

@@ -12,6 +12,7 @@ import click
 
 from schemas import SQEHRMError
 from worker.installation import DISTRIBUTION, import_problem
+from worker.settings import unknown_variables
 
 COMMANDS = {
     "analyze": "count the messages, lengths, categories and tokens of a file",
@@ -60,6 +61,8 @@ def cli() -> None:
 
     Exit status: 0 on success, 1 if the work failed, 2 if the command was called wrongly.
     """
+    for line in unknown_variables():
+        click.echo(f"sqe-hrm: warning: {line}", err=True)
 
 
 def main() -> NoReturn:

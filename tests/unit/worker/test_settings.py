@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import PREFIX, Settings, SettingsError
+from hrm.kernels import compiler, cuda
+from worker.settings import PREFIX, Settings, SettingsError, unknown_variables
 
 README = Path(__file__).parents[3] / "worker" / "README.md"
 
@@ -52,6 +53,8 @@ def test_an_option_of_the_command_line_takes_precedence_if_it_is_given() -> None
         ("SQE_VISIBILITY_TIMEOUT", "0.5", "SQE_VISIBILITY_TIMEOUT: input should be greater"),
         ("SQE_METRICS_PORT", "70000", "SQE_METRICS_PORT: input should be less"),
         ("SQE_REDIS_URL", "localhost:6379", "SQE_REDIS_URL: give a URL such as redis://"),
+        ("SQE_CPU_KERNELS", "banana", "SQE_CPU_KERNELS: input should be 'auto' or 'off'"),
+        ("SQE_GPU_KERNELS", "on", "SQE_GPU_KERNELS: input should be 'auto', 'compiled' or 'off'"),
         ("SQE_REDIS_URL", "amqp://localhost", "SQE_REDIS_URL: give a URL such as redis://"),
     ],
 )
@@ -62,6 +65,26 @@ def test_a_bad_value_is_reported_with_the_name_of_its_variable(
         Settings.from_env({variable: value})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_the_kernels_read_the_variables_that_are_checked_here() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    assert {compiler.SWITCH, cuda.SWITCH} < known
+
+
+def test_an_unknown_variable_is_named_with_the_one_that_was_meant() -> None:
+    environ = {
+        "SQE_SLOT": "3",
+        "SQE_CHEKPOINT": "mine",
+        "SQE_SLOTS": "3",
+        "SQE_REDIS_SERVICE_HOST": "10.0.0.1",
+        "PATH": "/bin",
+    }
+    assert list(unknown_variables(environ)) == [
+        "SQE_CHEKPOINT: no such setting; did you mean SQE_CHECKPOINT?",
+        "SQE_REDIS_SERVICE_HOST: no such setting",
+        "SQE_SLOT: no such setting; did you mean SQE_SLOTS?",
+    ]
 
 
 def test_an_error_does_not_show_a_password() -> None:

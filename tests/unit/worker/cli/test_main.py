@@ -148,3 +148,23 @@ def test_the_installed_command_runs() -> None:
     )
     assert done.stdout == json_schema("verdict")
     assert done.stderr == ""
+
+
+def test_a_worker_names_misspelt_variables_and_bad_values_at_its_start(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("sqe-hrm")), "worker"],
+        cwd=tmp_path,
+        env={"SQE_CHEKPOINT": "mine", "SQE_OTHER": "1", "SQE_METRICS_PORT": "http"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[:2] == [
+        "sqe-hrm: warning: SQE_CHEKPOINT: no such setting; did you mean SQE_CHECKPOINT?",
+        "sqe-hrm: warning: SQE_OTHER: no such setting",
+    ]
+    (error,) = lines[2:]
+    assert error.startswith("sqe-hrm: error: SQE_METRICS_PORT: input should be a valid integer")
+    assert not list(tmp_path.iterdir())
