@@ -2,13 +2,17 @@
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import schemas
-from schemas import RejectionReason, Verdict
-from tests.support.processes import ROOT
+from schemas import RejectionReason, SQEHRMError, Verdict
+from tests.support.guide import GUIDE, example, run
+from tests.support.processes import DEADLINE, ROOT
 from tests.support.stubs import message
 from worker import client
 from worker.broker.keys import LIVE_QUEUE, result
@@ -18,22 +22,6 @@ if TYPE_CHECKING:
     import redis
 
     from tests.conftest import Site
-
-GUIDE = (ROOT / "worker" / "README.md").read_text()
-
-
-def example(language: str, contains: str) -> str:
-    """The one code block in this language with this text."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
-    (found,) = [block for block in blocks if contains in block]
-    return str(found)
-
-
-def run(code: str, **names: object) -> dict[str, Any]:
-    """Run an example; returns its names."""
-    namespace: dict[str, Any] = dict(names)
-    exec(compile(code, "worker/README.md", "exec"), namespace)  # noqa: S102
-    return namespace
 
 
 def fields(value: object) -> object:
@@ -46,19 +34,72 @@ def fields(value: object) -> object:
 def test_the_agents_example_gets_its_verdict(site: "Site", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQE_REDIS_URL", site.redis_url)
     blocking._default.cache_clear()
-    names = run(example("python", "worker.client import ResultTimeout"))
+    names = run(example("python", "sqe_hrm_client import MessageRejected"))
     assert names["verdict"].message_id == names["message_id"]
     assert client.poll([names["message_id"]]) == {names["message_id"]: names["verdict"]}
     blocking._default().close()
     blocking._default.cache_clear()
 
 
-def test_an_error_is_imported_as_the_guide_says() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(schemas|worker\.client)` \|", GUIDE, re.MULTILINE)
-    assert len(rows) == 6
-    for name, module in rows:
-        error = getattr({"schemas": schemas, "worker.client": client}[module], name)
-        assert issubclass(error, schemas.SQEHRMError)
+def test_the_asyncio_example_gets_its_verdict(
+    site: "Site", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQE_REDIS_URL", site.redis_url)
+    names = run(example("python", "sqe_hrm_client.asyncio import"))
+    assert isinstance(names["verdict"], Verdict)
+
+
+def test_every_name_and_error_of_the_client_is_in_the_guide() -> None:
+    agents = GUIDE[GUIDE.index("## For agents") : GUIDE.index("### A file")]
+    rows = set(re.findall(r"^\| `(\w+)` \|", agents, re.MULTILINE))
+    errors = {
+        name
+        for name in client.__all__
+        if isinstance(each := getattr(client, name), type) and issubclass(each, SQEHRMError)
+    }
+    assert rows == errors
+    answers = {"LIVE_QUEUE", "Verdict", "Rejection", "RejectionReason"}
+    for name in set(client.__all__) - errors - answers:
+        assert name in agents, name
+
+
+def test_a_redis_url_of_the_guide_is_accepted() -> None:
+    urls = re.findall(r"SQE_REDIS_URL=(rediss?://\S+)", GUIDE)
+    assert len([url for url in urls if url.startswith("rediss:")]) == 2
+    for url in urls:
+        client.Client(url).close()
+
+
+NODE_REDIS = (ROOT / "tests" / "fixtures" / "node_redis.js").read_text()
+"""Enough of the npm package `redis` for the example."""
+
+
+def test_the_example_for_node_has_the_guides_task(site: "Site", tmp_path: Path) -> None:
+    code = example("js", "createClient")
+    shown = json.loads(example("json", '"body":'))
+    for name in (*shown, *shown["headers"], *shown["properties"]):
+        assert re.search(rf'["\s]{name}["\s:,]', code), name
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("the example runs where there is Node.js")
+    package = tmp_path / "node_modules" / "redis"
+    package.mkdir(parents=True)
+    (package / "package.json").write_text('{"type": "module", "main": "index.js"}')
+    (package / "index.js").write_text(NODE_REDIS)
+    (tmp_path / "agent.mjs").write_text(code)
+    done = subprocess.run(
+        [node, "agent.mjs"],
+        cwd=tmp_path,
+        env={"SQE_REDIS_URL": site.redis_url},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    message_id, solved, reason = done.stdout.split()
+    verdict = site.client.result(message_id)
+    assert (solved, reason) == (str(verdict.solved).lower(), "undefined")
 
 
 def test_a_celery_application_of_ones_own_gets_the_outcome(site: "Site") -> None:
