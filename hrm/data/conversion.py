@@ -59,6 +59,9 @@ class AcceptedPair(BaseModel):
     completion: Text
     puzzle_id: Annotated[int, Field(strict=True, ge=0)] | None = None
     category: Category | None = None
+    alternative: Annotated[bool, Field(strict=True)] = False
+    """Whether the completion is accepted beside those of other lines with the same prompt. Only
+    training asks for it."""
 
 
 Content = SQEMessage | AcceptedPair | HRMExample

@@ -43,6 +43,9 @@ _EXAMPLE_KEY = b'"input_sequence"'
 _ENVELOPE = {"schema_version": 1, "message_id": "line", "agent_id": "file"}
 """Fields that make a bare pair a message, so that one contract judges both."""
 
+_ALTERNATIVE = "alternative"
+"""The field of a bare pair that no message has."""
+
 _ENVELOPE_FIELDS = SQEMessage.model_fields.keys() - AcceptedPair.model_fields.keys()
 
 
@@ -163,12 +166,19 @@ class LineReader:
             fields = None
         if not isinstance(fields, dict) or not _ENVELOPE_FIELDS.isdisjoint(fields):
             return parse_message(line, max_bytes=self._max_message_bytes)
+        alternative = fields.pop(_ALTERNATIVE, False)
+        if not isinstance(alternative, bool):
+            raise MessageRejected(
+                RejectionReason.WRONG_TYPE,
+                f"field '{_ALTERNATIVE}': Input should be a valid boolean: give true or false",
+            )
         message = parse_message({**_ENVELOPE, **fields}, max_bytes=self._max_message_bytes)
         return AcceptedPair(
             prompt=message.prompt,
             completion=message.completion,
             puzzle_id=message.puzzle_id,
             category=message.category,
+            alternative=alternative,
         )
 
     def _check_length(self, line: bytes) -> None:

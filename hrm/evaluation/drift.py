@@ -256,7 +256,7 @@ class _Lines:
         for index, content in self._reader.contents(self._source):
             if isinstance(content, RefusedLine | HRMExample) or not self._is_known(content, index):
                 continue
-            fields = content.model_dump(mode="json", exclude_none=True)
+            fields = content.model_dump(mode="json", exclude_none=True, exclude={"alternative"})
             # Also the policy `line_index` works: it has no line to count in a message alone.
             puzzle_id = self._evaluator.converter.puzzle_id_for(
                 content.prompt, content.puzzle_id, index

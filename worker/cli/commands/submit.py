@@ -205,11 +205,10 @@ def _message(number: int, agent_id: str, pair: AcceptedPair) -> SQEMessage:
     A second run then finds the pair's outcome in the output, and is not counted again. The number
     makes the ids of equal lines distinct.
     """
-    content = json.dumps([number, agent_id, pair.model_dump(mode="json")])
+    fields = pair.model_dump(exclude={"alternative"})
+    content = json.dumps([number, agent_id, fields])
     digest = hashlib.sha256(content.encode()).hexdigest()
-    return SQEMessage.create(
-        message_id=f"line-{number}-{digest[:32]}", agent_id=agent_id, **pair.model_dump()
-    )
+    return SQEMessage.create(message_id=f"line-{number}-{digest[:32]}", agent_id=agent_id, **fields)
 
 
 def _unanswered(lines: Iterator[_Line], answered: AnsweredLines) -> Iterator[_Line]:

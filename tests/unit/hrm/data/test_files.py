@@ -53,6 +53,26 @@ def test_a_pair_is_read() -> None:
     )
 
 
+def test_a_pair_may_be_declared_an_alternative() -> None:
+    raw = line({**PAIR, "alternative": True})
+    assert DEFAULT_READER.message(raw) == AcceptedPair(**PAIR, alternative=True)
+    small = LineReader(max_message_bytes=len(raw) - 1)  # the way without short cuts
+    assert small.message(raw) == DEFAULT_READER.message(raw)
+    with pytest.raises(MessageRejected, match=r"wrong_type: field 'alternative': .*true or false"):
+        DEFAULT_READER.message(line({**PAIR, "alternative": 1}))
+    assert refusal(line({**FULL, "alternative": True})) is RejectionReason.UNKNOWN_FIELD
+
+
+def test_conversion_ignores_alternative() -> None:
+    written = []
+    for fields in (PAIR, {**PAIR, "alternative": True}):
+        sink = io.BytesIO()
+        source = io.BytesIO(line(fields))
+        assert convert_file(source, sink, Converter(BY_LINE), on_refused=print).converted == 1
+        written.append(sink.getvalue())
+    assert written[0] == written[1]
+
+
 def test_a_full_message_is_read() -> None:
     assert DEFAULT_READER.message(line(FULL)) == SQEMessage.model_validate(FULL)
 

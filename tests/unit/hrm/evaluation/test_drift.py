@@ -206,6 +206,11 @@ def test_only_known_messages_without_an_alarm_are_changed(site: Site) -> None:
     assert figures.changes == len(ACCEPTED[0]["completion"].split()) - 1
 
 
+def test_a_pair_that_is_declared_an_alternative_is_tested_like_another(site: Site) -> None:
+    lines = [{**pair, "alternative": True} for pair in ACCEPTED]
+    assert site.test(*lines).lines.tested == len(ACCEPTED)
+
+
 def test_a_completion_that_only_the_text_check_alarms_on_is_not_changed(site: Site) -> None:
     report = site.test(ACCEPTED[0], {**ACCEPTED[1], "completion": LONG + " and more"})
     assert (report.lines.tested, report.lines.alarming) == (1, 1)
