@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hrm.checkpoint.record import Accepted, TrainingRecord, pair_hash
-from hrm.data.conversion import Converter
+from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import DEFAULT_READER, RefusedLine
 from hrm.data.texts import AcceptedTexts, TextHashes
-from schemas import VOCABULARY_SIZE, HRMExample, SQEHRMError
+from schemas import VOCABULARY_SIZE, HRMExample, SQEHRMError, SQEMessage
 
 MAX_PUZZLES = 2**20
 """Rows of the largest puzzle table: ten times as many as v9 has. With 256 numbers per row it takes
@@ -35,6 +35,8 @@ class AcceptedExample:
     pair: str
     """`pair_hash` of its puzzle and input."""
     texts: TextHashes
+    alternative: bool = False
+    """Whether its line declares the completion as accepted beside those of other lines."""
 
 
 def read_examples(
@@ -51,8 +53,9 @@ def read_examples(
         excluded: Hashes of puzzle and input that must not occur.
 
     Raises:
-        TrainingDataError: A line, which is named, holds no message, a puzzle beyond the largest
-            table, or an excluded pair; or the file cannot be read or holds no message.
+        TrainingDataError: A line, which is named, holds no message, a text without words, a puzzle
+            beyond the largest table, or an excluded pair; or the file cannot be read or holds no
+            message.
     """
     examples = []
     try:
@@ -61,6 +64,7 @@ def read_examples(
                 where = f"{path}: line {index + 1}"
                 if isinstance(content, RefusedLine):
                     raise TrainingDataError(f"{where}: {content.detail}")
+                _check_words(content, where)
                 example = converter.example_of(content, index)
                 if example.puzzle_id >= MAX_PUZZLES:
                     raise TrainingDataError(
@@ -74,12 +78,22 @@ def read_examples(
                         "is not held out: remove it from one of the files"
                     )
                 texts = TextHashes.of(content.prompt, content.completion)
-                examples.append(AcceptedExample(index + 1, example, pair, texts))
+                alternative = isinstance(content, AcceptedPair) and content.alternative
+                examples.append(AcceptedExample(index + 1, example, pair, texts, alternative))
     except OSError as error:
         raise TrainingDataError(f"{path}: cannot be read: {error.strerror}") from None
     if not examples:
         raise TrainingDataError(f"{path} holds no message: give accepted prompts and completions")
     return examples
+
+
+def _check_words(message: SQEMessage | AcceptedPair, where: str) -> None:
+    for field, text in (("prompt", message.prompt), ("completion", message.completion)):
+        if text.isspace():
+            raise TrainingDataError(
+                f"{where}: field '{field}': white space alone, which the model cannot tell from "
+                "other white space: give words, or remove the line"
+            )
 
 
 def split(

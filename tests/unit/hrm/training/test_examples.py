@@ -65,6 +65,21 @@ def test_a_training_message_cannot_be_held_out(tmp_path: Path) -> None:
     assert refusal(mixed, known).startswith(f"{mixed}: line 2: has the puzzle and input tokens")
 
 
+@pytest.mark.parametrize("blank", [" ", "\t\n", "\u00a0\u2003"])
+@pytest.mark.parametrize("field", ["prompt", "completion"])
+def test_a_text_of_white_space_alone_is_refused(tmp_path: Path, field: str, blank: str) -> None:
+    pair = {"prompt": "p", "completion": "c"}
+    told = refusal(write_jsonl(tmp_path / "data", pair, pair | {field: blank}))
+    assert told.startswith(f"{tmp_path / 'data'}: line 2: field '{field}': white space alone, ")
+    assert told.endswith(": give words, or remove the line")
+
+
+def test_a_line_may_declare_its_completion_an_alternative(tmp_path: Path) -> None:
+    pair = {"prompt": "p", "completion": "c"}
+    path = write_jsonl(tmp_path / "data", pair, pair | {"alternative": True})
+    assert [each.alternative for each in read_examples(path, CONVERTER)] == [False, True]
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
 
