@@ -26,8 +26,8 @@ class FailurePattern(StrEnum):
     """Edit similarity is at least 0.8, and higher than token accuracy."""
     WRONG_LENGTH = "wrong_length"
     """The first `end` is at another position than in the target, or in only one of the two. Or all
-    tokens are right, but the prompt is known and none of its accepted completions has as many: this
-    one was cut before a word that has the token of the end."""
+    tokens are right, but the prompt is known and no accepted completion of it ends there: this one
+    was cut before a word that has the token of the end."""
     NO_SIGNAL = "no_signal"
     """The prediction is no better than always guessing the commonest target token."""
     DIVERGED_EARLY = "diverged_early"
@@ -96,8 +96,9 @@ class Verdict(BaseModel):
     puzzle_id: int
     solved: bool = Field(
         description="Whether every target token is predicted correctly and, if the prompt is "
-        "known, an accepted target has as many tokens. It says nothing of words beyond those that "
-        "the model reads, nor of words with equal tokens: see `text`."
+        "known, an accepted target ends there. If the prompt has several accepted answers, the "
+        "prediction that is nearest to the target counts. It says nothing of words beyond those "
+        "that the model reads, nor of words with equal tokens: see `text`."
     )
     token_accuracy: float = Field(
         ge=0, le=1, description="Share of target tokens predicted correctly, by position."

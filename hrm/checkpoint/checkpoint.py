@@ -103,7 +103,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         config_sources=configuration.sources,
         state=state,
         digest=_digest(state, configuration.model, configuration.conversion),
-        training=read_record(weights.parent / TRAINING_PAIRS),
+        training=_read_training(weights.parent / TRAINING_PAIRS, configuration.model),
     )
 
 
@@ -162,6 +162,20 @@ def save_checkpoint(
         _sync(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({error}): choose another") from None
+
+
+def _read_training(file: Path, config: HRMConfig) -> TrainingRecord | None:
+    """The record in `file`, whose answers are in rows that the puzzle table has."""
+    record = read_record(file)
+    table = config.num_puzzle_identifiers if config.puzzle_emb_ndim else 0
+    answers = {} if record is None else record.answers
+    last = max((max(rows.values()) for rows in answers.values()), default=-1)
+    if last >= table:
+        raise CheckpointError(
+            f"{file}: accepted.answers: puzzle row {last}, but the table has {table} rows: "
+            "restore the file of these weights, or remove it to go without"
+        )
+    return record
 
 
 def _digest(state: Mapping[str, Tensor], config: HRMConfig, conversion: ConversionConfig) -> str:

@@ -94,6 +94,13 @@ class TrainingSummary(_Figures):
         description="Prompts with hashes of their accepted completions; null in a record of "
         "version 1, which has none."
     )
+    several_answers: int | None = Field(
+        description="Prompts of these with several accepted completions that differ in more than "
+        "white space, case and Unicode form; null in a record of version 1."
+    )
+    further_answers: int = Field(
+        description="Accepted targets in puzzle rows of their own, beside that in the prompt's row."
+    )
 
 
 class ConfigurationValue(_Figures):
@@ -158,11 +165,14 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 
 def _summary(training: TrainingRecord) -> TrainingSummary:
+    texts = None if training.accepted is None else training.accepted.texts
     return TrainingSummary(
         format_version=training.format_version,
         pairs=len(training.pair_hashes),
         target_token_counts=training.target_token_counts,
-        prompts=None if training.accepted is None else len(training.accepted.texts.prompts),
+        prompts=None if texts is None else len(texts.prompts),
+        several_answers=None if texts is None else texts.prompts_with_several,
+        further_answers=sum(len(rows) - 1 for rows in training.answers.values()),
     )
 
 

@@ -4,16 +4,18 @@ Knows what verdicts need to know of the training set; nothing of weights, and no
 a record knows its pairs alone; version 2 also knows what was accepted for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_serializer,
+    model_serializer,
     model_validator,
 )
 
@@ -33,6 +35,17 @@ def pair_hash(puzzle_id: int, input_sequence: Sequence[int]) -> str:
     return text_hash(f"{puzzle_id}:{','.join(map(str, input_sequence))}")
 
 
+def target_hash(target_sequence: Sequence[int]) -> str:
+    """Hash that identifies an accepted target by its tokens: 32 hexadecimal characters."""
+    return text_hash(",".join(map(str, target_sequence)))
+
+
+Answers = Mapping[str, Mapping[str, int]]
+"""By the hash of a pair that has several accepted targets: the puzzle row that holds each, by
+`target_hash`. A network gives one target for a puzzle and an input, so only one can be in the row
+of the pair's own puzzle."""
+
+
 class Accepted(BaseModel):
     """The accepted targets and texts of the training pairs: version 2 of a record."""
 
@@ -44,9 +57,14 @@ class Accepted(BaseModel):
     puzzles: frozenset[Annotated[int, Field(ge=0)]]
     """The puzzles of all pairs."""
     texts: AcceptedTexts
+    answers: Mapping[Hash, Mapping[Hash, Annotated[int, Field(ge=0)]]] = Field(default_factory=dict)
+    """`Answers`, as files hold them: left out if no pair has several."""
 
     def common(self, other: Self) -> Self:
-        """The targets and texts that both accept. A pair without a common length keeps none."""
+        """The targets and texts that both accept. A pair without a common length keeps none.
+
+        Of the answers, those remain that both hold in the same row.
+        """
         lengths = {
             pair: tuple(length for length in own if length in other.target_lengths[pair])
             for pair, own in self.target_lengths.items()
@@ -56,7 +74,14 @@ class Accepted(BaseModel):
             target_lengths=lengths,
             puzzles=self.puzzles & other.puzzles,
             texts=self.texts.common(other.texts),
+            answers=_common_answers(self.answers, other.answers),
         )
+
+    @model_validator(mode="after")
+    def _check_answers(self) -> Self:
+        if not self.answers.keys() <= self.target_lengths.keys():
+            raise ValueError("answers: of a pair that target_lengths has not")
+        return self
 
     @field_serializer("target_lengths")
     def _lengths_in_order(self, lengths: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
@@ -65,6 +90,25 @@ class Accepted(BaseModel):
     @field_serializer("puzzles")
     def _puzzles_in_order(self, puzzles: frozenset[int]) -> list[int]:
         return sorted(puzzles)
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `answers` if there are none, so that most files stay as they were."""
+        fields: dict[str, Any] = write(self)
+        return fields if self.answers else {k: v for k, v in fields.items() if k != "answers"}
+
+    @field_serializer("answers")
+    def _answers_in_order(self, answers: Answers) -> dict[str, dict[str, int]]:
+        return {pair: dict(sorted(answers[pair].items())) for pair in sorted(answers)}
+
+
+def _common_answers(ours: Answers, theirs: Answers) -> Answers:
+    common = {}
+    for pair in ours.keys() & theirs.keys():
+        both = {each: row for each, row in ours[pair].items() if theirs[pair].get(each) == row}
+        if both:
+            common[pair] = both
+    return common
 
 
 class TrainingRecord(BaseModel):
@@ -94,15 +138,29 @@ class TrainingRecord(BaseModel):
         # Sorted, so that equal records give equal files.
         return sorted(pair_hashes)
 
-    def accepts_length(self, pair: str, length: int) -> bool:
-        """Whether a target with this number of tokens can be an accepted one of a pair.
+    @property
+    def answers(self) -> Answers:
+        """The pairs that have several accepted targets, and the puzzle row of each."""
+        return {} if self.accepted is None else self.accepted.answers
 
-        Only false if `pair`, a `pair_hash`, is known and none of its accepted targets is as long.
+    def rows(self, pair: str) -> Collection[int]:
+        """The puzzle rows that hold the targets of a pair; none if it has not several."""
+        return self.answers.get(pair, {}).values()
+
+    def accepts_target(self, pair: str, target: Sequence[int]) -> bool:
+        """Whether a target whose tokens are all predicted can be an accepted one of a pair.
+
+        Only false if `pair`, a `pair_hash`, is known and none of its accepted targets is as long;
+        or, if it has several, none has these tokens. Those of one that was cut before a word with
+        the token of the end may be as many as another has.
         """
         if self.accepted is None:
             return True
+        answers = self.accepted.answers.get(pair)
+        if answers is not None:
+            return target_hash(target) in answers
         lengths = self.accepted.target_lengths.get(pair)
-        return lengths is None or length in lengths
+        return lengths is None or len(target) in lengths
 
     def to_json(self) -> str:
         """The content of the record's file, without its line end."""

@@ -79,6 +79,11 @@ class AcceptedTexts(BaseModel):
         """
         return texts.prompt in self.prompts
 
+    @property
+    def prompts_with_several(self) -> int:
+        """The number of prompts with accepted completions of different normal forms."""
+        return sum(len(set(accepted.values())) > 1 for accepted in self.prompts.values())
+
     def check(self, texts: TextHashes) -> TextCheck:
         """Compare a completion with those that were accepted for its prompt."""
         accepted = self.prompts.get(texts.prompt)

@@ -86,7 +86,7 @@ class Ensemble:
         )
         """Sizes of the first member, with the fewest puzzles and most ACT steps of any member."""
         self.conversion = members[0].conversion
-        self.training = _common_training([member.training for member in members])
+        self.training = common_training(members)
         """The pairs that all members were trained on, what all accept for them, and the sum of
         their target token counts."""
 
@@ -132,6 +132,23 @@ def check_members(members: Sequence[Checkpoint]) -> None:
                     f"{first.name} has {field} {ours}, {other.name} has {theirs}: an ensemble's "
                     "checkpoints have to agree in it"
                 )
+        if clashes := _clashing_answers(first.training, other.training):
+            raise EnsembleError(
+                f"{first.name} and {other.name} hold the accepted answers of {clashes} prompts in "
+                "different puzzle rows, and an ensemble asks all members with one: train them on "
+                "the same file with the same puzzle space"
+            )
+
+
+def _clashing_answers(ours: TrainingRecord | None, theirs: TrainingRecord | None) -> int:
+    """The number of pairs with an answer that two members hold in different rows."""
+    if ours is None or theirs is None:
+        return 0
+    return sum(
+        any(theirs.answers[pair].get(target, row) != row for target, row in answers.items())
+        for pair, answers in ours.answers.items()
+        if pair in theirs.answers
+    )
 
 
 def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
@@ -174,9 +191,10 @@ def _digest(
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _common_training(records: Sequence[TrainingRecord | None]) -> TrainingRecord | None:
-    present = [record for record in records if record is not None]
-    if len(present) < len(records):
+def common_training(members: Sequence[Checkpoint]) -> TrainingRecord | None:
+    """The pairs that all members were trained on; None if one of them has no record."""
+    present = [member.training for member in members if member.training is not None]
+    if len(present) < len(members):
         return None
     counts = zip(*(record.target_token_counts for record in present), strict=True)
     accepted = [record.accepted for record in present if record.accepted is not None]

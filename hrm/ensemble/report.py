@@ -17,8 +17,9 @@ from hrm.checkpoint import Checkpoint, pair_hash
 from hrm.data.conversion import Converter
 from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
 from hrm.ensemble.combiners import Strategy
-from hrm.ensemble.ensemble import Ensemble, check_members, normalised
+from hrm.ensemble.ensemble import Ensemble, check_members, common_training, normalised
 from hrm.ensemble.stacking import EnsembleError, Stacking, fit_stacking
+from hrm.evaluation.answers import with_row_of_target
 from hrm.evaluation.evaluator import Evaluator, Model
 from hrm.evaluation.outcomes import (
     DistinctExamples,
@@ -135,6 +136,9 @@ class EnsembleEvaluation:
                 f"{calibration} has no pair that {self.data_path} lacks: a combiner is fitted on "
                 "other pairs than it is evaluated on"
             )
+        record = common_training(members)
+        if record is not None:
+            others = [with_row_of_target(each, record) for each in others]
         stacking = fit_stacking_for(
             members,
             weights,

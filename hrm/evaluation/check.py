@@ -5,6 +5,7 @@ answer is another one than those accepted, whatever words the model does not rea
 how far it is from them.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from hrm.checkpoint.record import TrainingRecord, pair_hash
@@ -23,9 +24,11 @@ class MessageCheck:
     unread_words: int | None
     """Words of prompt and completion beyond those that their sequences hold; None for an example
     that was converted before, whose words nobody knows."""
-    length_accepted: bool
-    """Whether the target can be an accepted one by its length. Not if the prompt is known and none
-    of its accepted targets is as long."""
+    target_accepted: bool
+    """Whether the target can be an accepted one if all its tokens are predicted. Not if the prompt
+    is known and none of its accepted targets is as long, or has these tokens."""
+    rows: Collection[int]
+    """Puzzle rows that hold the accepted answers of a known prompt; none if it has one."""
 
     @property
     def truncated(self) -> bool | None:
@@ -55,7 +58,8 @@ def check_message(
         else accepted.texts.check(texts),
         match=_match(content, texts, pair, record),
         unread_words=unread,
-        length_accepted=record is None or record.accepts_length(pair, len(example.target_sequence)),
+        target_accepted=record is None or record.accepts_target(pair, example.target_sequence),
+        rows=() if record is None else record.rows(pair),
     )
 
 

@@ -6,8 +6,9 @@ the number of verdicts.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from hrm.checkpoint import TrainingRecord
 from hrm.evaluation.baselines import Baseline
 from hrm.evaluation.coverage import PairCoverage
 from hrm.evaluation.report import (
@@ -287,14 +288,14 @@ class EvaluationCounter:
     Args:
         max_steps: Limit of ACT steps of an example.
         baselines: Guesses to count beside the predictions.
-        pair_hashes: Hashes of the checkpoint's training pairs; None without a record of them.
+        record: The record of the checkpoint's training pairs; None without one.
     """
 
     def __init__(
         self,
         max_steps: int,
         baselines: Sequence[Baseline],
-        pair_hashes: Collection[str] | None,
+        record: TrainingRecord | None,
     ) -> None:
         def counters(names: Sequence[str]) -> dict[str, FiguresCounter]:
             return {str(name): FiguresCounter(max_steps) for name in names}
@@ -303,7 +304,7 @@ class EvaluationCounter:
         self._converted = 0
         self._refused: Counter[RejectionReason] = Counter()
         self._convert_seconds = PositiveHistogram()
-        self._coverage = None if pair_hashes is None else PairCoverage(pair_hashes)
+        self._coverage = None if record is None else PairCoverage(record)
         self._overall = FiguresCounter(max_steps)
         self._known = counters([KNOWN, UNKNOWN])
         self._matches = counters(list(PromptMatch))

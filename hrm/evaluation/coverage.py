@@ -4,9 +4,8 @@ Knows examples and hashes of pairs; nothing of verdicts or figures. Memory grows
 training pairs, whose hashes are in memory anyway, and not with the number of examples.
 """
 
-from collections.abc import Collection
-
-from hrm.checkpoint import pair_hash
+from hrm.checkpoint import TrainingRecord, pair_hash
+from hrm.checkpoint.record import target_hash
 from schemas import HRMExample, TextCheck
 
 
@@ -14,17 +13,21 @@ class PairCoverage:
     """Counts which training pairs occur among examples, and whether their completions vary.
 
     An interval says how far a share may move when other examples of the same kind are drawn. If
-    every training pair was evaluated, each with one target only and none with a completion that
-    was not accepted, there are no others to draw, and the same evaluation gives the same share
-    again: then an interval estimates nothing.
+    every training pair was evaluated, each with all its accepted targets, which is one as a rule,
+    and none with a completion that was not accepted, there are no others to draw, and the same
+    evaluation gives the same share again: then an interval estimates nothing.
 
     Args:
-        pair_hashes: Hashes of all training pairs.
+        record: The record of the training pairs; without one, no pair is known.
     """
 
-    def __init__(self, pair_hashes: Collection[str]) -> None:
-        self._pair_hashes = pair_hashes
+    def __init__(self, record: TrainingRecord | None) -> None:
+        self._pair_hashes = frozenset() if record is None else record.pair_hashes
+        self._answers = {} if record is None else record.answers
         self._targets: dict[str, int] = {}
+        self._missing_answers = {
+            (pair, target) for pair, targets in self._answers.items() for target in targets
+        }
         self._varied = False
 
     def add(self, example: HRMExample, text: TextCheck) -> bool:
@@ -36,15 +39,24 @@ class PairCoverage:
         own = pair_hash(example.puzzle_id, example.input_sequence)
         if own not in self._pair_hashes:
             return False
-        target = hash(example.target_sequence)
-        self._varied |= self._targets.setdefault(own, target) != target
         self._varied |= text is TextCheck.DIFFERENT
+        target = hash(example.target_sequence)
+        first = self._targets.setdefault(own, target)
+        answers = self._answers.get(own)
+        if answers is None:
+            self._varied |= first != target
+        else:
+            answer = target_hash(example.target_sequence)
+            self._varied |= answer not in answers
+            self._missing_answers.discard((own, answer))
         return True
 
     @property
     def complete(self) -> bool:
-        """Whether every training pair occurred, each with one target, and unchanged.
+        """Whether every training pair occurred, each with all its targets, and unchanged.
 
         Repeats do not matter.
         """
-        return not self._varied and len(self._targets) == len(self._pair_hashes) > 0
+        if self._varied or self._missing_answers:
+            return False
+        return len(self._targets) == len(self._pair_hashes) > 0

@@ -15,6 +15,7 @@ from hrm.checkpoint import CheckpointError, TrainingRecord
 from hrm.data.categories import categorize
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Content, Converter
+from hrm.evaluation.answers import nearest_of, with_rows
 from hrm.evaluation.check import MessageCheck, check_message
 from hrm.evaluation.scoring import Score, commonest_token, score
 from hrm.inference.prediction import (
@@ -246,7 +247,7 @@ class Evaluator:
         example = self.converter.example_of(message)
         check = check_message(message, example, self.checkpoint.training)
         clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
-        return PendingVerdict(self, message, example, check, self._infer(example), clock)
+        return PendingVerdict(self, message, example, check, self._predict(example, check), clock)
 
     def submit_content(
         self, content: Content, line_index: int, origin: Origin, *, taken: float
@@ -262,7 +263,7 @@ class Evaluator:
         example = self.converter.example_of(content, line_index)
         check = check_message(content, example, self.checkpoint.training)
         clock = _Clock(None, taken, converted=time.perf_counter())
-        return PendingExample(self, example, origin, check, self._infer(example), clock)
+        return PendingExample(self, example, origin, check, self._predict(example, check), clock)
 
     def close(self) -> None:
         """Finish the examples in slots, and fail those that wait."""
@@ -274,7 +275,7 @@ class Evaluator:
             prediction.tokens,
             example.target_sequence,
             baseline_token=self._baseline,
-            length_accepted=check.length_accepted,
+            length_accepted=check.target_accepted,
         )
 
     def verdict(
@@ -317,6 +318,11 @@ class Evaluator:
             worker=self._worker,
             evaluated_at=datetime.now(UTC),
         )
+
+    def _predict(self, example: HRMExample, check: MessageCheck) -> Future[Prediction]:
+        """Infer the example; if its prompt has several accepted answers, with the row of each."""
+        predictions = [self._infer(each) for each in with_rows(example, check.rows)]
+        return nearest_of(predictions, example.target_sequence)
 
     def _infer(self, example: HRMExample) -> Future[Prediction]:
         self._check_puzzle(example)

@@ -6,7 +6,8 @@ Knows inference, outcomes and their paired tests; nothing of weights, files, ter
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice, starmap
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hrm.checkpoint import Checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Content, Converter, name_of
+from hrm.evaluation.answers import with_rows
 from hrm.evaluation.check import check_message
 from hrm.evaluation.coverage import PairCoverage
 from hrm.evaluation.measurement import MEASURE_BATCH, measure_batch
@@ -194,6 +196,24 @@ class _Messages:
                 self.repeats += 1
 
 
+class _Answer(NamedTuple):
+    """The answer to one example, with one puzzle row."""
+
+    number: int
+    """Of the example in its batch."""
+    solved: bool
+    correct: int
+    targets: int
+    q_right: bool
+    act_steps: int
+
+
+def _nearest(answers: Iterable[_Answer]) -> Iterator[_Answer]:
+    """For each example the answer with most right tokens; the first wins a tie."""
+    for _, own in groupby(answers, key=lambda answer: answer.number):
+        yield max(own, key=lambda answer: answer.correct)
+
+
 class _Candidate:
     """A checkpoint, and its figures so far."""
 
@@ -209,8 +229,7 @@ class _Candidate:
         self._checkpoint = checkpoint
         self._device = device
         self._network = checkpoint.build(device=device)
-        training = checkpoint.training
-        self._coverage = PairCoverage(() if training is None else training.pair_hashes)
+        self._coverage = PairCoverage(checkpoint.training)
         self._examples = self._known = 0
         self._q_right = dict.fromkeys(rules, 0)
         self._steps = dict.fromkeys(rules, 0)
@@ -226,17 +245,23 @@ class _Candidate:
             self._coverage.add(example, check.text)
             for example, check in zip(examples, checks, strict=True)
         )
-        accepted = torch.tensor([check.length_accepted for check in checks], device=self._device)
-        tensors = encode(examples, self._checkpoint.config).to(self._device)
+        # A prompt with several accepted answers is measured with the row of each; the best counts.
+        asked = [
+            (number, form, check.target_accepted)
+            for number, (example, check) in enumerate(zip(examples, checks, strict=True))
+            for form in with_rows(example, check.rows)
+        ]
         for rule, outcomes in self.outcomes.items():
-            figures = measure_batch(self._network, tensors, rule, accepted)
-            self._q_right[rule] += int(figures.q_right.sum())
-            self._steps[rule] += int(figures.act_steps.sum())
-            correctness = figures.correctness
-            columns = (correctness.solved, correctness.correct, correctness.targets)
-            rows = zip(*(column.tolist() for column in columns), strict=True)
-            for message, (solved, correct, targets) in zip(batch, rows, strict=True):
-                outcomes.add(message.position, solved=solved, correct=correct, targets=targets)
+            answers = self._answers(asked, rule)
+            for message, answer in zip(batch, _nearest(answers), strict=True):
+                self._q_right[rule] += answer.q_right
+                self._steps[rule] += answer.act_steps
+                outcomes.add(
+                    message.position,
+                    solved=answer.solved,
+                    correct=answer.correct,
+                    targets=answer.targets,
+                )
 
     @property
     def counted(self) -> bool:
@@ -255,6 +280,28 @@ class _Candidate:
             q_accuracy=self._q_right[rule] / self._examples,
             mean_act_steps=self._steps[rule] / self._examples,
         )
+
+    def _answers(
+        self, asked: Sequence[tuple[int, HRMExample, bool]], rule: HaltedBy
+    ) -> Iterator[_Answer]:
+        for start in range(0, len(asked), MEASURE_BATCH):
+            numbers, examples, accepted = zip(*asked[start : start + MEASURE_BATCH], strict=True)
+            figures = measure_batch(
+                self._network,
+                encode(examples, self._checkpoint.config).to(self._device),
+                rule,
+                torch.tensor(accepted, device=self._device),
+            )
+            correctness = figures.correctness
+            columns = (
+                correctness.solved,
+                correctness.correct,
+                correctness.targets,
+                figures.q_right,
+                figures.act_steps,
+            )
+            rows = zip(numbers, *(column.tolist() for column in columns), strict=True)
+            yield from starmap(_Answer, rows)
 
     def _example(self, message: _Message) -> HRMExample:
         example = message.forms[self._checkpoint.conversion]

@@ -99,10 +99,7 @@ def evaluate_file(
         on_verdict: Called with every verdict, in the order of the lines.
         on_example: Called with every example and its verdict, in the same order.
     """
-    training = evaluator.checkpoint.training
-    counter = EvaluationCounter(
-        evaluator.max_steps, baselines, None if training is None else training.pair_hashes
-    )
+    counter = EvaluationCounter(evaluator.max_steps, baselines, evaluator.checkpoint.training)
 
     def refuse(line: RefusedLine) -> None:
         counter.refuse(line.reason)

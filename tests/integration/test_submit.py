@@ -167,11 +167,11 @@ def test_a_second_run_repeats_the_ids_of_bare_pairs(
     write_pairs(file, "solve", "solve", "fail")
     ids = []
     for output in ("first.jsonl", "second.jsonl", "second.jsonl"):
-        # Only training asks whether a pair is declared an alternative.
-        file.write_text(file.read_text().replace('"done"}', '"done", "alternative": true}'))
         done = submit(tmp_path, redis_url, "--data-path", str(file), "--output", output)
         assert done.returncode == 0, done.stderr
         ids.append({each["line"]: each["message_id"] for each in read(tmp_path / output)})
+        # Only training asks for this field.
+        file.write_text(file.read_text().replace('"done"}', '"done", "alternative": true}'))
     assert ids == [ids[0]] * 3
     assert len(set(ids[0].values())) == 3, "equal lines are two messages"
     assert stub.total("evaluations_total") == 3, "each counts once"

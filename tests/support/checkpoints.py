@@ -18,7 +18,7 @@ from hrm.checkpoint import (
     pair_hash,
     save_checkpoint,
 )
-from hrm.checkpoint.record import Accepted
+from hrm.checkpoint.record import Accepted, target_hash
 from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
 from hrm.data.texts import AcceptedTexts, TextHashes
 from hrm.model.config import HRMConfig
@@ -29,25 +29,32 @@ TINY = tiny(seq_len=7, L_layers=2, H_cycles=3)
 SHA256 = ConversionConfig(
     word_hash=WordHash.SHA256, puzzle_policy=PuzzlePolicy.LINE_INDEX, puzzle_space=5
 )
-RECORD = TrainingRecord(
-    pair_hashes=frozenset({pair_hash(3, [0, 4, 11]), pair_hash(4, [0, 11])}),
-    target_token_counts=tuple(range(12)),
-    accepted=Accepted(
-        target_lengths={pair_hash(3, [0, 4, 11]): (3, 4), pair_hash(4, [0, 11]): (4,)},
-        puzzles=frozenset({3, 4}),
-        texts=AcceptedTexts.of(
-            [
-                TextHashes.of("security", "agent test"),
-                TextHashes.of("security", "agent"),
-                TextHashes.of(" ", "agent test"),
-            ]
-        ),
+ACCEPTED = Accepted(
+    target_lengths={pair_hash(3, [0, 4, 11]): (3, 4), pair_hash(4, [0, 11]): (4,)},
+    puzzles=frozenset({3, 4}),
+    texts=AcceptedTexts.of(
+        [
+            TextHashes.of("security", "agent test"),
+            TextHashes.of("security", "agent"),
+            TextHashes.of(" ", "agent test"),
+        ]
     ),
+)
+RECORD = TrainingRecord(
+    pair_hashes=frozenset(ACCEPTED.target_lengths),
+    target_token_counts=tuple(range(12)),
+    accepted=ACCEPTED,
 )
 """The record of three pairs: "security" (puzzle 3) with two answers, and white space (puzzle 4)."""
 
 FIRST_RECORD = RECORD.model_copy(update={"format_version": 1, "accepted": None})
 """The same, as version 1 knew it."""
+
+ANSWERS = {
+    pair_hash(3, [0, 4, 11]): {target_hash([0, 2, 1, 11]): 3, target_hash([0, 2, 11]): 2},
+}
+SEVERAL = RECORD.model_copy(update={"accepted": ACCEPTED.model_copy(update={"answers": ANSWERS})})
+"""The same, with both answers to "security" in puzzle rows: the second in row 2."""
 
 
 def state_of(config: HRMConfig) -> dict[str, Tensor]:

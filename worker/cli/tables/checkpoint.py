@@ -71,6 +71,8 @@ def print_comparison(comparison: Comparison) -> None:
 def _heading(inspection: Inspection) -> Text:
     training, stored = inspection.training, _mebibytes(inspection.stored_bytes)
     trained = f"{training.pairs:,} known pairs" if training else "no record: no pair is known"
+    if training and training.further_answers:
+        trained += f", and {training.further_answers:,} further answers in puzzle rows of their own"
     if training is None:
         texts = "no hashes of accepted texts: it has no record"
     elif training.prompts is None:
@@ -80,6 +82,8 @@ def _heading(inspection: Inspection) -> Text:
         )
     else:
         texts = f"accepted completions of {training.prompts:,} prompts, as hashes"
+        if training.several_answers:
+            texts += f"; {training.several_answers:,} have several"
     lines = [
         ("checkpoint", inspection.name),
         ("file", inspection.path),

@@ -24,8 +24,11 @@ from hrm.checkpoint import (
 from hrm.checkpoint.config import tensor_shapes
 from hrm.data.config import ConversionConfig
 from tests.support.checkpoints import (
+    ACCEPTED,
+    ANSWERS,
     FIRST_RECORD,
     RECORD,
+    SEVERAL,
     SHA256,
     TINY,
     refusal,
@@ -226,12 +229,55 @@ def test_the_digest_does_not_depend_on_file_format_or_training_record(tmp_path: 
 # The training record.
 
 
-def test_a_length_is_accepted_unless_a_known_pair_has_other_ones() -> None:
-    known, unknown = pair_hash(3, [0, 4, 11]), pair_hash(4, [0, 4, 11])
-    assert [length for length in range(2, 7) if RECORD.accepts_length(known, length)] == [3, 4]
-    for length in range(2, 7):
-        assert RECORD.accepts_length(unknown, length)
-        assert FIRST_RECORD.accepts_length(known, length)
+KNOWN = pair_hash(3, [0, 4, 11])
+
+
+def test_a_target_is_accepted_unless_a_known_pair_has_none_of_its_length() -> None:
+    targets = [[0] * length for length in range(2, 7)]
+    accepted = [target for target in targets if RECORD.accepts_target(KNOWN, target)]
+    assert [len(target) for target in accepted] == [3, 4]
+    for target in targets:
+        assert RECORD.accepts_target(pair_hash(4, [0, 4, 11]), target)
+        assert FIRST_RECORD.accepts_target(KNOWN, target)
+
+
+def test_a_pair_with_several_answers_accepts_their_tokens_and_no_others() -> None:
+    assert SEVERAL.accepts_target(KNOWN, [0, 2, 11])
+    assert SEVERAL.accepts_target(KNOWN, [0, 2, 1, 11])
+    # As long as one, with the first tokens of the other.
+    assert not SEVERAL.accepts_target(KNOWN, [0, 2, 1])
+    assert SEVERAL.accepts_target(pair_hash(4, [0, 11]), [0, 0, 0, 0])
+    assert list(SEVERAL.rows(KNOWN)) == [3, 2]
+    assert not SEVERAL.rows(pair_hash(4, [0, 11]))
+    assert not FIRST_RECORD.rows(KNOWN)
+
+
+def test_answers_are_stored_and_leave_no_trace_where_there_are_none(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state_of(TINY), TINY, SHA256, SEVERAL)
+    assert load_checkpoint(tmp_path).training == SEVERAL
+    assert '"answers"' in SEVERAL.to_json()
+    assert '"answers"' not in RECORD.to_json()
+
+
+def test_the_rows_of_answers_have_to_be_in_the_table(tmp_path: Path) -> None:
+    rows = {KNOWN: {**ANSWERS[KNOWN], "0" * 32: 5}}
+    record = SEVERAL.model_copy(update={"accepted": ACCEPTED.model_copy(update={"answers": rows})})
+    save_checkpoint(tmp_path, state_of(TINY), TINY, SHA256, record)
+    assert refusal(tmp_path) == (
+        f"{tmp_path / 'training_pairs.json'}: accepted.answers: puzzle row 5, but the table has 5 "
+        "rows: restore the file of these weights, or remove it to go without"
+    )
+
+
+def test_common_answers_are_those_in_the_same_row() -> None:
+    (answers,) = ANSWERS.values()
+    first, second = answers
+    other = {KNOWN: {first: 3, second: 4, "0" * 32: 1}}
+    common = ACCEPTED.model_copy(update={"answers": ANSWERS}).common(
+        ACCEPTED.model_copy(update={"answers": other})
+    )
+    assert common.answers == {KNOWN: {first: 3}}
+    assert ACCEPTED.common(common).answers == {}
 
 
 def test_a_record_of_version_1_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -269,6 +315,13 @@ def test_different_pairs_have_different_hashes(pairs: list[tuple[int, list[int]]
         (
             {**json.loads(RECORD.to_json()), "pair_hashes": []},
             r"accepted\.target_lengths: not of the same pairs",
+        ),
+        (
+            {
+                **json.loads(RECORD.to_json()),
+                "accepted": {**json.loads(ACCEPTED.model_dump_json()), "answers": {"0" * 32: {}}},
+            },
+            r"accepted: answers: of a pair that target_lengths has not",
         ),
     ],
 )

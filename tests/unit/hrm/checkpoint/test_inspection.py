@@ -19,6 +19,7 @@ from hrm.model.config import HRMConfig
 from tests.support.checkpoints import (
     FIRST_RECORD,
     RECORD,
+    SEVERAL,
     SHA256,
     TINY,
     state_of,
@@ -114,6 +115,10 @@ def test_digest_and_training_record_are_the_checkpoints(saved: Checkpoint) -> No
     assert inspected.training.pairs == 2
     assert inspected.training.target_token_counts == tuple(range(12))
     assert (inspected.training.format_version, inspected.training.prompts) == (2, 2)
+    assert (inspected.training.several_answers, inspected.training.further_answers) == (1, 0)
+    several = inspect_checkpoint(replace(saved, training=SEVERAL)).training
+    assert several is not None
+    assert (several.several_answers, several.further_answers) == (1, 1)
     first = inspect_checkpoint(replace(saved, training=FIRST_RECORD)).training
     assert first is not None
     assert (first.format_version, first.pairs, first.prompts) == (1, 2, None)

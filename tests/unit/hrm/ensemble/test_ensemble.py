@@ -23,7 +23,7 @@ from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
 from hrm.training.examples import AcceptedExample, training_record
 from schemas import MessageRejected, RejectionReason, SQEMessage
-from tests.support.checkpoints import SHA256, TINY
+from tests.support.checkpoints import ACCEPTED, ANSWERS, RECORD, SEVERAL, SHA256, TINY
 from tests.support.ensembles import WIDER, member
 from tests.support.evaluations import Run, jsonl
 from tests.support.examples import example
@@ -199,6 +199,28 @@ def test_accepted_is_what_all_members_accept(tmp_path: Path) -> None:
     mixed = Ensemble([member(tmp_path / "c", 3, record=before), members[1]]).training
     assert mixed is not None
     assert (mixed.format_version, mixed.accepted) == (1, None)
+
+
+def test_answers_in_the_same_rows_are_the_ensembles_and_in_other_rows_are_refused(
+    tmp_path: Path,
+) -> None:
+    members = [member(tmp_path / name, seed, record=SEVERAL) for seed, name in enumerate("ab")]
+    training = Ensemble(members).training
+    assert training is not None
+    assert training.answers == ANSWERS
+    single = member(tmp_path / "single", 3, record=RECORD)
+    assert Ensemble([members[0], single]).training.answers == {}  # type: ignore[union-attr]
+    moved = {
+        pair: {target: row - 1 for target, row in rows.items()} for pair, rows in ANSWERS.items()
+    }
+    accepted = ACCEPTED.model_copy(update={"answers": moved})
+    other = member(tmp_path / "c", 4, record=RECORD.model_copy(update={"accepted": accepted}))
+    with pytest.raises(EnsembleError) as caught:
+        Ensemble([members[0], other])
+    assert str(caught.value) == (
+        "a and c hold the accepted answers of 1 prompts in different puzzle rows, and an ensemble "
+        "asks all members with one: train them on the same file with the same puzzle space"
+    )
 
 
 def test_an_evaluation_names_the_ensemble(pair: list[Checkpoint]) -> None:

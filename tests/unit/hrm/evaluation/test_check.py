@@ -8,7 +8,7 @@ from hrm.data.config import ConversionConfig
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.evaluation.check import check_message
 from schemas import PromptMatch, TextCheck
-from tests.support.checkpoints import FIRST_RECORD, RECORD
+from tests.support.checkpoints import FIRST_RECORD, RECORD, SEVERAL
 
 CONVERTER = Converter(ConversionConfig(puzzle_space=5))
 SECURITY = AcceptedPair(prompt="security", completion="agent test", puzzle_id=3)
@@ -79,9 +79,19 @@ def test_words_that_the_model_does_not_read_are_counted(
     assert check.truncated is (unread > 0)
 
 
+def test_a_known_prompt_with_several_answers_names_their_rows() -> None:
+    for message, rows in ((SECURITY, [3, 2]), (pair(puzzle_id=2), []), (pair(prompt="data"), [])):
+        check = check_message(message, CONVERTER.example_of(message), SEVERAL)
+        assert list(check.rows) == rows
+    # The row of an answer is no puzzle that was trained.
+    named = pair(puzzle_id=2, prompt="data")
+    check = check_message(named, CONVERTER.example_of(named), SEVERAL)
+    assert check.match is PromptMatch.NONE
+
+
 def test_the_length_of_a_target_is_accepted_or_not_only_if_its_prompt_is_known() -> None:
     def accepted(message: AcceptedPair) -> bool:
-        return check_message(message, CONVERTER.example_of(message), RECORD).length_accepted
+        return check_message(message, CONVERTER.example_of(message), RECORD).target_accepted
 
     assert accepted(SECURITY)
     assert accepted(pair(completion="x"))
@@ -89,6 +99,6 @@ def test_the_length_of_a_target_is_accepted_or_not_only_if_its_prompt_is_known()
     assert accepted(pair(completion="x y z", puzzle_id=1))
     long = pair(completion="x y z")
     example = CONVERTER.example_of(long)
-    assert not check_message(example, example, RECORD).length_accepted
+    assert not check_message(example, example, RECORD).target_accepted
     for record in (FIRST_RECORD, None):
-        assert check_message(long, example, record).length_accepted
+        assert check_message(long, example, record).target_accepted

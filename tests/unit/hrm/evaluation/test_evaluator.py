@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from operator import eq
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, save_checkpoint
 from hrm.data.config import ConversionConfig, PuzzlePolicy
 from hrm.data.conversion import Converter
+from hrm.data.vocabulary import VOCABULARY
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.scoring import score
 from hrm.inference.config import Inference
@@ -35,7 +37,7 @@ from schemas import (
     TextCheck,
     Verdict,
 )
-from tests.support.checkpoints import RECORD, TINY, state_of
+from tests.support.checkpoints import RECORD, SEVERAL, TINY, state_of
 from tests.support.evaluations import opened
 
 CONVERSION = ConversionConfig(puzzle_space=5)
@@ -184,6 +186,36 @@ def test_known_is_what_was_trained_on(
     shared: Evaluator, fields: dict[str, Any], *, known: bool
 ) -> None:
     assert verdict_of(shared, **fields).known is known
+
+
+@pytest.mark.parametrize("halting", HaltedBy)
+def test_a_prompt_with_several_answers_gets_the_best_of_their_rows(
+    tmp_path: Path, halting: HaltedBy
+) -> None:
+    path = saved(tmp_path / "several", training=SEVERAL)
+    loaded = load_checkpoint(path)
+    network = Inference(slots=2).network(loaded, "cpu")
+    asked = [Converter(CONVERSION).convert("security", "agent test", row) for row in (3, 2)]
+    output = evaluate_batch(network, encode(asked, TINY), halting=halting, max_steps=3)
+    predicted = [tuple(tokens[:4]) for tokens in output.predictions.tolist()]
+    assert predicted[0] != predicted[1]
+    evaluator = opened(path, halting=halting)
+    for place, tokens in enumerate(predicted):
+        # A completion of which one row has all tokens right.
+        completion = " ".join(VOCABULARY[token] for token in tokens[1:-1])
+        target = Converter(CONVERSION).convert("security", completion, 3).target_sequence
+        right = [sum(map(eq, each, target)) for each in predicted]
+        verdict = verdict_of(evaluator, completion=completion)
+        assert verdict.correct_tokens == max(right)
+        assert verdict.predicted_sequence == predicted[right.index(max(right))]
+        assert right.index(max(right)) == place
+        assert (verdict.puzzle_id, verdict.known) == (3, True)
+        assert verdict.q_halt == pytest.approx(float(output.q_logits[place, 0]), abs=1e-4)
+    # Another prompt is asked once.
+    before = evaluator.statistics.occupied
+    verdict_of(evaluator, prompt="data")
+    assert evaluator.statistics.occupied - before <= 3
+    evaluator.close()
 
 
 def test_nothing_is_known_without_a_training_record(tmp_path: Path) -> None:

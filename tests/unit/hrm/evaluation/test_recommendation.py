@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, pair_hash, save_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.evaluation import recommendation
-from hrm.evaluation.measurement import measure
+from hrm.evaluation.measurement import measure, measure_batch
 from hrm.evaluation.outcomes import (
     DistinctExamples,
     Outcomes,
@@ -27,7 +28,7 @@ from hrm.evaluation.statistics import Share
 from hrm.model.batch import encode
 from hrm.model.config import HRMConfig
 from schemas import HaltedBy
-from tests.support.checkpoints import RECORD, SHA256, state_of
+from tests.support.checkpoints import RECORD, SEVERAL, SHA256, state_of
 from tests.support.checkpoints import TINY as SLOW
 
 TINY = SLOW.model_copy(update={"halt_max_steps": 3})
@@ -92,6 +93,28 @@ def test_each_checkpoint_converts_as_it_was_trained_and_knows_its_own_pairs(save
     checkpoints = [save("same", record=record), save("other", conversion=other, record=record)]
     found = measure_messages(checkpoints, enumerate(PAIRS), [HaltedBy.Q]).figures
     assert [figures.known for figures in found] == [1, 0]
+
+
+def test_a_prompt_with_several_answers_counts_with_the_best_of_their_rows(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recommendation, "MEASURE_BATCH", 3)
+    converter = Converter(SHA256)
+    words = ("agent test", "agent", "data", "security test agent")
+    pairs = [AcceptedPair(prompt="security", completion=text, puzzle_id=3) for text in words]
+    single, several = save("single", record=RECORD), save("several", record=SEVERAL)
+    found = measure_messages([several], enumerate(pairs), [HaltedBy.Q]).figures[0]
+    right = [
+        measure_batch(
+            single.build(),
+            encode([converter.convert(p.prompt, p.completion, row) for p in pairs], TINY),
+            HaltedBy.Q,
+        ).correctness
+        for row in (3, 2)
+    ]
+    best = sum(torch.maximum(*(each.correct for each in right)).tolist())
+    assert best > int(right[0].correct.sum())
+    assert found.token_accuracy == best / int(right[0].targets.sum())
 
 
 def test_a_converted_example_is_taken_unchanged(save: Save) -> None:

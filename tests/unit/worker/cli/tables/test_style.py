@@ -20,7 +20,7 @@ from hrm.evaluation.report import EvaluationReport, Setting
 from hrm.evaluation.statistics import Share
 from hrm.training.fit import Measurement
 from schemas import Difficulty, FailurePattern, HaltedBy
-from tests.support.checkpoints import SHA256
+from tests.support.checkpoints import RECORD, SHA256
 from tests.support.ensembles import member
 from tests.support.stubs import message, verdict
 from worker.cli.tables.analysis import print_statistics
@@ -148,7 +148,7 @@ def evaluation(**wrong: float | bool) -> EvaluationReport:
     """2,500 examples, of which one is not solved (and has `wrong` in its verdict)."""
     right = verdict(message("solve")).model_copy(update={"act_steps": 16, "q_halt": 9.0})
     baseline = commonest((0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), "training targets")
-    counter = EvaluationCounter(16, [baseline], ())
+    counter = EvaluationCounter(16, [baseline], RECORD)
     for _ in range(MANY):
         counter.add(right, EXAMPLE, converted=False)
     one = {

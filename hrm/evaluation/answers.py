@@ -1,0 +1,72 @@
+"""Prompts with several accepted answers: the rows that hold them, and the nearest prediction.
+
+Knows examples, predictions and the training record; nothing of messages. A network gives one
+target for a puzzle and an input, so each further answer of a prompt is in a puzzle row of its own.
+An example of such a prompt is predicted with each row, and the prediction with most right tokens
+counts. Other prompts cost nothing.
+"""
+
+import threading
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from operator import eq
+
+from hrm.checkpoint.record import TrainingRecord, pair_hash, target_hash
+from hrm.inference.prediction import Prediction
+from schemas import HRMExample
+
+
+def with_rows(example: HRMExample, rows: Collection[int]) -> list[HRMExample]:
+    """`example` as it is, and with each other puzzle row of `rows`."""
+    others = (row for row in rows if row != example.puzzle_id)
+    return [example, *(_with_row(example, row) for row in others)]
+
+
+def with_row_of_target(example: HRMExample, record: TrainingRecord) -> HRMExample:
+    """`example` with the puzzle row that holds its target; as it is if none is recorded."""
+    answers = record.answers.get(pair_hash(example.puzzle_id, example.input_sequence))
+    if answers is None:
+        return example
+    row = answers.get(target_hash(example.target_sequence), example.puzzle_id)
+    return _with_row(example, row)
+
+
+def nearest_of(
+    predictions: Sequence[Future[Prediction]], target: Sequence[int]
+) -> Future[Prediction]:
+    """The prediction with most tokens of `target` right, once all are there; the first wins a tie.
+
+    If one of them fails, so does the result: a network whose answers are not finite has no verdict.
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    nearest: Future[Prediction] = Future()
+    missing = len(predictions)
+    lock = threading.Lock()
+
+    def answered(_: Future[Prediction]) -> None:
+        nonlocal missing
+        with lock:
+            missing -= 1
+            if missing:
+                return
+        errors = (each.exception() for each in predictions)
+        error = next((each for each in errors if each is not None), None)
+        if error is not None:
+            nearest.set_exception(error)
+            return
+        nearest.set_result(
+            max((each.result() for each in predictions), key=lambda each: _right(each, target))
+        )
+
+    for each in predictions:
+        each.add_done_callback(answered)
+    return nearest
+
+
+def _right(prediction: Prediction, target: Sequence[int]) -> int:
+    return sum(map(eq, prediction.tokens, target))
+
+
+def _with_row(example: HRMExample, row: int) -> HRMExample:
+    return example.model_copy(update={"puzzle_id": row})
