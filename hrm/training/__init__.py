@@ -5,7 +5,8 @@
 - `trainer`: one optimiser step
 - `losses`: the reference's losses
 - `fit`: steps and measurements until training is over
-- `examples`: files become training examples, without contradictions
+- `examples`: files become training examples
+- `answers`: prompts with several accepted answers, and contradictions
 - `run`: a run's folder
 - `state`: everything that resuming needs
 - `plot`: the training curves

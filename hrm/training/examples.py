@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from hrm.checkpoint.record import Accepted, TrainingRecord, pair_hash
+from hrm.checkpoint.record import Accepted, Answers, TrainingRecord, pair_hash
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import DEFAULT_READER, RefusedLine
 from hrm.data.texts import AcceptedTexts, TextHashes
@@ -124,8 +124,13 @@ def split(
     return [example for example in examples if example.pair not in drawn], held_out
 
 
-def training_record(examples: Sequence[AcceptedExample]) -> TrainingRecord:
-    """The record of `examples` that a checkpoint trained on them keeps."""
+def training_record(
+    examples: Sequence[AcceptedExample], answers: Answers | None = None
+) -> TrainingRecord:
+    """The record of `examples` that a checkpoint trained on them keeps.
+
+    `answers` says in which puzzle rows the pairs with several accepted targets are held.
+    """
     tokens: Counter[int] = Counter()
     lengths: defaultdict[str, set[int]] = defaultdict(set)
     for each in examples:
@@ -139,6 +144,7 @@ def training_record(examples: Sequence[AcceptedExample]) -> TrainingRecord:
             target_lengths={pair: tuple(sorted(found)) for pair, found in lengths.items()},
             puzzles=frozenset(each.example.puzzle_id for each in examples),
             texts=AcceptedTexts.of(each.texts for each in examples),
+            answers=answers or {},
         ),
     )
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from hrm.training.answers import Contradictions
 from hrm.training.trainer import TrainingConfig
 from schemas import SQEHRMError
 
@@ -47,6 +48,12 @@ class TrainingOptions(TrainingConfig):
         gt=0,
         lt=1,
         description="Share of the training data to hold out, drawn by the seed, instead of a file.",
+    )
+    contradictions: Contradictions = Field(
+        default=Contradictions.REFUSE,
+        description="How to take lines that give one prompt different completions without "
+        '"alternative": true: refuse the file, train on the first or the last completion alone, or '
+        "accept all.",
     )
     forward_dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto",

@@ -8,7 +8,7 @@ When to measure and when to stop is decided by `hrm.training.fit`. Knows nothing
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -209,6 +209,11 @@ class TrainingRun:
             file.write(self._measured_json(self._best).encode())
 
     @property
+    def about(self) -> Mapping[str, Any]:
+        """Facts about the run that `measured.json` holds beside the figures."""
+        return self._provenance.about
+
+    @property
     def _best(self) -> Measurement:
         assert self.progress.best is not None  # noqa: S101 - a run measures its last step
         return self.progress.best
@@ -216,7 +221,7 @@ class TrainingRun:
     def _measured_json(self, measurement: Measurement) -> str:
         held_out = measurement.held_out
         content = {
-            **self._provenance.about,
+            **self.about,
             "training_seconds": round(self._seconds, 1),
             "steps_run": self.trainer.step_count,
             "stopped": self.progress.stopped,

@@ -6,7 +6,7 @@ Knows the parts of `hrm.training` and joins them; nothing of terminals or a comm
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,27 @@ import torch
 from pydantic import ValidationError
 
 from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from hrm.checkpoint.record import Answers
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.model.batch import Batch, encode
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
-from hrm.training.examples import AcceptedExample, read_examples, split, training_record
+from hrm.training.answers import (
+    Contradictions,
+    answer_rows,
+    check_contradictions,
+    resolve,
+    with_answer_rows,
+)
+from hrm.training.examples import (
+    MAX_PUZZLES,
+    AcceptedExample,
+    TrainingDataError,
+    read_examples,
+    split,
+    training_record,
+)
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Provenance, RunRecord, SavedStep
@@ -56,7 +71,8 @@ def prepare_run(
 
     Raises:
         OptionsError: The options contradict each other, the saved run, or the base checkpoint.
-        TrainingDataError: The data cannot be trained on.
+        TrainingDataError: The data cannot be trained on. If lines contradict each other, it is a
+            `ContradictionError`.
         CheckpointError: A checkpoint cannot be read, or the folder cannot be written.
     """
     policy = policy or RunPolicy()
@@ -68,16 +84,19 @@ def prepare_run(
     conversion = ConversionConfig(puzzle_space=options.puzzle_space)
     if source is not None:
         conversion = source.conversion
-    data = _read(data_path, options, Converter(conversion))
+    resumed = saved is not None
+    data = _read(data_path, options, Converter(conversion), resumed=resumed)
+    data = _with_answers(data, data_path, options, source, resumed=resumed)
     torch.manual_seed(options.seed)
-    network = _network(options, data, source, resumed=saved is not None).to(device)
+    network = _network(options, data, source, resumed=resumed).to(device)
     training, held_out = data.on(network)
     claim_folder(output, resume=resume)
     trainer = Trainer(network, training, options)
     if saved is not None:
         saved.restore(trainer)
-    about = _about(record, torch.device(device), command)
-    provenance = Provenance(conversion, training_record(data.training), record, about)
+    about = _about(record, data, torch.device(device), command)
+    pairs = training_record(data.training, data.answers)
+    provenance = Provenance(conversion, pairs, record, about)
     return TrainingRun(output, trainer, provenance, policy, held_out)
 
 
@@ -85,19 +104,33 @@ def prepare_run(
 class _Data:
     training: list[AcceptedExample]
     held_out: list[AcceptedExample]
+    left_out: int = 0
+    """Lines that contradict others and are not trained on."""
+    answers: Answers = field(default_factory=dict)
+    """Puzzle rows of the training pairs with several accepted targets."""
 
     @property
     def puzzles(self) -> int:
-        """Rows of a puzzle table that has room for all examples."""
-        return max(each.example.puzzle_id for each in self.training + self.held_out) + 1
+        """Rows of a puzzle table that has room for all examples and answers."""
+        ids = [each.example.puzzle_id for each in self.training + self.held_out]
+        return max(*ids, *(row for rows in self.answers.values() for row in rows.values()), 0) + 1
+
+    @property
+    def further_answers(self) -> int:
+        """Accepted targets in puzzle rows of their own."""
+        return sum(len(rows) - 1 for rows in self.answers.values())
 
     def on(self, network: HRM) -> tuple[Batch, Batch | None]:
-        """Both sets as tensors for `network`, on its device."""
+        """Both sets as tensors for `network`, on its device.
+
+        Held-out prompts have the rows of their puzzles, since nothing else was trained for them.
+        """
         training, held_out = (
-            encode([each.example for each in examples], network.config).to(network.H_init.device)
-            if examples
-            else None
-            for examples in (self.training, self.held_out)
+            encode(examples, network.config).to(network.H_init.device) if examples else None
+            for examples in (
+                with_answer_rows(self.training, self.answers),
+                [each.example for each in self.held_out],
+            )
         )
         assert training is not None  # noqa: S101 - a file without messages is refused
         return training, held_out
@@ -204,14 +237,52 @@ def _sha256(path: Path) -> str:
         raise SQEHRMError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _read(data_path: Path, options: TrainingOptions, converter: Converter) -> _Data:
-    examples = read_examples(data_path, converter)
+def _read(
+    data_path: Path, options: TrainingOptions, converter: Converter, *, resumed: bool
+) -> _Data:
+    lines = read_examples(data_path, converter)
+    # A resumed run goes on as it was started, also if nobody looked for contradictions then.
+    if options.contradictions is Contradictions.REFUSE and not resumed:
+        check_contradictions(lines, data_path)
+    examples = resolve(lines, options.contradictions)
+    left_out = len(lines) - len(examples)
     if options.held_out is not None:
         pairs = {example.pair for example in examples}
-        return _Data(examples, read_examples(options.held_out, converter, excluded=pairs))
+        held_out = read_examples(options.held_out, converter, excluded=pairs)
+        return _Data(examples, held_out, left_out)
     if options.held_out_share is not None:
-        return _Data(*split(examples, options.held_out_share, options.seed))
-    return _Data(examples, [])
+        return _Data(*split(examples, options.held_out_share, options.seed), left_out)
+    return _Data(examples, [], left_out)
+
+
+def _with_answers(
+    data: _Data,
+    data_path: Path,
+    options: TrainingOptions,
+    source: Checkpoint | None,
+    *,
+    resumed: bool,
+) -> _Data:
+    """`data` with the puzzle rows of its answers; a resumed run has them in its record."""
+    earlier = {} if source is None or source.training is None else source.training.answers
+    if resumed:
+        return replace(data, answers=earlier)
+    table = 0 if source is None else source.config.num_puzzle_identifiers
+    first_free = max(options.puzzle_space, table, data.puzzles)
+    data = replace(data, answers=answer_rows(data.training, first_free, earlier))
+    if data.answers and source is not None and not source.config.puzzle_emb_ndim:
+        raise TrainingDataError(
+            f"{data_path}: {len(data.answers):,} prompts have several accepted answers, but "
+            f"{source.name} has no puzzle table to hold them: give one to each, or start without "
+            "--init-from"
+        )
+    if data.puzzles > MAX_PUZZLES:
+        raise TrainingDataError(
+            f"{data_path}: {data.further_answers:,} further answers need puzzle rows up to "
+            f"{data.puzzles - 1}, but the largest puzzle table has {MAX_PUZZLES}: use smaller "
+            "puzzle ids, or give one answer to each prompt"
+        )
+    return data
 
 
 def _network(
@@ -241,7 +312,9 @@ def _network(
     return HRM(config, dtype)
 
 
-def _about(record: RunRecord, device: torch.device, command: str | None) -> dict[str, Any]:
+def _about(
+    record: RunRecord, data: _Data, device: torch.device, command: str | None
+) -> dict[str, Any]:
     """The facts about the run that `measured.json` holds beside the figures."""
     options = record.options
     hardware = platform.processor() or platform.machine()
@@ -251,6 +324,9 @@ def _about(record: RunRecord, device: torch.device, command: str | None) -> dict
     return {
         "command": command,
         "data_sha256": record.data_sha256,
+        "contradictions": options.contradictions,
+        "lines_left_out": data.left_out,
+        "further_answers": data.further_answers,
         "held_out": options.held_out_share if options.held_out is None else str(options.held_out),
         "held_out_sha256": record.held_out_sha256,
         "recipe": options.model_dump(mode="json", include={*recipe, "init_from"}),

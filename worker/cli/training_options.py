@@ -3,6 +3,7 @@
 Knows the command line; what the values mean is said by the fields' descriptions.
 """
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from click.core import ParameterSource
 from pydantic import BaseModel, ValidationError
 
+from hrm.training.answers import Contradictions
 from hrm.training.examples import MAX_PUZZLES
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.trainer import TrainingConfig
@@ -35,11 +37,12 @@ def _option(
 ) -> Decorator:
     """The option for a field of `model`, whose values pydantic checks."""
     field = model.model_fields[name]
+    default = field.default.value if isinstance(field.default, Enum) else field.default
     return click.option(
         f"--{_dashed(name)}",
-        default=field.default,
+        default=default,
         show_default=True,
-        type=type_ or type(field.default),
+        type=type_ or type(default),
         metavar=metavar,
         help=field.description,
     )
@@ -59,6 +62,7 @@ training_options = all_of(
     ),
     click.option("--resume", is_flag=True, help="Continue the run in --output."),
     _option("init_from", str, metavar="CHECKPOINT"),
+    _option("contradictions", click.Choice([each.value for each in Contradictions])),
     _option("held_out", FILE),
     _option("held_out_share", float),
     device_option(),

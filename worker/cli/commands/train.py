@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from hrm.training.answers import ContradictionError
 from hrm.training.options import OptionsError
 from hrm.training.run import TrainingRun
 from hrm.training.setup import prepare_run
@@ -38,6 +39,10 @@ def command(
     the maximum (6 of 16). The best weights are those that solve most messages, then those whose Q
     head is right most often, then those that halt earliest; held-out messages are not considered.
 
+    Two lines that give one prompt different completions contradict each other. They are named, and
+    nothing is trained, unless the completions are declared as accepted beside each other
+    ("alternative": true in the line of a pair) or --contradictions says how to take them.
+
     --resume needs only --data-path and --output: it uses the options of the run. Options that
     would change its steps are refused, --steps included, because the learning rates fall towards
     the last step. To train further, start a run with --init-from.
@@ -58,6 +63,9 @@ def command(
         )
     except OptionsError as error:
         raise usage_error(error) from None
+    except ContradictionError as error:
+        click.echo("\n".join(error.named), err=True)
+        raise
     _train(run, pinned)
 
 

@@ -69,11 +69,14 @@ def start_line(run: TrainingRun, device: str) -> str:
     """Describe the run in one line: its examples, network, data type and device."""
     network = run.trainer.network
     held_out = f", {len(run.held_out)} held out" if run.held_out is not None else ""
+    further, left_out = run.about.get("further_answers"), run.about.get("lines_left_out")
+    data = f", {further} of them further answers to a prompt" if further else ""
+    data += f", {left_out} contradicting lines left out" if left_out else ""
     numbers = sum(tensor.numel() for tensor in network.state_dict().values())
     dtype = str(network.forward_dtype).removeprefix("torch.")
     return (
-        f"{len(run.trainer.examples)} examples{held_out}; {numbers:,} numbers in the network; "
-        f"{dtype} activations on {device}, measured in float32"
+        f"{len(run.trainer.examples)} examples{data}{held_out}; "
+        f"{numbers:,} numbers in the network; {dtype} activations on {device}, measured in float32"
     )
 
 

@@ -84,13 +84,14 @@ def test_a_run_recorded_before_options_were_typed_is_read() -> None:
     assert (options.beta1, options.beta2) == (0.9, 0.95)
 
 
-def test_a_record_has_the_form_it_had_before() -> None:
+def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> None:
     before = json.loads(RECORDED)
     record = RunRecord(
         options=TrainingOptions(**TINY), data_sha256="d", held_out_sha256=None, seconds=1.5
     )
     written = json.loads(record.model_dump_json())
-    assert written == before | {"options": before["options"] | {"beta1": 0.9, "beta2": 0.95}}
+    since = {"beta1": 0.9, "beta2": 0.95, "contradictions": "refuse"}
+    assert written == before | {"options": before["options"] | since}
 
 
 def test_levels_that_differ_are_recorded_as_they_were() -> None:

@@ -1,0 +1,153 @@
+"""Several accepted answers to one prompt: which lines contradict each other, and who holds which.
+
+Knows accepted examples and puzzle rows; nothing of files or networks. To the model, a prompt is its
+pair: puzzle and input tokens. A network gives one target for a pair, so each further accepted
+target is trained with a puzzle row of its own, behind all others.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from hrm.checkpoint.record import Answers, target_hash
+from hrm.training.examples import AcceptedExample, TrainingDataError
+from schemas import HRMExample
+
+MAX_NAMED = 10
+"""Contradictions that are named one by one: enough to see how they came about."""
+
+
+class Contradictions(StrEnum):
+    """How to take lines that give one prompt different completions and do not declare it."""
+
+    REFUSE = "refuse"
+    """Train on nothing."""
+    FIRST = "first"
+    """Accept the completion of the first such line, and leave out the lines with another one."""
+    LAST = "last"
+    """Accept the completion of the last such line, and leave out the lines with another one."""
+    ALL = "all"
+    """Accept all completions, as if they were declared."""
+
+
+class Contradiction(NamedTuple):
+    """Two lines with one pair and completions of different normal forms."""
+
+    first: AcceptedExample
+    second: AcceptedExample
+
+    def __str__(self) -> str:
+        prompts = "one prompt"
+        if self.first.texts.prompt != self.second.texts.prompt:
+            prompts = "two prompts that the model cannot tell apart (same puzzle, same tokens)"
+        lines = f"lines {self.first.line} and {self.second.line}"
+        return f"{lines}: two completions for {prompts}"
+
+
+class ContradictionError(TrainingDataError):
+    """Lines of a file contradict each other.
+
+    Attributes:
+        named: A line of text for each contradiction, the first `MAX_NAMED`, and for their rest.
+    """
+
+    def __init__(self, path: Path, found: Sequence[Contradiction]) -> None:
+        super().__init__(
+            f"{path}: contradicting completions for one prompt in {len(found):,} lines, the first "
+            f'is line {found[0].second.line}: add "alternative": true to pairs that are accepted '
+            "beside others, or choose with --contradictions first, last or all"
+        )
+        more = [f"{path}: and {len(found) - MAX_NAMED:,} more"] if len(found) > MAX_NAMED else []
+        self.named = (*(f"{path}: {each}" for each in found[:MAX_NAMED]), *more)
+
+
+def check_contradictions(examples: Sequence[AcceptedExample], path: Path) -> None:
+    """Raise `ContradictionError` if examples of the file `path` contradict each other."""
+    if found := find_contradictions(examples):
+        raise ContradictionError(path, found)
+
+
+def find_contradictions(examples: Sequence[AcceptedExample]) -> list[Contradiction]:
+    """Each line that contradicts an earlier one, with the first line of its pair.
+
+    A completion that some line of the pair declares an alternative contradicts none.
+    """
+    firsts: dict[str, AcceptedExample] = {}
+    found = []
+    for each in _undeclared(examples):
+        first = firsts.setdefault(each.pair, each)
+        if _answer(first) != _answer(each):
+            found.append(Contradiction(first, each))
+    return found
+
+
+def resolve(examples: Sequence[AcceptedExample], choice: Contradictions) -> list[AcceptedExample]:
+    """The examples that are left if contradictions are taken as `choice` says."""
+    if choice not in {Contradictions.FIRST, Contradictions.LAST}:
+        return list(examples)
+    undeclared = list(_undeclared(examples))
+    kept: dict[str, AcceptedExample] = {}
+    for each in undeclared:
+        if choice is Contradictions.LAST:
+            kept[each.pair] = each
+        else:
+            kept.setdefault(each.pair, each)
+    left_out = {each.line for each in undeclared if _answer(each) != _answer(kept[each.pair])}
+    return [each for each in examples if each.line not in left_out]
+
+
+def answer_rows(
+    examples: Sequence[AcceptedExample], first_free: int, earlier: Answers
+) -> dict[str, dict[str, int]]:
+    """The puzzle rows of the targets of every pair that has several: `Answers`.
+
+    The first target of a pair, of those that are no alternatives if there are any, is in the row of
+    its puzzle. Each further one gets a row of its own. Equal tokens are one target, whatever the
+    texts.
+
+    Args:
+        examples: The examples to train on.
+        first_free: The first row beyond all puzzles and all rows in use.
+        earlier: The answers of the checkpoint that training starts from: a target that it holds in
+            another row than a puzzle's stays there.
+    """
+    targets: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for each in sorted(examples, key=lambda each: each.alternative):  # stable
+        targets[each.pair].setdefault(_target(each), each.example.puzzle_id)
+    puzzles = {each.example.puzzle_id for each in examples}
+    rows = {pair: found for pair, found in targets.items() if len(found) > 1}
+    for pair, found in rows.items():
+        for target in list(found)[1:]:
+            row = earlier.get(pair, {}).get(target)
+            if row is None or row in puzzles:
+                row, first_free = first_free, first_free + 1
+            found[target] = row
+    return rows
+
+
+def with_answer_rows(examples: Sequence[AcceptedExample], answers: Answers) -> list[HRMExample]:
+    """The examples to train on, each with the puzzle row that holds its target."""
+    return [_with_row(each, answers) for each in examples]
+
+
+def _with_row(accepted: AcceptedExample, answers: Answers) -> HRMExample:
+    rows = answers.get(accepted.pair)
+    if rows is None:
+        return accepted.example
+    return accepted.example.model_copy(update={"puzzle_id": rows[_target(accepted)]})
+
+
+def _undeclared(examples: Sequence[AcceptedExample]) -> Iterator[AcceptedExample]:
+    """The examples whose completion no line of their pair declares an alternative."""
+    declared = {(each.pair, _answer(each)) for each in examples if each.alternative}
+    return (each for each in examples if (each.pair, _answer(each)) not in declared)
+
+
+def _answer(accepted: AcceptedExample) -> str:
+    return accepted.texts.normalised_completion
+
+
+def _target(accepted: AcceptedExample) -> str:
+    return target_hash(accepted.example.target_sequence)
