@@ -26,10 +26,11 @@ class Baseline(Protocol):
     def tokens(self) -> tuple[int, ...] | None:
         """The guess, if it is the same for every example."""
 
-    def predict(self, example: HRMExample) -> Sequence[int]:
+    def predict(self, example: HRMExample) -> Sequence[Sequence[int]]:
         """Predict the target from puzzle and input; of the target, only the length may be used.
 
-        A prediction with another length than the target's is not solved.
+        There may be several predictions, if several answers were accepted: the nearest counts, as
+        for a network. One with another length than the target's is not solved.
         """
 
 
@@ -42,9 +43,9 @@ class Guess:
     tokens: tuple[int, ...]
     """A token for every possible position."""
 
-    def predict(self, example: HRMExample) -> Sequence[int]:
+    def predict(self, example: HRMExample) -> Sequence[Sequence[int]]:
         """The first tokens of the guess, as many as the target has: a network's are cut, too."""
-        return self.tokens[: len(example.target_sequence)]
+        return (self.tokens[: len(example.target_sequence)],)
 
 
 def commonest(target_token_counts: Sequence[int], fitted_on: str) -> Guess:

@@ -23,7 +23,7 @@ from hrm.evaluation.report import (
     Seconds,
     Setting,
 )
-from hrm.evaluation.scoring import score
+from hrm.evaluation.scoring import Score, score
 from hrm.evaluation.statistics import (
     IntegerHistogram,
     PositiveHistogram,
@@ -244,14 +244,11 @@ class BaselineCounter:
 
     def add(self, example: HRMExample, known: str) -> None:
         """Count one example of the group `known`: `KNOWN` or `UNKNOWN`."""
-        target = example.target_sequence
-        predicted = self._baseline.predict(example)
-        guess = score(
-            (*predicted, *[NO_TOKEN] * (len(target) - len(predicted))),
-            target,
-            baseline_token=None,
-            length_accepted=len(predicted) == len(target),
-        )
+        guesses = [
+            _score(predicted, example.target_sequence)
+            for predicted in self._baseline.predict(example)
+        ]
+        guess = max(guesses, key=lambda each: (each.solved, each.correct_tokens))
         for counter in (self._overall, self._by_known[known]):
             counter.add(
                 guess.correct_tokens,
@@ -393,6 +390,15 @@ class EvaluationCounter:
                 for baseline in self._baselines
             ),
         )
+
+
+def _score(predicted: Sequence[int], target: Sequence[int]) -> Score:
+    return score(
+        (*predicted, *[NO_TOKEN] * (len(target) - len(predicted))),
+        target,
+        baseline_token=None,
+        length_accepted=len(predicted) == len(target),
+    )
 
 
 def _ratio(part: float, whole: int) -> float | None:

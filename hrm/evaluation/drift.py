@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hrm.data.changes import Change, ChangeKind, Replacements, change_at, places
 from hrm.data.conversion import AcceptedPair
 from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
+from hrm.data.texts import TextHashes
 from hrm.evaluation.check import check_message
 from hrm.evaluation.evaluator import Evaluator, PendingVerdict
 from hrm.evaluation.report import Setting
@@ -71,7 +72,8 @@ class KindFigures(_Model):
     places: int = Field(description="Places for such a change in all known messages.")
     changes: int = Field(
         description="Changes that were judged, each at another place. Fewer than places if they "
-        "were sampled, or if some known messages raise an alarm unchanged."
+        "were sampled, if some known messages raise an alarm unchanged, or if a change made "
+        "another accepted answer to the same prompt, which is no drift."
     )
     model_wrong: int = Field(
         description="Changes that the model judges wrongly: solved although the text changed, or "
@@ -341,6 +343,9 @@ class _Tally:
             verdict = evaluator.submit({**message, "completion": change.text}).result().verdict
         except MessageRejected:
             return  # the change made a message of the largest size larger
+        real = not self._kind.harmless and verdict.text is not TextCheck.DIFFERENT
+        if real and _is_another_answer(message["prompt"], change, evaluator):
+            return
         self._changes += 1
         if verdict.text is not TextCheck.UNKNOWN:
             self._text_checked += 1
@@ -369,6 +374,19 @@ class _Tally:
             place = self._examples_source.randrange(self._model_wrong)
         if place < self._max_examples:
             self._examples[place : place + 1] = [_example(message_id, change)]
+
+
+def _is_another_answer(prompt: str, change: Change, evaluator: Evaluator) -> bool:
+    """Whether the change made the completion another one that is accepted for its prompt."""
+    training = evaluator.checkpoint.training
+    if training is None or training.accepted is None:
+        return False
+    before, after = (TextHashes.of(prompt, text) for text in (change.original, change.text))
+    accepted = training.accepted.texts.check(after)
+    return (
+        accepted in {TextCheck.SAME, TextCheck.NORMALISED}
+        and after.normalised_completion != before.normalised_completion
+    )
 
 
 def _example(message_id: str, change: Change) -> ChangeExample:

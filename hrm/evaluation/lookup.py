@@ -16,19 +16,25 @@ MAX_NEIGHBOURS = 10_000
 """Most training pairs for the nearest neighbour, which compares every example with all of them. At
 10,000 that takes 0.5 ms for an example of 12 tokens and 3.9 ms for one of 100, on a CPU core."""
 
+Targets = dict[tuple[int, bytes], tuple[bytes, ...]]
+"""The targets of each puzzle and input."""
+
 
 class TrainingPairs:
-    """Collects training pairs; the first of those with equal puzzle and input counts."""
+    """Collects training pairs: the targets of each puzzle and input, each once, in order."""
 
     def __init__(self) -> None:
-        self._targets: dict[tuple[int, bytes], bytes] = {}
+        self._targets: Targets = {}
 
     def __len__(self) -> int:
         return len(self._targets)
 
     def add(self, example: HRMExample) -> None:
         """Collect one pair."""
-        self._targets.setdefault(_key(example), bytes(example.target_sequence))
+        key, target = _key(example), bytes(example.target_sequence)
+        targets = self._targets.get(key, ())
+        if target not in targets:
+            self._targets[key] = (*targets, target)
 
     def baselines(self, fitted_on: str) -> tuple[Baseline, ...]:
         """Look-up and nearest neighbour; for more than `MAX_NEIGHBOURS` pairs, look-up alone."""
@@ -39,22 +45,22 @@ class TrainingPairs:
 
 
 class Lookup:
-    """The target of the training pair with the same puzzle and input; otherwise nothing."""
+    """The targets of the training pairs with the same puzzle and input; otherwise nothing."""
 
     name = "lookup"
     tokens = None
 
-    def __init__(self, fitted_on: str, targets: dict[tuple[int, bytes], bytes]) -> None:
+    def __init__(self, fitted_on: str, targets: Targets) -> None:
         self.fitted_on = fitted_on
         self._targets = targets
 
-    def predict(self, example: HRMExample) -> Sequence[int]:
-        """The target of the pair, or no token."""
-        return self._targets.get(_key(example), b"")
+    def predict(self, example: HRMExample) -> Sequence[Sequence[int]]:
+        """The targets of the pairs, or one without a token."""
+        return self._targets.get(_key(example), (b"",))
 
 
 class NearestNeighbour:
-    """The target of the training pair whose input has the smallest edit distance in tokens.
+    """The targets of the training pairs whose input has the smallest edit distance in tokens.
 
     Of equally near pairs, one with the example's puzzle wins, and then the earliest. A puzzle that
     is drawn by the prompt's hash is shared by unrelated prompts, so it only decides ties.
@@ -63,16 +69,16 @@ class NearestNeighbour:
     name = "nearest neighbour"
     tokens = None
 
-    def __init__(self, fitted_on: str, targets: dict[tuple[int, bytes], bytes]) -> None:
+    def __init__(self, fitted_on: str, targets: Targets) -> None:
         self.fitted_on = fitted_on
         self._all = _Neighbours()
         self._by_puzzle: dict[int, _Neighbours] = {}
-        for (puzzle_id, inputs), target in targets.items():
+        for (puzzle_id, inputs), accepted in targets.items():
             for neighbours in (self._all, self._by_puzzle.setdefault(puzzle_id, _Neighbours())):
-                neighbours.add(inputs, target)
+                neighbours.add(inputs, accepted)
 
-    def predict(self, example: HRMExample) -> Sequence[int]:
-        """The target of the nearest pair; there is at least one."""
+    def predict(self, example: HRMExample) -> Sequence[Sequence[int]]:
+        """The targets of the nearest puzzle and input; there is at least one."""
         inputs = bytes(example.input_sequence)
         own = self._by_puzzle.get(example.puzzle_id)
         nearest = None if own is None else own.nearest(inputs, None)
@@ -80,7 +86,7 @@ class NearestNeighbour:
         limit = None if nearest is None else nearest[0] - 1
         if limit is None or limit >= 0:
             nearest = self._all.nearest(inputs, limit) or nearest
-        return b"" if nearest is None else nearest[1]
+        return (b"",) if nearest is None else nearest[1]
 
 
 class _Neighbours:
@@ -88,14 +94,14 @@ class _Neighbours:
 
     def __init__(self) -> None:
         self._inputs: list[bytes] = []
-        self._targets: list[bytes] = []
+        self._targets: list[tuple[bytes, ...]] = []
 
-    def add(self, inputs: bytes, target: bytes) -> None:
+    def add(self, inputs: bytes, targets: tuple[bytes, ...]) -> None:
         self._inputs.append(inputs)
-        self._targets.append(target)
+        self._targets.append(targets)
 
-    def nearest(self, inputs: bytes, limit: int | None) -> tuple[int, bytes] | None:
-        """Distance and target of the first pair with the smallest distance, up to `limit`."""
+    def nearest(self, inputs: bytes, limit: int | None) -> tuple[int, tuple[bytes, ...]] | None:
+        """Distance and targets of the first pair with the smallest distance, up to `limit`."""
         found = process.extractOne(
             inputs, self._inputs, scorer=Levenshtein.distance, score_cutoff=limit
         )

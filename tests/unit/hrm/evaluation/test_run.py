@@ -363,7 +363,7 @@ def test_baselines_are_counted_from_messages_pairs_and_examples() -> None:
     # Its pair has the puzzle that the policy gave the fourth line.
     (own,) = (baseline for baseline in found if baseline.name == "lookup")
     message = converter.convert(LINES[4]["prompt"], "x y", None, 3)
-    assert tuple(own.predict(message)) == message.target_sequence
+    assert [tuple(each) for each in own.predict(message)] == [message.target_sequence]
     assert [(line.number, line.reason) for line in refused] == [(2, RejectionReason.NOT_JSON)]
 
 
