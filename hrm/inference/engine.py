@@ -23,6 +23,7 @@ all slots are taken, a turn is for all of them: no example starves, and slots be
 Several networks are an ensemble: an example takes one slot, leaves each network when it halts
 there, and frees the slot when the last network is done. If the device's memory does not suffice,
 the examples in slots go back to the front of the queue, and the engine goes on with half the slots.
+If the device fails, the engine ends, since CUDA then answers every call with the same error.
 """
 
 import heapq
@@ -35,10 +36,11 @@ from functools import partial
 
 import torch
 
-from hrm.inference.lane import Answers, is_out_of_memory
+from hrm.inference.lane import Answers, is_device_failure, is_out_of_memory
 from hrm.inference.lanes import Lanes
 from hrm.inference.prediction import (
     EngineClosedError,
+    EngineFailedError,
     EngineFullError,
     EngineStatistics,
     InferenceError,
@@ -47,7 +49,7 @@ from hrm.inference.prediction import (
 from hrm.inference.threads import end_openmp_threads
 from hrm.model.batch import check_fits
 from hrm.model.network import HRM
-from schemas import HaltedBy, HRMExample
+from schemas import HaltedBy, HRMExample, SQEHRMError
 
 MIN_QUEUE_LIMIT = 1024
 """How many examples may wait, or twice the slots if that is more: all slots can free at once."""
@@ -130,7 +132,8 @@ class Engine:
         self.queue_limit = queue_limit or max(MIN_QUEUE_LIMIT, 2 * slots)
         self._limits = [max_steps or each.config.halt_max_steps for each in self.networks]
         self._join = join
-        self._steps = self._occupied = self._refills = 0
+        self._steps = self._occupied = self._refills = self._answered = self._turns = 0
+        self._in_turn = False
         self._waiting: deque[_Ticket] = deque()
         self._fresh: list[_Ticket] = []
         """Examples in slots that are in no lane yet."""
@@ -141,6 +144,8 @@ class Engine:
         self._cancelled: deque[Future[Prediction]] = deque()
         """Futures cancelled since the last turn."""
         self._closed = False
+        self._ended: SQEHRMError = EngineClosedError("the engine is closed")
+        """What examples get after the end."""
         self._changed = threading.Condition()
         self._lanes: Lanes[_Ticket] = Lanes(
             self.networks,
@@ -174,15 +179,18 @@ class Engine:
                 steps=self._steps,
                 occupied=self._occupied,
                 refills=self._refills,
+                answered=self._answered,
+                turns=self._turns,
+                in_turn=self._in_turn,
                 slot_reductions=self._lanes.reductions,
             )
 
     def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
         """Queue `example` and return the future of its prediction, without waiting.
 
-        The future raises `InferenceError` if a network's answer is not finite, and
-        `EngineClosedError` if the engine closed before the example took a slot. Cancelling the
-        future frees its slot, or its place in the queue, at the next turn.
+        The future raises `InferenceError` if a network's answer is not finite, `EngineClosedError`
+        if the engine closed before the example took a slot, and `EngineFailedError` if the device
+        failed. Cancelling the future frees its slot, or its place in the queue, at the next turn.
 
         Args:
             example: The example.
@@ -192,6 +200,7 @@ class Engine:
             ExampleError: The example does not fit a network.
             EngineFullError: The queue is full.
             EngineClosedError: The engine was closed.
+            EngineFailedError: The device failed.
         """
         for network in self.networks:
             check_fits(example, network.config)
@@ -200,7 +209,7 @@ class Engine:
         ticket.future.add_done_callback(partial(_note_if_cancelled, self._cancelled))
         with self._changed:
             if self._closed:
-                raise EngineClosedError("the engine is closed")
+                raise self._ended
             if len(self._waiting) >= self.queue_limit:
                 raise EngineFullError(
                     f"{self.queue_limit} examples wait already: submit again when one is answered"
@@ -226,18 +235,30 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        ended: SQEHRMError = EngineFailedError("the engine ended: its error is in the log")
         try:
             while self._take():
+                self._in_turn = True
                 self._turn()
+                self._turns += 1
+                self._in_turn = False
+            ended = self._ended
+        except SQEHRMError as error:
+            ended = error
+        except Exception as error:
+            if not is_device_failure(error):
+                raise
+            said = str(error).partition("\n")[0]
+            ended = EngineFailedError(f"the device failed: {said}")
         finally:  # whatever ended the thread, no future may stay without an outcome
             with self._changed:
-                self._closed = True
+                self._closed, self._ended, self._in_turn = True, ended, False
                 left = [*self._in_work(), *self._waiting]
                 self._waiting.clear()
                 self._changed.notify_all()
             self._clear()
             self._lanes.close()
-            _settle(left, EngineClosedError("the engine ended"))
+            _settle(left, ended)
 
     def _take(self) -> bool:
         """Wait for work and give free slots to waiting examples. Return False at the end."""
@@ -259,7 +280,7 @@ class Engine:
             self._changed.notify_all()
             goes_on = bool(self._active or self._answers) or not self._closed
         self._lanes.remove(cancelled)
-        _settle([*cancelled, *refused], EngineClosedError("the engine is closed"))
+        _settle([*cancelled, *refused], self._ended)
         return goes_on
 
     def _drop_cancelled(self) -> set[_Ticket]:
@@ -284,6 +305,8 @@ class Engine:
         if is_out_of_memory(error) and self._lanes.slots > 1:
             error = None  # the frames of its traceback hold memory of the device
             self._go_on_with_fewer_slots(tickets)
+        elif is_device_failure(error):
+            raise error
         else:
             self._clear()
             _settle(tickets, error)
@@ -342,6 +365,7 @@ class Engine:
                     continue
                 ticket.predictions[number] = prediction
                 if len(ticket.predictions) == len(self.networks):
+                    self._answered += 1
                     ticket.settle(self._joined(ticket))
 
     def _joined(self, ticket: _Ticket) -> Prediction | Exception:
@@ -379,7 +403,7 @@ class Engine:
                 for ticket in reversed(tickets)
             )
             self._lanes.shrink(in_work=len(tickets))
-        self._lanes.allocate()
+        self._lanes.allocate()  # without the lock: the device may hang, and this is to be seen
 
 
 def _note_if_cancelled(cancelled: deque[Future[Prediction]], future: Future[Prediction]) -> None:

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 """Texts of errors for which torch has no type: from CUDA and Triton, the CPU, and cuBLAS."""
 
+DEVICE_FAILURES = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUDA]")
+"""Texts of errors after which a GPU does nothing more for this process. torch has a type for those
+of its own calls only."""
+
 
 class Answers(Generic[Occupant]):
     """The predictions of the rows that halted at one step. The device may still work on them."""
@@ -306,4 +310,16 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         isinstance(error, torch.OutOfMemoryError)
         or (isinstance(error, RuntimeError) and any(each in str(error) for each in OUT_OF_MEMORY))
         or is_out_of_memory(error.__context__)
+    )
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Return whether `error` says that the device failed, such as a GPU that was lost.
+
+    After the first error of this kind, CUDA answers every call of the process with it. A lack of
+    memory is none.
+    """
+    return not is_out_of_memory(error) and (
+        isinstance(error, torch.AcceleratorError)
+        or (isinstance(error, RuntimeError) and any(each in str(error) for each in DEVICE_FAILURES))
     )

@@ -118,7 +118,7 @@ class Lanes(Generic[Occupant]):
         self._team.close()
 
     def shrink(self, in_work: int) -> None:
-        """Give all memory back, and halve the slots. `allocate` then takes memory for these.
+        """Let go of all memory, and halve the slots. `allocate` then takes memory for these.
 
         Args:
             in_work: Examples that had a slot when the memory did not suffice.
@@ -133,6 +133,11 @@ class Lanes(Generic[Occupant]):
         Raises `DeviceMemoryError` if not even one slot finds room.
         """
         while not self._lanes:
+            if self.reductions:
+                gc.collect()
+                # This only helps, and after a capture that broke off torch 2.11 cannot do it.
+                with contextlib.suppress(RuntimeError):
+                    torch.cuda.empty_cache()
             try:
                 self._lanes = [
                     Lane(network, self.slots, halting=self._halting, keep_logits=self._keep_logits)
@@ -159,7 +164,3 @@ class Lanes(Generic[Occupant]):
         self.slots = slots
         self.reductions += 1
         self._lanes = []
-        gc.collect()
-        # This only helps, and after a capture that broke off torch 2.11 cannot do it.
-        with contextlib.suppress(RuntimeError):
-            torch.cuda.empty_cache()

@@ -18,6 +18,10 @@ class EngineClosedError(SQEHRMError):
     """The engine is shutting down. Send the example to another one."""
 
 
+class EngineFailedError(SQEHRMError):
+    """The engine ended by itself, since its device failed. Only a new process can use it again."""
+
+
 class EngineFullError(SQEHRMError):
     """The engine's queue is full. Call `wait_for_room` and submit again."""
 
@@ -64,6 +68,12 @@ class EngineStatistics:
     is the mean share of the slots that a turn computes."""
     refills: int = 0
     """Examples that took a slot while others were in work."""
+    answered: int = 0
+    """Examples that the network itself answered, without a cache."""
+    turns: int = 0
+    """Turns that ended, whether or not they succeeded."""
+    in_turn: bool = False
+    """Whether a turn is under way. If it stays so while `turns` does not grow, the engine hangs."""
     slot_reductions: int = 0
     """How often the device's memory did not suffice and the engine went on with fewer slots."""
     cache_hits: int = 0

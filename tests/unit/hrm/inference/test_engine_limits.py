@@ -19,6 +19,7 @@ from hrm.inference.lanes import Lanes
 from hrm.inference.prediction import (
     DeviceMemoryError,
     EngineClosedError,
+    EngineFailedError,
     EngineFullError,
     Prediction,
 )
@@ -347,7 +348,6 @@ def test_an_engine_without_memory_for_one_slot_is_not_made(
         Engine(network, slots=4)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_when_no_memory_comes_back_every_future_fails(
     network: HRM, examples: list[HRMExample], gate: Gate, small_memory: Callable[..., None]
 ) -> None:
@@ -359,11 +359,58 @@ def test_when_no_memory_comes_back_every_future_fails(
     small_memory(0)
     gate.opened.set()
     for future in futures:
-        with pytest.raises((torch.OutOfMemoryError, EngineClosedError)):
+        with pytest.raises((torch.OutOfMemoryError, DeviceMemoryError)):
             future.result(DEADLINE)
     engine.close()
-    with pytest.raises(EngineClosedError):
+    with pytest.raises(DeviceMemoryError):
         engine.submit(examples[0])
+
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError(ILLEGAL),
+        RuntimeError(ILLEGAL),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    ],
+)
+def test_an_engine_whose_device_fails_ends_and_says_so(
+    network: HRM, examples: list[HRMExample], gate: Gate, error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
+
+    gate.before_step = fail
+    engine = Engine(network, slots=2, threads=1)
+    futures = [engine.submit(each) for each in examples[:4]]
+    gate.opened.set()
+    for future in futures:
+        with pytest.raises(EngineFailedError, match=r"the device failed: .* was encountered$"):
+            future.result(DEADLINE)
+    with pytest.raises(EngineFailedError):
+        engine.submit(examples[0])
+    assert len(gate.rows) == 1, "nothing is tried on a device that failed"
+    assert not engine.statistics.in_turn
+    engine.close()
+
+
+def test_the_statistics_show_answers_and_a_turn_that_does_not_end(
+    network: HRM, examples: list[HRMExample], gate: Gate
+) -> None:
+    with contextlib.closing(Engine(network, slots=1, max_steps=1)) as engine:
+        assert not engine.statistics.in_turn
+        future = engine.submit(examples[0])
+        assert gate.reached.wait(DEADLINE)
+        now = engine.statistics
+        assert (now.in_turn, now.turns, now.answered) == (True, 0, 0)
+        gate.opened.set()
+        future.result(DEADLINE)
+        wait_until(lambda: not engine.statistics.in_turn)
+        now = engine.statistics
+        assert (now.turns, now.answered) == (1, 1)
 
 
 @given(data=st.data(), slots=st.integers(1, 6), halting=st.sampled_from(HaltedBy))
