@@ -5,11 +5,13 @@ need none.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from hrm.inference.prediction import EngineStatistics
+from hrm.inference.prediction import EngineClosedError, EngineStatistics
 from schemas import HaltedBy, SQEMessage, Verdict
+
+__all__ = ["EngineClosedError", "EngineStatistics", "Evaluated", "Evaluator", "Pending"]
 
 Evaluated = tuple[Verdict, Counter[tuple[int, int]]]
 """A verdict, and how often each pair (target, predicted) of different tokens occurred."""
@@ -20,6 +22,7 @@ class Pending(Protocol):
 
     @property
     def message(self) -> SQEMessage: ...  # noqa: D102
+    def add_done_callback(self, callback: Callable[[], object]) -> None: ...  # noqa: D102
     def result(self, timeout: float | None = None) -> Evaluated: ...  # noqa: D102
 
 

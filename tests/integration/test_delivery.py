@@ -1,5 +1,6 @@
 """worker.delivery.outcomes and worker.broker.backlog against a real Redis."""
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -12,11 +13,20 @@ from tests.support.stubs import message, verdict
 from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.backlog import read_backlog
-from worker.broker.keys import DEAD_LETTERS, FAILURES, UNACKED_INDEX, delivery_tag
+from worker.broker.keys import (
+    DEAD_LETTERS,
+    FAILURES,
+    LIVE_QUEUE,
+    UNACKED_INDEX,
+    delivery_tag,
+    result,
+)
 from worker.broker.streams import read_dead_letters, read_failures
-from worker.delivery.envelope import Refusal
-from worker.delivery.outcomes import Answer, Delivery, DeliveryAborted
+from worker.delivery.envelope import Envelope, Refusal
+from worker.delivery.outcomes import Answer, Batch, Delivery, DeliveryAborted
 from worker.settings import Settings
+
+BATCH = Batch.of(Envelope("t", "batch-1", LIVE_QUEUE, b"[]", None, keep_result=True))
 
 
 @pytest.fixture
@@ -59,8 +69,8 @@ def test_an_attempt_whose_reply_was_lost_still_counts(
     delivery: Delivery, store: redis.Redis
 ) -> None:
     answers = [failure(delivery)]
-    assert delivery._attempt(answers, "token", None) == [True]
-    assert delivery._attempt(answers, "token", None) == [True]
+    assert delivery._attempt(answers, "token") == [True]
+    assert delivery._attempt(answers, "token") == [True]
     assert store.xlen(FAILURES) == 1
 
 
@@ -82,12 +92,37 @@ def test_each_stream_keeps_what_its_readers_need(delivery: Delivery, store: redi
 
 
 def test_a_result_is_one_of_celerys(delivery: Delivery, redis_url: str) -> None:
-    delivery.deliver([failure(delivery)], batch_id="batch-1")
+    delivery.deliver([failure(delivery)])
+    delivery.finish(BATCH, ['{"message_id":"m1"}'])
     app = create_app(redis_url)
     for task_id in ("m1", "task-1"):
         assert AsyncResult(task_id, app=app).get(timeout=1)["message_id"] == "m1"
     assert len(AsyncResult("batch-1", app=app).get(timeout=1)) == 1
     app.close()
+
+
+@pytest.mark.parametrize(("keep_result", "kept"), [(True, "m2"), (False, "")])
+def test_the_outcomes_of_a_batch_are_noted_until_it_is_finished(
+    delivery: Delivery,
+    store: redis.Redis,
+    keep_result: bool,  # noqa: FBT001
+    kept: str,
+) -> None:
+    envelope = Envelope("t", "batch-1", LIVE_QUEUE, b"[]", None, keep_result=keep_result)
+    batch = Batch.of(envelope)
+    assert delivery.begin(batch) == {}
+    delivery.deliver(
+        [failure(delivery, "m2"), failure(delivery, "m7")], batch=batch, positions=[2, 7]
+    )
+    noted = delivery.begin(Batch.of(envelope))
+    assert noted.keys() == {2, 7}
+    assert kept in noted[2]
+    assert 0 < store.ttl(batch.key) <= Settings().result_expires
+    assert delivery.begin(Batch.of(dataclasses.replace(envelope, body=b"[1]"))) == {}
+    assert delivery.begin(Batch.of(dataclasses.replace(envelope, task_id="batch-2"))) == {}
+    delivery.finish(batch, list(noted.values()))
+    assert delivery.begin(batch) == {}
+    assert store.exists(result("batch-1")) == keep_result
 
 
 def test_streams_stay_near_their_length(delivery: Delivery, store: redis.Redis) -> None:

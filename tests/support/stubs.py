@@ -1,18 +1,21 @@
 """A stand-in for the evaluator: real messages in, verdicts out, and no model between them.
 
-The prompt says what happens: `solve`, `fail`, `nan` (no finite answer), `bug` (an unexpected
-error), `hold FILE` (wait until the file exists), `die` (the process ends as if it were killed).
+The prompt says what happens: `solve`, `fail`, `hit` (solved from a cache), `nan` (no finite
+answer), `bug` (an unexpected error), `hold FILE` (wait until the file exists), `hang FILE` (unless
+the file exists, the engine hangs for ever), `die` (the process ends as if it were killed).
 """
 
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hrm.inference.prediction import EngineStatistics
+from hrm.inference.prediction import EngineClosedError, EngineStatistics
 from schemas import (
     Category,
     Difficulty,
@@ -21,7 +24,6 @@ from schemas import (
     MessageRejected,
     PromptMatch,
     RejectionReason,
-    SQEHRMError,
     SQEMessage,
     TextCheck,
     Timings,
@@ -72,24 +74,25 @@ def verdict(of: SQEMessage, queued: float | None = None) -> Verdict:
 
 
 class StubPending:
-    def __init__(self, of: SQEMessage, queued: float | None, closed: threading.Event) -> None:
+    def __init__(self, of: SQEMessage, queued: float | None) -> None:
         self.message = of
+        self.future: Future[None] = Future()
         self._queued = queued
-        self._closed = closed
+
+    def add_done_callback(self, callback: Callable[[], object]) -> None:
+        self.future.add_done_callback(lambda _: callback())
 
     def result(self, timeout: float | None = None) -> Evaluated:
         assert timeout is None
-        action, _, rest = self.message.prompt.partition(" ")
-        if action == "nan":
-            raise MessageRejected(RejectionReason.EVALUATION_FAILED, "no finite answer")
-        if action == "die":
-            os._exit(9)
-        if action == "bug":
-            raise RuntimeError(self.message.prompt)
-        while action == "hold" and not Path(rest).exists():
-            if self._closed.wait(0.01):
-                raise SQEHRMError("the engine is closed")
-        wrong = Counter({(1, 2): 2} if action == "fail" else {})
+        self.future.result()
+        match self.message.prompt.partition(" ")[0]:
+            case "nan":
+                raise MessageRejected(RejectionReason.EVALUATION_FAILED, "no finite answer")
+            case "die":
+                os._exit(9)
+            case "bug":
+                raise RuntimeError(self.message.prompt)
+        wrong = Counter({(1, 2): 2} if self.message.prompt.startswith("fail") else {})
         return verdict(self.message, self._queued), wrong
 
 
@@ -104,13 +107,37 @@ class StubEvaluator:
         self.statistics = EngineStatistics(slots=slots)
         self.submitted: list[str] = []
         self._closed = threading.Event()
+        self._lock = threading.Lock()
 
     def submit(
         self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
     ) -> StubPending:
         parsed = parse_message(body)
+        pending = StubPending(parsed, queued_seconds)
         self.submitted.append(parsed.prompt)
-        return StubPending(parsed, queued_seconds, self._closed)
+        action, _, file = parsed.prompt.partition(" ")
+        if action == "hang" and not Path(file).exists():
+            self.statistics = replace(self.statistics, in_turn=True)
+        if self.statistics.in_turn:
+            return pending
+        if action == "hold":
+            threading.Thread(target=self._hold, args=(pending.future, Path(file))).start()
+            return pending
+        if action in {"solve", "fail", "hang"}:
+            with self._lock:
+                answered = self.statistics.answered + 1
+                self.statistics = replace(self.statistics, answered=answered)
+        pending.future.set_result(None)
+        return pending
+
+    def _hold(self, future: Future[None], file: Path) -> None:
+        while not file.exists():
+            if self._closed.wait(0.01):
+                future.set_exception(EngineClosedError("the engine is closed"))
+                return
+        future.set_result(None)
 
     def close(self) -> None:
         self._closed.set()
+        if self.statistics.in_turn:
+            threading.Event().wait()

@@ -71,6 +71,11 @@ def refused(identity: str) -> str:
     return f"sqe:counted:refused:{identity}"
 
 
+def partial(identity: str) -> str:
+    """Name the hash of the outcomes of a batch by position, until the last one is stored."""
+    return f"sqe:partial:{identity}"
+
+
 def result(task_id: str) -> str:
     """Name the key of an outcome in Celery's result backend, also the channel that announces it."""
     return f"celery-task-meta-{task_id}"

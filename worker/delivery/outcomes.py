@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError
@@ -23,8 +23,8 @@ from redis.exceptions import NoScriptError
 from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
-from worker.delivery.envelope import Refusal
-from worker.delivery.scripts import MARK, STORE, STORE_LIST
+from worker.delivery.envelope import Envelope, Refusal
+from worker.delivery.scripts import MARK, NOTE, STORE, STORE_LIST
 from worker.delivery.suspicion import Suspicion
 from worker.settings import Settings
 
@@ -58,6 +58,29 @@ class Answer:
     """The record for a stream; None for a solved message."""
     tag: str = ""
     """Tag of the delivery that is acknowledged together with the outcome, if it has no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch, whose outcomes are stored one by one.
+
+    Args:
+        key: Redis key of the outcomes that are stored, by position, until all are.
+        list_id: Id under which the list of all outcomes is stored; None if nobody wants it.
+    """
+
+    key: str
+    list_id: str | None
+
+    @classmethod
+    def of(cls, envelope: Envelope) -> Self:
+        """Name the batch of a task. Repeated deliveries have the same name, other sendings not."""
+        identity = hashlib.sha1(
+            envelope.task_id.encode(errors="surrogatepass") + b"\0" + envelope.body,
+            usedforsecurity=False,
+        )
+        list_id = envelope.task_id if envelope.keep_result else None
+        return cls(keys.partial(identity.hexdigest()), list_id)
 
 
 class Delivery:
@@ -130,14 +153,46 @@ class Delivery:
             tag=refusal.tag,
         )
 
-    def deliver(self, answers: Sequence[Answer], *, batch_id: str | None = None) -> list[bool]:
+    def begin(self, batch: Batch) -> dict[int, str]:
+        """Read the outcomes that earlier deliveries of a batch have stored, by position, as JSON.
+
+        They are empty if the sender wants no list of them. Raises `DeliveryAborted`.
+        """
+        stored: dict[bytes, bytes] = self._until_accepted(
+            lambda: self._client.hgetall(batch.key)  # type: ignore[arg-type, return-value]
+        )
+        return {int(position): outcome.decode() for position, outcome in stored.items()}
+
+    def finish(self, batch: Batch, outcomes: Sequence[str]) -> None:
+        """Store the list of a batch's outcomes, which are JSON, and forget that they were parts.
+
+        Raises `DeliveryAborted`.
+        """
+        self._until_accepted(lambda: self._finish(batch, outcomes))
+
+    def _finish(self, batch: Batch, outcomes: Sequence[str]) -> None:
+        if batch.list_id is not None:
+            now = datetime.now(UTC).isoformat()
+            text = _result(f"[{','.join(outcomes)}]", batch.list_id, now)
+            key = keys.result(batch.list_id)
+            STORE_LIST(self._client, (key,), self._settings.result_expires, text)
+        self._client.delete(batch.key)
+
+    def deliver(
+        self,
+        answers: Sequence[Answer],
+        *,
+        batch: Batch | None = None,
+        positions: Sequence[int] = (),
+    ) -> list[bool]:
         """Store the answers in one round trip; try until Redis accepts all of them.
 
         A repeated attempt changes nothing that an earlier one did.
 
         Args:
             answers: The answers to store.
-            batch_id: Id under which the list of all outcomes is stored as well.
+            batch: The batch that they are part of.
+            positions: Their positions in it.
 
         Returns:
             Whether each answer is the first for its message, which is then counted.
@@ -146,7 +201,7 @@ class Delivery:
             DeliveryAborted: Redis did not accept the answers after `give_up`.
         """
         token = uuid.uuid4().hex
-        return self._until_accepted(lambda: self._attempt(answers, token, batch_id))
+        return self._until_accepted(lambda: self._attempt(answers, token, batch, positions))
 
     def mark_alone(self, suspicion: Suspicion, position: int) -> None:
         """Note that the message at `position` of a suspect is evaluated alone from now on.
@@ -168,15 +223,23 @@ class Delivery:
                     raise DeliveryAborted(f"Redis did not accept the outcome: {error}") from error
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _attempt(self, answers: Sequence[Answer], token: str, batch_id: str | None) -> list[bool]:
+    def _attempt(
+        self,
+        answers: Sequence[Answer],
+        token: str,
+        batch: Batch | None = None,
+        positions: Sequence[int] = (),
+    ) -> list[bool]:
         try:
-            return self._store(answers, token, batch_id)
+            return self._store(answers, token, batch, positions)
         except NoScriptError:  # a Redis that has just started
             STORE.load(self._client)
-            STORE_LIST.load(self._client)
-            return self._store(answers, token, batch_id)
+            NOTE.load(self._client)
+            return self._store(answers, token, batch, positions)
 
-    def _store(self, answers: Sequence[Answer], token: str, batch_id: str | None) -> list[bool]:
+    def _store(
+        self, answers: Sequence[Answer], token: str, batch: Batch | None, positions: Sequence[int]
+    ) -> list[bool]:
         settings = self._settings
         now = datetime.now(UTC).isoformat()
         outcomes = [answer.outcome.model_dump_json() for answer in answers]
@@ -194,9 +257,10 @@ class Delivery:
                     *(_result(outcome, task_id, now) for task_id in answer.result_ids),
                     *self._stream_arguments(record),
                 )
-            if batch_id is not None:
-                batch = _result(f"[{','.join(outcomes)}]", batch_id, now)
-                STORE_LIST(pipe, (keys.result(batch_id),), settings.result_expires, batch)
+            if batch is not None:
+                kept = outcomes if batch.list_id is not None else [""] * len(outcomes)
+                noted = [each for pair in zip(positions, kept, strict=True) for each in pair]
+                NOTE(pipe, (batch.key,), settings.result_expires, *noted)
             replies = pipe.execute()
         return [bool(reply) for reply in replies[: len(answers)]]
 

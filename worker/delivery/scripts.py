@@ -231,6 +231,13 @@ redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[1])
 redis.call('PUBLISH', KEYS[1], ARGV[2])
 """)
 
+NOTE = Script("""#!lua flags=allow-oom
+-- Notes outcomes of a batch, so that another delivery of it does not evaluate their messages again.
+-- KEYS: the batch's outcomes. ARGV: seconds they live, then positions, each with its outcome.
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+""")
+
 MARK = Script("""#!lua flags=allow-oom
 -- KEYS: faults. ARGV: the digest of a suspect, the position that is evaluated alone from now on.
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then

@@ -1,8 +1,9 @@
 """Poisonous messages: how many faults an item may have, and what its faults say about it.
 
-A fault is a delivery that ended without an outcome, because its worker died or broke. After two
-faults an item is a suspect. A worker takes it only if it has nothing else in hand, and evaluates
-its messages one by one. A fault then has one possible cause, and no neighbour is blamed for it.
+A fault is a delivery that ended without an outcome, because its worker died, broke or met an
+unexpected error. After two faults an item is a suspect. A worker takes it only if it has nothing
+else in hand, and evaluates its messages one by one. A fault then has one possible cause, and no
+neighbour is blamed for it.
 
 Knows counts and positions; nothing of what is in an item. `worker.delivery.scripts` keeps the
 counts.
@@ -21,6 +22,10 @@ message, and to everything that a worker holds whose machine fails; two are rare
 FAULTS_ALONE = 2
 """Faults of a message while it was evaluated alone, after which it is a dead letter. One may be the
 machine's: a kill for memory that another process used up."""
+
+AFTER_FAULT = "after a fault"
+"""Value for Celery's `requeue`, which is true otherwise, if the delivery ended in a fault although
+its worker goes on."""
 
 NOT_ALONE = "-"
 """Position in the record of a fault that happened while no message was evaluated alone."""

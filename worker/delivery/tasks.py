@@ -13,7 +13,8 @@ from schemas import MessageRejected, RejectionReason, SQEHRMError
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH
 from worker.delivery.envelope import Envelope, Refusal, read_json, reading
 from worker.delivery.outcomes import DeliveryAborted
-from worker.delivery.service import Service
+from worker.delivery.service import NoOutcome, Service
+from worker.delivery.suspicion import AFTER_FAULT
 
 
 def register_tasks(app: Celery, service: Service) -> None:
@@ -52,9 +53,14 @@ def register_tasks(app: Celery, service: Service) -> None:
                 service.refuse(item.refuse(rejected))
                 return
             service.process(item, bodies, batch=batch)
+        # The message was not answered, so it goes back to the queue unacknowledged.
+        except NoOutcome as error:
+            raise Reject(str(error), requeue=AFTER_FAULT) from None
         except (SQEHRMError, DeliveryAborted) as error:
-            # The message was not answered, so it goes back to the queue unacknowledged.
             raise Reject(str(error), requeue=True) from None
+        except Exception as error:  # noqa: BLE001 - Celery would acknowledge the message
+            service.note_unexpected(error)
+            raise Reject(f"unexpected {type(error).__name__}", requeue=AFTER_FAULT) from None
 
 
 def message_of(body: bytes) -> Any:  # noqa: ANN401 - any JSON value

@@ -43,7 +43,7 @@ from worker.broker.keys import (
 from worker.broker.streams import KEPT_BYTES, Original
 from worker.delivery.envelope import Envelope, Refusal, read_item, refuse_item, refuse_oversized
 from worker.delivery.scripts import ACKNOWLEDGE, PUT_BACK, RENEW, RESTORE, TAKE, Suspects
-from worker.delivery.suspicion import Suspicion
+from worker.delivery.suspicion import AFTER_FAULT, Suspicion
 
 OnReply = Callable[[], None]
 """Callback for each reply from Redis to a request for messages."""
@@ -124,13 +124,16 @@ class QoS(redis.QoS):
             # must not take up the place of another.
             self._forget(tag)
 
-    def reject(self, tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Forget a message or, with `requeue`, put it back into its queue."""
+    def reject(self, tag: str, requeue: bool | str = False) -> None:  # noqa: FBT001, FBT002 - kombu's
+        """Forget a message or, with `requeue`, put it back into its queue.
+
+        `AFTER_FAULT` counts a fault; so does everything else that a broken worker gives back.
+        """
         if not requeue:
             self.ack(tag)
             return
         try:
-            self._put_back(tag, fault=self.channel.is_broken())
+            self._put_back(tag, fault=requeue == AFTER_FAULT or self.channel.is_broken())
         finally:
             self._forget(tag)
 

@@ -1,33 +1,37 @@
 """worker.delivery.service: each body has one outcome, whatever the others are."""
 
 import json
+import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hrm.inference.prediction import EngineFailedError
 from schemas import (
     DeadLetter,
     MessageRejected,
     Rejection,
     RejectionReason,
-    SQEHRMError,
 )
+from tests.support.processes import wait_for
 from tests.support.stubs import StubEvaluator, StubPending, message
 from worker.broker import keys
+from worker.delivery import service
 from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
-from worker.delivery.outcomes import Answer, Delivery
+from worker.delivery.outcomes import Answer, Batch, Delivery
 from worker.delivery.service import (
     CLOCK_SKEW,
     LONGEST_WAIT,
     MAX_ERRORS_IN_A_ROW,
+    NoOutcome,
     Service,
-    WorkerBroken,
 )
 from worker.delivery.suspicion import Suspicion
-from worker.evaluator import Evaluated
+from worker.evaluator import EngineClosedError, Evaluated
 from worker.telemetry.metrics import Metrics
 
 
@@ -36,7 +40,9 @@ class Recorder(Delivery):
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
-        self.batch_id: str | None = None
+        self.by_position: dict[int, Answer] = {}
+        self.lists: list[tuple[str | None, list[str]]] = []
+        self.earlier: dict[int, str] = {}
         self.first = True
         self.marked: list[tuple[str, int]] = []
         self._worker = "w:1"
@@ -44,10 +50,22 @@ class Recorder(Delivery):
     def mark_alone(self, suspicion: Suspicion, position: int) -> None:
         self.marked.append((suspicion.digest, position))
 
-    def deliver(self, answers: Sequence[Answer], *, batch_id: str | None = None) -> list[bool]:
+    def begin(self, batch: Batch) -> dict[int, str]:  # noqa: ARG002
+        return self.earlier
+
+    def deliver(
+        self,
+        answers: Sequence[Answer],
+        *,
+        batch: Batch | None = None,  # noqa: ARG002
+        positions: Sequence[int] = (),
+    ) -> list[bool]:
         self.answers += answers
-        self.batch_id = batch_id
+        self.by_position.update(zip(positions, answers, strict=False))
         return [self.first] * len(answers)
+
+    def finish(self, batch: Batch, outcomes: Sequence[str]) -> None:
+        self.lists.append((batch.list_id, list(outcomes)))
 
 
 class World:
@@ -69,7 +87,9 @@ class World:
     ) -> list[Any]:
         suspicion = None if faults is None else Suspicion.read(b"digest", faults.encode())
         envelope = Envelope("t", "task-1", "sqe.evaluate", b"", at, True, suspicion)
-        return list(self.service.process(envelope, bodies, batch=batch))
+        self.delivery.by_position.clear()
+        self.service.process(envelope, bodies, batch=batch)
+        return [answer.outcome for _, answer in sorted(self.delivery.by_position.items())]
 
     def letter_bodies(self) -> list[bytes]:
         records = [answer.record for answer in self.delivery.answers]
@@ -101,7 +121,10 @@ def test_outcomes_come_in_the_order_of_the_bodies(world: World) -> None:
     ]
 
 
-def test_a_whole_batch_is_in_the_engine_before_the_first_result_is_awaited(world: World) -> None:
+def test_a_whole_batch_is_in_the_engine_before_the_first_result_is_awaited(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "STORE_SECONDS", 60)
     submitted_when_asked: list[int] = []
     submit = world.evaluator.submit
 
@@ -163,13 +186,15 @@ def test_a_message_is_counted_for_the_checkpoint_that_answered_it(world: World) 
 def test_a_single_messages_outcome_is_found_by_its_id_and_by_the_tasks(world: World) -> None:
     world.process(text(message_id="m1"), batch=False)
     assert world.delivery.answers[0].result_ids == ("m1", "task-1")
-    assert world.delivery.batch_id is None
+    assert world.delivery.lists == []
 
 
 def test_the_outcomes_of_a_batch_are_found_one_by_one_and_as_a_list(world: World) -> None:
     world.process(text(message_id="m1"), text(message_id="m2"))
     assert [answer.result_ids for answer in world.delivery.answers] == [("m1",), ("m2",)]
-    assert world.delivery.batch_id == "task-1"
+    ((list_id, outcomes),) = world.delivery.lists
+    assert list_id == "task-1"
+    assert [json.loads(each)["message_id"] for each in outcomes] == ["m1", "m2"]
 
 
 def test_a_refused_message_of_a_batch_does_not_take_the_place_of_the_list(world: World) -> None:
@@ -211,32 +236,106 @@ def test_equal_refused_messages_are_told_apart_by_position_and_task(world: World
     assert markers[:2] == markers[2:], "the same task delivered again"
 
 
-def test_an_unforeseen_error_refuses_its_message_and_no_other(world: World) -> None:
-    outcomes = world.process(text("bug"), text("solve"))
+def test_an_unforeseen_error_leaves_its_message_and_no_other_without_an_outcome(
+    world: World,
+) -> None:
+    with pytest.raises(NoOutcome, match="unexpected RuntimeError"):
+        world.process(text("bug"), text(message_id="m1"), text("bug"))
+    assert [answer.outcome.message_id for answer in world.delivery.answers] == ["m1"]
+    assert world.delivery.lists == []
+    assert world.count("errors_total", kind="internal") == 2
+    assert world.broken == []
+
+
+def test_an_unforeseen_error_of_a_suspect_refuses_its_message_and_no_other(world: World) -> None:
+    outcomes = world.process(text("bug"), text("solve"), faults="- -")
     assert outcomes[0].reason is RejectionReason.EVALUATION_FAILED
     assert outcomes[1].solved
-    assert world.count("errors_total", kind="internal") == 1
     assert world.broken == []
 
 
 def test_an_unforeseen_error_shows_no_text_of_the_message(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.process(text("bug secret"))
+    with pytest.raises(NoOutcome):
+        world.process(text("bug secret"))
     assert "RuntimeError" in caplog.text
     assert "secret" not in caplog.text
 
 
+def fail(world: World, times: int, *, between: str | None = None) -> None:
+    for _ in range(times):
+        with pytest.raises(NoOutcome):
+            world.process(text("bug"))
+        if between is not None:
+            world.process(text(between))
+
+
 def test_a_worker_that_meets_only_errors_stops(world: World) -> None:
-    for _ in range(MAX_ERRORS_IN_A_ROW - 1):
-        world.process(text("bug"))
+    fail(world, MAX_ERRORS_IN_A_ROW - 1)
     world.process(text("solve"))
-    for _ in range(MAX_ERRORS_IN_A_ROW - 1):
-        world.process(text("bug"))
-    with pytest.raises(WorkerBroken):
-        world.process(text("bug"))
+    fail(world, MAX_ERRORS_IN_A_ROW - 1)
+    assert world.broken == []
+    fail(world, 1)
     assert len(world.broken) == 1
-    assert len(world.delivery.answers) == 2 * MAX_ERRORS_IN_A_ROW - 1, "the last is not answered"
+    assert len(world.delivery.answers) == 1, "no message with an error is answered"
+
+
+def test_an_answer_of_the_cache_is_no_sign_of_a_sound_engine(world: World) -> None:
+    fail(world, MAX_ERRORS_IN_A_ROW, between="hit")
+    assert len(world.broken) == 1
+    assert world.letter_bodies() == []
+
+
+def test_an_answer_of_the_engine_is(world: World) -> None:
+    fail(world, 3 * MAX_ERRORS_IN_A_ROW, between="solve")
+    assert world.broken == []
+
+
+def test_an_outcome_is_stored_while_others_of_its_batch_are_in_work(
+    world: World, tmp_path: Path
+) -> None:
+    bodies = [text(f"hold {tmp_path / 'gate'}"), text(), "no json", text()]
+    thread = threading.Thread(target=world.process, args=bodies)
+    thread.start()
+    wait_for(lambda: len(world.delivery.answers) == 3, "stored")
+    assert sorted(world.delivery.by_position) == [1, 2, 3]
+    (tmp_path / "gate").touch()
+    thread.join()
+    assert len(world.delivery.answers) == 4
+    assert len(world.delivery.lists) == 1
+
+
+def test_what_an_earlier_delivery_has_stored_is_not_evaluated_again(world: World) -> None:
+    world.delivery.earlier = {0: '"first"', 2: '"third"'}
+    bodies = [text("bug"), text("fail", message_id="m1"), text("bug")]
+    (outcome,) = world.process(*bodies)
+    assert outcome.message_id == "m1"
+    assert world.evaluator.submitted == ["fail"]
+    ((_, outcomes),) = world.delivery.lists
+    assert [outcomes[0], outcomes[2]] == ['"first"', '"third"']
+    world.process(*bodies, faults="- -")
+    assert world.evaluator.submitted == ["fail", "fail"]
+
+
+def test_a_batch_that_is_abandoned_keeps_the_outcomes_it_has(world: World, tmp_path: Path) -> None:
+    raised: list[EngineClosedError] = []
+
+    def process() -> None:
+        try:
+            world.process(text(message_id="m1"), text(f"hang {tmp_path / 'never'}"), text())
+        except EngineClosedError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=process)
+    thread.start()
+    wait_for(lambda: len(world.evaluator.submitted) == 3, "submitted")
+    world.service.abandon()
+    thread.join()
+    assert [answer.outcome.message_id for answer in world.delivery.answers] == ["m1"]
+    assert len(raised) == 1
+    with pytest.raises(EngineClosedError):
+        world.process(text())
 
 
 def test_a_suspects_messages_are_evaluated_and_stored_one_by_one(world: World) -> None:
@@ -254,7 +353,7 @@ def test_a_suspects_messages_are_evaluated_and_stored_one_by_one(world: World) -
     ]
     assert world.delivery.marked == [("digest", position) for position in range(4)]
     assert stored_at_submit == [0, 1, 2, 3]
-    assert world.delivery.batch_id is None
+    assert world.delivery.lists == []
 
 
 def test_the_poisonous_message_of_a_suspect_is_a_dead_letter_unread(world: World) -> None:
@@ -266,7 +365,7 @@ def test_the_poisonous_message_of_a_suspect_is_a_dead_letter_unread(world: World
     assert world.evaluator.submitted == ["solve", "solve"]
     assert world.letter_bodies()[0] == bodies[1].encode()
     assert world.count("rejected_total", reason="delivered_too_often") == 1
-    assert world.delivery.batch_id == "task-1", "the list of all outcomes is stored as well"
+    assert [list_id for list_id, _ in world.delivery.lists] == ["task-1"]
 
 
 def test_the_bugs_of_one_suspect_break_no_worker_but_those_of_eight_do(world: World) -> None:
@@ -275,14 +374,30 @@ def test_the_bugs_of_one_suspect_break_no_worker_but_those_of_eight_do(world: Wo
 
     for _ in range(MAX_ERRORS_IN_A_ROW - 1):
         bugs()
-    with pytest.raises(WorkerBroken):
+    letters = len(world.letter_bodies())
+    with pytest.raises(NoOutcome):
         bugs()
+    assert len(world.broken) == 1
+    assert len(world.letter_bodies()) == letters, "a broken worker refuses nothing"
 
 
-def test_a_closed_engine_answers_nothing(world: World) -> None:
+def test_a_batch_whose_engine_closes_keeps_the_outcomes_it_has(world: World) -> None:
     world.evaluator.close()
-    with pytest.raises(SQEHRMError, match="closed"):
-        world.process(text("solve"), text("hold /nowhere"))
+    with pytest.raises(EngineClosedError):
+        world.process(text(message_id="m1"), text("hold /nowhere"), text(message_id="m3"))
+    answers = world.delivery.answers
+    assert sorted(answer.outcome.message_id or "" for answer in answers) == ["m1", "m3"]
+    assert world.broken == [], "it was closed because the worker stops"
+
+
+def test_a_failed_engine_stops_the_worker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: StubPending) -> Evaluated:
+        raise EngineFailedError("the device failed: CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(StubPending, "result", fail)
+    with pytest.raises(EngineFailedError):
+        world.process(text(), batch=False)
+    assert world.broken == ["the device failed: CUDA error: unspecified launch failure"]
     assert world.delivery.answers == []
 
 
