@@ -92,6 +92,11 @@ class Settings(BaseModel):
     """Seconds from SIGTERM until unfinished messages go back to the queue. The default is within
     the 30 s after which Kubernetes kills the process."""
 
+    stall_seconds: Annotated[float, Field(ge=1)] = 120.0
+    """Seconds after which an engine that has not finished an ACT step hangs, and its worker ends.
+    A step takes milliseconds to seconds, and compiling happens before the first. After a lack of
+    the device's memory, one may capture the steps of a GPU again, which takes some seconds."""
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Self:  # noqa: ANN401
         """Read the settings from `environ`; an override that is not None takes precedence.

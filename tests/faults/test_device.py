@@ -1,6 +1,7 @@
 """A device that is lost, or never answers again: its worker ends, and nothing is lost."""
 
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.processes import REAL, Worker, wait_for
+from tests.support.processes import REAL, STUB, Worker, wait_for
 from tests.support.stubs import message
-from worker.broker.keys import DEAD_LETTERS, UNACKED
+from worker.broker.keys import DEAD_LETTERS, FAULTS, LIVE_QUEUE, UNACKED
 from worker.client import Client
 
 FAULTY = (sys.executable, "-m", "tests.support.faulty_worker")
@@ -27,20 +28,33 @@ def errors(worker: Worker) -> list[str]:
     return re.findall(r"^.* ERROR .*$", worker.log.read_text(), re.MULTILINE)
 
 
-def test_a_worker_that_loses_its_device_gives_sound_messages_back_and_ends(
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("lost", "the device failed: CUDA error: an illegal memory access was encountered"),
+        ("hangs", "the engine has not finished a step for 2 s"),
+    ],
+)
+def test_a_worker_whose_device_fails_gives_sound_messages_back_and_ends(
     workers: ExitStack,
     tmp_path: Path,
     redis_url: str,
     client: Client,
     store: redis.Redis,
     tiny_checkpoint: Path,
+    fault: str,
+    reason: str,
 ) -> None:
-    options = {"checkpoint_dir": tiny_checkpoint.parent, "visibility_timeout": 60}
+    options = {
+        "checkpoint_dir": tiny_checkpoint.parent,
+        "visibility_timeout": 60,
+        "stall_seconds": 2,
+    }
     start = Worker.start(FAULTY, tmp_path, redis_url, "--checkpoint", "tiny", **options)
     first = workers.enter_context(start).wait_until_ready()
     known = [message(f"known {place}") for place in range(30)]
     assert len(list(client.results([client.submit(each) for each in known]))) == 30
-    (tmp_path / "fault").write_text("lost")
+    (tmp_path / "fault").write_text(fault)
     # Every second message is in the cache, which still answers.
     sent = [
         client.submit(message(f"new {place}" if place % 2 else f"known {place % 30}"))
@@ -48,7 +62,7 @@ def test_a_worker_that_loses_its_device_gives_sound_messages_back_and_ends(
     ]
     assert first.wait() == 1
     (line,) = errors(first)
-    assert "this worker cannot go on: the device failed: CUDA error: an illegal memory" in line
+    assert line.endswith(f" this worker cannot go on: {reason}")
     assert store.hlen(UNACKED) == 0, "given back, without waiting for the visibility timeout"
     (tmp_path / "fault").unlink()
     start = Worker.start(REAL, tmp_path, redis_url, "--checkpoint", "tiny", **options)
@@ -57,3 +71,44 @@ def test_a_worker_that_loses_its_device_gives_sound_messages_back_and_ends(
     assert store.xlen(DEAD_LETTERS) == 0
     wait_for(lambda: not store.exists(UNACKED), "acknowledged")
     assert second.total("rejected_total") == second.total("duplicates_total") == 0
+
+
+def test_a_worker_whose_engine_hangs_says_so_and_ends(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    options = {"visibility_timeout": 60, "stall_seconds": 2}
+    first = workers.enter_context(Worker.start(STUB, tmp_path, redis_url, **options))
+    first.wait_until_ready()
+    assert first.metrics()["engine_stalled_seconds"] == 0
+    repaired = tmp_path / "repaired"
+    sent = [
+        client.submit(message(f"hang {repaired}" if place == 3 else "solve")) for place in range(9)
+    ]
+    sent += client.submit_many([message(), message(), message()])
+    wait_for(lambda: first.get("/readyz")[0] == 503, "not ready")
+    assert "the engine has not finished a step for 1 s" in first.get("/readyz")[1]
+    assert first.metrics()["engine_stalled_seconds"] >= 1
+    assert first.wait() == 1
+    assert len(errors(first)) == 1
+    assert store.hlen(UNACKED) == 0, "given back, without waiting for the visibility timeout"
+    assert store.exists(FAULTS), "the hanging message may be the cause"
+    repaired.touch()
+    second = workers.enter_context(Worker.start(STUB, tmp_path, redis_url, **options))
+    assert {each.message_id for each in client.results(sent)} == set(sent)
+    assert store.xlen(DEAD_LETTERS) == 0
+    assert second.total("duplicates_total") == 0
+
+
+def test_sigterm_ends_a_worker_whose_engine_hangs(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    options = {"visibility_timeout": 60, "shutdown_grace_seconds": 0.2}
+    worker = workers.enter_context(Worker.start(STUB, tmp_path, redis_url, **options))
+    client.submit(message(f"hang {tmp_path / 'never'}"))
+    client.submit(message())
+    wait_for(lambda: store.hlen(UNACKED) == 2, "taken")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert errors(worker) == []
+    assert (store.llen(LIVE_QUEUE), store.hlen(UNACKED)) == (2, 0)
+    assert not store.exists(FAULTS), "it was told to stop"

@@ -35,7 +35,8 @@ def relay(tmp_path: Path, redis_url: str, store: redis.Redis) -> Relay:
     def run(*options: str, most: int) -> int:
         ended = 0
         while ended <= most:
-            with Worker.start(STUB, tmp_path, redis_url, *options, visibility_timeout=SHORT) as one:
+            limits = {"visibility_timeout": SHORT, "stall_seconds": SHORT}
+            with Worker.start(STUB, tmp_path, redis_url, *options, **limits) as one:
                 wait_for(lambda: one.process.poll() is not None or not waiting(store), "an end")
                 if one.process.poll() is None:
                     return ended
@@ -91,6 +92,19 @@ def test_a_message_that_kills_its_worker_becomes_a_dead_letter_and_its_neighbour
     assert "delivered 4 times without an outcome" in letter.detail
     assert SQEMessage.model_validate_json(letter.body) == sent[5]
     assert not store.exists(FAULTS)
+
+
+def test_a_message_that_hangs_its_workers_engine_becomes_a_dead_letter(
+    relay: Relay, client: Client, store: redis.Redis
+) -> None:
+    sent = [message("hang /never" if place == 2 else "solve") for place in range(6)]
+    client.submit_many(sent)
+    ended = relay(most=FAULTS_BEFORE_SUSPICION + FAULTS_ALONE)
+    assert ended == FAULTS_BEFORE_SUSPICION + FAULTS_ALONE
+    found = outcomes(client, sent)
+    assert rejected(found) == {sent[2].message_id}
+    assert len(found) == 6
+    assert letters(store) == {RejectionReason.DELIVERED_TOO_OFTEN: 1}
 
 
 def test_only_the_poisonous_messages_of_a_batch_are_lost(

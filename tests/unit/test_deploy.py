@@ -78,6 +78,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.watch_engine(
         StubEvaluator(),
         memory=lambda: {"allocated": 1},
+        stalled_seconds=lambda: 0.0,
         cached=True,
     )
     metrics.watch_queues(lambda: Counter({(LIVE_QUEUE, READY): 1}))

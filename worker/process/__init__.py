@@ -2,6 +2,8 @@
 
 - `devices`: pins the process to one device, before torch is imported
 - `run`: joins evaluator, delivery and telemetry, from start to drain
+- `shutdown`: the ways in which a worker ends
+- `watchdog`: notices an engine that hangs
 - `child_worker`: starts a worker in a process of its own, waits for it and ends it
 
 May import every package of `worker` but `worker.client`, `worker.demo` and `worker.cli`.

@@ -9,16 +9,13 @@ import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 
 import redis
 from celery import Celery
 from celery.worker import WorkController
-from celery.worker import state as celery_state
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -30,6 +27,8 @@ from worker.delivery.service import Service
 from worker.delivery.tasks import register_tasks
 from worker.evaluator import Evaluator
 from worker.process import devices
+from worker.process.shutdown import Shutdown
+from worker.process.watchdog import Watchdog
 from worker.settings import Settings
 from worker.telemetry import health
 from worker.telemetry.metrics import ErrorKind, Metrics
@@ -41,9 +40,6 @@ SCRAPE_TIMEOUT = 1.0
 
 RESTORE_SECONDS = 10.0
 """Longest time between two searches for the messages of dead workers."""
-
-BROKEN = 1
-"""Exit status of a worker that cannot evaluate any more."""
 
 
 def run(
@@ -92,16 +88,19 @@ class _Worker:
             logger.info("serving %s/metrics, /healthz and /readyz", url)
             devices.check(self.device)
             with contextlib.closing(open_evaluator(self.name)) as evaluator:
+                watchdog = Watchdog(lambda: evaluator.statistics, self.settings.stall_seconds)
                 self.readiness.loaded()
-                self._watch(evaluator)
+                self._watch(evaluator, watchdog)
                 self._log_start(evaluator)
-                return self._consume(evaluator)
+                return self._consume(evaluator, watchdog)
 
-    def _watch(self, evaluator: Evaluator) -> None:
-        """Show the evaluator and the queues in the metrics."""
+    def _watch(self, evaluator: Evaluator, watchdog: Watchdog) -> None:
+        """Show the evaluator and the queues in the metrics, and whether the engine hangs."""
+        self.readiness.watch_engine(lambda: watchdog.stalled_seconds, self.settings.stall_seconds)
         self.metrics.watch_engine(
             evaluator,
             memory=partial(devices.memory, self.device),
+            stalled_seconds=lambda: watchdog.stalled_seconds,
             cached=self.settings.cached_predictions > 0,
         )
         self.metrics.watch_queues(partial(read_backlog, _client(self.redis_url, SCRAPE_TIMEOUT)))
@@ -119,7 +118,7 @@ class _Worker:
             ", ".join(self.queues),
         )
 
-    def _consume(self, evaluator: Evaluator) -> int:
+    def _consume(self, evaluator: Evaluator, watchdog: Watchdog) -> int:
         """Take messages until a signal or an error ends it; returns the exit status."""
         slots = evaluator.statistics.slots
         delivery = Delivery(
@@ -134,19 +133,21 @@ class _Worker:
             delivery.give_up()
             evaluator.close()
 
-        shutdown = Shutdown(self.settings.shutdown_grace_seconds, self.readiness, give_up)
+        def abandon() -> None:
+            service.abandon()
+
+        shutdown = Shutdown(self.settings.shutdown_grace_seconds, self.readiness, give_up, abandon)
         service = Service(evaluator, delivery, self.metrics, on_broken=shutdown.on_broken)
         controller = self._controller(service, shutdown, concurrency=slots)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, shutdown.on_signal)
+        watchdog.start(shutdown.on_stalled)
         controller.start()
-        shutdown.end()
         logger.info("stopped")
-        return controller.exitcode or os.EX_OK
+        shutdown.end()
+        return controller.exitcode or shutdown.status
 
-    def _controller(
-        self, service: Service, shutdown: "Shutdown", concurrency: int
-    ) -> WorkController:
+    def _controller(self, service: Service, shutdown: Shutdown, concurrency: int) -> WorkController:
         """Build Celery's worker: the consumer of the queues, and one thread per slot."""
         app = create_app(self.redis_url)
         register_tasks(app, service)
@@ -162,61 +163,6 @@ class _Worker:
             without_mingle=True,
             without_heartbeat=True,
         )
-
-
-class Shutdown:
-    """The end of a worker: it takes no more messages, and finishes those it has within the grace.
-
-    Args:
-        grace_seconds: Time to finish what is under way.
-        readiness: Told that the worker stops.
-        give_up: Called when the grace period is over; messages then go back to their queues.
-    """
-
-    def __init__(
-        self, grace_seconds: float, readiness: health.Readiness, give_up: Callable[[], None]
-    ) -> None:
-        self._readiness = readiness
-        self._give_up = give_up
-        self._timer = threading.Timer(grace_seconds, self._expire)
-        self._timer.daemon = True
-        self._grace_seconds = grace_seconds
-        self._begun = threading.Lock()
-        self._status: int | None = None
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the worker stops because it cannot go on, and not because it was told to."""
-        return self._status == BROKEN
-
-    def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Begin; a second signal changes nothing."""
-        self._begin(logging.INFO, f"received {signal.Signals(number).name}", os.EX_OK)
-
-    def on_broken(self, reason: str) -> None:
-        """Begin, because no message can be evaluated here any more.
-
-        That is no news after a drain, whose end closes the engine.
-        """
-        self._begin(logging.ERROR, f"this worker cannot go on: {reason}", BROKEN)
-
-    def end(self) -> None:
-        """Cancel the grace period: everything is finished."""
-        self._timer.cancel()
-
-    def _begin(self, level: int, reason: str, status: int) -> None:
-        """Stop taking messages, finish those under way, exit with `status`."""
-        if not self._begun.acquire(blocking=False):
-            return
-        logger.log(level, "%s: finishing within %g s", reason, self._grace_seconds)
-        self._readiness.stopping()
-        self._status = status
-        celery_state.should_stop = status
-        self._timer.start()
-
-    def _expire(self) -> None:
-        logger.warning("the grace period is over: unfinished messages go back to their queues")
-        self._give_up()
 
 
 def _configure(

@@ -7,7 +7,7 @@ Knows whether this process is alive and takes messages; nothing of the figures, 
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -29,9 +29,11 @@ class HealthError(SQEHRMError):
 
 
 class Readiness:
-    """Whether this worker takes messages. Threads share one."""
+    """Whether this worker is alive and takes messages. Threads share one."""
 
     def __init__(self) -> None:
+        self._stalled_seconds: Callable[[], float] = lambda: 0.0
+        self._stall_limit = float("inf")
         self._loaded = False
         self._stopping = False
         self._last_reply = float("-inf")
@@ -39,6 +41,16 @@ class Readiness:
     def loaded(self) -> None:
         """Note that the checkpoint is loaded."""
         self._loaded = True
+
+    def watch_engine(self, stalled_seconds: Callable[[], float], limit: float) -> None:
+        """Look from now on whether the engine hangs.
+
+        Args:
+            stalled_seconds: Returns the time since the engine made progress.
+            limit: Seconds after which the worker is not alive any more. It is not ready after half
+                of them.
+        """
+        self._stalled_seconds, self._stall_limit = stalled_seconds, limit
 
     def stopping(self) -> None:
         """Note that the worker takes no more messages."""
@@ -48,8 +60,15 @@ class Readiness:
         """Note that Redis answered a request for messages."""
         self._last_reply = time.monotonic()
 
+    def not_alive_reason(self) -> str | None:
+        """Say why this worker has to be restarted; None if it is alive."""
+        return self._stall_reason(self._stall_limit)
+
     def not_ready_reason(self) -> str | None:
         """Say why this worker is not ready; None if it is."""
+        stalled = self._stall_reason(self._stall_limit / 2)
+        if stalled is not None:
+            return stalled
         if self._stopping:
             return "shutting down"
         if not self._loaded:
@@ -57,6 +76,12 @@ class Readiness:
         if time.monotonic() - self._last_reply > FRESH_SECONDS:
             return "not consuming: no reply from Redis"
         return None
+
+    def _stall_reason(self, limit: float) -> str | None:
+        seconds = self._stalled_seconds()
+        if seconds < limit:
+            return None
+        return f"the engine has not finished a step for {seconds:.0f} s"
 
 
 @contextlib.contextmanager
@@ -83,13 +108,15 @@ def serve(host: str, port: int, registry: CollectorRegistry, readiness: Readines
                 encode, content_type = choose_encoder(self.headers.get("Accept", ""))
                 self._answer(HTTPStatus.OK, encode(registry), content_type)
             elif path == "/healthz":
-                self._answer(HTTPStatus.OK, b"alive\n")
+                self._answer_state("alive", readiness.not_alive_reason())
             elif path == "/readyz":
-                reason = readiness.not_ready_reason()
-                status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
-                self._answer(status, f"{reason or 'ready'}\n".encode())
+                self._answer_state("ready", readiness.not_ready_reason())
             else:
                 self._answer(HTTPStatus.NOT_FOUND, b"/metrics, /healthz or /readyz\n")
+
+        def _answer_state(self, good: str, reason: str | None) -> None:
+            status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+            self._answer(status, f"{reason or good}\n".encode())
 
         def _answer(
             self, status: HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8"

@@ -166,17 +166,30 @@ class Metrics:
         with self._lock:
             return sum(self._window) / len(self._window) if self._window else None
 
-    def watch_engine(self, evaluator: Evaluator, *, memory: DeviceMemory, cached: bool) -> None:
+    def watch_engine(
+        self,
+        evaluator: Evaluator,
+        *,
+        memory: DeviceMemory,
+        stalled_seconds: Callable[[], float],
+        cached: bool,
+    ) -> None:
         """Show the evaluator's engine, checkpoint and device at every scrape from now on.
 
         Args:
             evaluator: Everything is read from it at each scrape, the checkpoint's name included.
             memory: The device's memory.
+            stalled_seconds: Returns the time since the engine made progress.
             cached: Whether the engine has a cache of predictions.
         """
 
         def collect() -> Iterable[Metric]:
             yield from _engine(evaluator, cached=cached)
+            yield _gauge(
+                "engine_stalled_seconds",
+                "Time since the engine last finished a step; 0 while it has nothing to do.",
+                {(): stalled_seconds()},
+            )
             checkpoint = (evaluator.checkpoint_name, evaluator.checkpoint_digest)
             yield _gauge("checkpoint_info", "1.", {checkpoint: 1}, "checkpoint", "digest")
             device = evaluator.device

@@ -60,6 +60,24 @@ def test_a_worker_is_ready_once_loaded_and_consuming(
     assert get(f"{url}/healthz")[:2] == (200, "alive\n")
 
 
+def test_a_worker_whose_engine_hangs_is_not_ready_and_then_not_alive(
+    url: str, readiness: Readiness
+) -> None:
+    stalled = 4.0
+    readiness.watch_engine(lambda: stalled, limit=10)
+    readiness.loaded()
+    readiness.broker_replied()
+    assert (get(f"{url}/readyz")[0], get(f"{url}/healthz")[0]) == (200, 200)
+    stalled = 5.0
+    reason = "the engine has not finished a step for 5 s\n"
+    assert get(f"{url}/readyz")[:2] == (503, reason)
+    assert get(f"{url}/healthz")[0] == 200
+    stalled = 10.0
+    readiness.stopping()
+    assert get(f"{url}/readyz")[1] == get(f"{url}/healthz")[1]
+    assert get(f"{url}/healthz")[:2] == (503, "the engine has not finished a step for 10 s\n")
+
+
 def test_other_paths_are_not_found(url: str) -> None:
     assert get(f"{url}/")[0] == 404
     assert get(f"{url}/healthz?verbose=1")[0] == 200

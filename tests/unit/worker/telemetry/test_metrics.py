@@ -38,6 +38,7 @@ NAMES = {
     "engine_occupied_slots",
     "engine_refills",
     "engine_slot_reductions",
+    "engine_stalled_seconds",
     "prediction_cache",
     "queue_messages",
     "checkpoint_info",
@@ -49,7 +50,10 @@ NAMES = {
 def watched(evaluator: StubEvaluator | None = None, *, cached: bool = True) -> Metrics:
     metrics = Metrics()
     metrics.watch_engine(
-        evaluator or StubEvaluator(slots=4), memory=lambda: {"allocated": 5}, cached=cached
+        evaluator or StubEvaluator(slots=4),
+        memory=lambda: {"allocated": 5},
+        stalled_seconds=lambda: 7.5,
+        cached=cached,
     )
     metrics.watch_queues(lambda: Counter({("sqe.evaluate", "ready"): 3}))
     return metrics
@@ -86,6 +90,7 @@ def test_state_is_read_when_it_is_asked_for() -> None:
     assert values["sqe_hrm_queue_messages", "ready", "sqe.evaluate"] == 3
     assert values["sqe_hrm_checkpoint_info", DIGEST, "stub"] == 1
     assert values["sqe_hrm_device_info", "cpu"] == 1
+    assert values["sqe_hrm_engine_stalled_seconds",] == 7.5
     assert values["sqe_hrm_device_memory_bytes", "allocated", "cpu"] == 5
 
 
