@@ -7,6 +7,7 @@ from schemas.categories import Category, Difficulty
 from schemas.errors import SQEHRMError, first_problem
 from schemas.example import (
     MAX_SEQUENCE_LENGTH,
+    MAX_TARGET_LENGTH,
     VOCABULARY_SIZE,
     ExampleMetadata,
     HRMExample,
@@ -26,6 +27,7 @@ from schemas.verdict import (
 __all__ = [
     "DEFAULT_MAX_MESSAGE_BYTES",
     "MAX_SEQUENCE_LENGTH",
+    "MAX_TARGET_LENGTH",
     "VOCABULARY_SIZE",
     "Category",
     "DeadLetter",

@@ -1,4 +1,4 @@
-"""The HRM example: one message in the 12-token format, as one line of a JSONL file."""
+"""The HRM example: one message as tokens, as one line of a JSONL file."""
 
 from typing import Annotated, Literal
 
@@ -7,11 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.categories import Difficulty
 
 VOCABULARY_SIZE = 12
-MAX_SEQUENCE_LENGTH = 100
-"""Longest sequence in tokens, including the start and end tokens."""
+"""Tokens of conversion 1."""
 
-Token = Annotated[int, Field(strict=True, ge=0, lt=VOCABULARY_SIZE)]
-Sequence = Annotated[tuple[Token, ...], Field(min_length=2, max_length=MAX_SEQUENCE_LENGTH)]
+MAX_SEQUENCE_LENGTH = 100
+"""Longest sequence that a network reads or writes at once, in tokens, start and end included."""
+
+MAX_TARGET_LENGTH = 64 * MAX_SEQUENCE_LENGTH
+"""Longest target in tokens. Conversion 2 cuts it into parts of `MAX_SEQUENCE_LENGTH`."""
+
+Token = Annotated[int, Field(strict=True, ge=0, lt=2**16)]
+"""A token's id. A checkpoint's conversion says how many tokens there are: 12 in conversion 1."""
+
+Input = Annotated[tuple[Token, ...], Field(min_length=2, max_length=MAX_SEQUENCE_LENGTH)]
+Target = Annotated[tuple[Token, ...], Field(min_length=2, max_length=MAX_TARGET_LENGTH)]
 
 
 class SolutionStep(BaseModel):
@@ -40,7 +48,7 @@ class HRMExample(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     puzzle_id: Annotated[int, Field(strict=True, ge=0)]
-    input_sequence: Sequence
-    target_sequence: Sequence
+    input_sequence: Input
+    target_sequence: Target
     solution_steps: tuple[SolutionStep, ...]
     metadata: ExampleMetadata

@@ -13,7 +13,7 @@ from schemas import HaltedBy, SQEMessage, Verdict
 
 __all__ = ["EngineClosedError", "EngineStatistics", "Evaluated", "Evaluator", "Pending"]
 
-Evaluated = tuple[Verdict, Counter[tuple[int, int]]]
+Evaluated = tuple[Verdict, Counter[tuple[str, str]]]
 """A verdict, and how often each pair (target, predicted) of different tokens occurred."""
 
 

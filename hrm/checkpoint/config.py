@@ -17,8 +17,9 @@ from torch import Tensor
 
 from hrm.checkpoint.names import CheckpointError
 from hrm.data.config import ConversionConfig
+from hrm.data.vocabulary import vocabulary_of
 from hrm.model.config import HRMConfig
-from schemas import VOCABULARY_SIZE, first_problem
+from schemas import first_problem
 
 CONFIG = "config.json"
 """This project's configuration file."""
@@ -79,7 +80,7 @@ def read_configuration(weights: Path, state: Mapping[str, Tensor]) -> Configurat
     """
     source, given, conversion = _read_sidecar(weights.parent)
     inferred = infer_from_shapes(weights, state)
-    sources = dict.fromkeys(HRMConfig.model_fields | ConversionConfig.model_fields, DEFAULT)
+    sources = dict.fromkeys((*HRMConfig.model_fields, *conversion.in_force), DEFAULT)
     sources |= dict.fromkeys(inferred, SHAPES)
     sources |= dict.fromkeys(given.keys() | conversion.model_fields_set, source)
     try:
@@ -88,10 +89,11 @@ def read_configuration(weights: Path, state: Mapping[str, Tensor]) -> Configurat
         where = weights.parent / source if given else weights
         fix = "correct it" if given else f"put a {CONFIG} with the right sizes beside it"
         raise CheckpointError(f"{where}: {first_problem(error)}: {fix}") from None
-    if model.vocab_size != VOCABULARY_SIZE:
+    tokens = vocabulary_of(conversion).size
+    if model.vocab_size != tokens:
         raise CheckpointError(
-            f"{weights}: {_EMBEDDING} is for {model.vocab_size} tokens, but messages have "
-            f"{VOCABULARY_SIZE}: use a checkpoint of this vocabulary"
+            f"{weights}: {_EMBEDDING} is for {model.vocab_size} tokens, but conversion "
+            f"{conversion.version} gives {tokens}: put the {CONFIG} of this network beside it"
         )
     check_tensors(state, model, weights, source if given else "the rest of it")
     return Configuration(model, conversion, sources)

@@ -88,7 +88,7 @@ class TrainingSummary(_Figures):
     format_version: int
     pairs: int = Field(description="Distinct pairs of puzzle and input, which verdicts call known.")
     target_token_counts: tuple[int, ...] = Field(
-        description="Occurrences of tokens 0 to 11 in the targets."
+        description="Occurrences of each token in the targets, by its id."
     )
     prompts: int | None = Field(
         description="Prompts with hashes of their accepted completions; null in a record of "
@@ -157,8 +157,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         infinite=sum(tensor.infinite for tensor in tensors.values()),
         dtypes=dict(dtypes.most_common()),
         components=_component_sizes(checkpoint.state, parameters),
-        model=_with_sources(config, checkpoint.config_sources),
-        conversion=_with_sources(checkpoint.conversion, checkpoint.config_sources),
+        model=_with_sources(
+            {**config.model_dump(mode="json"), "token_head": config.token_head.value},
+            checkpoint.config_sources,
+        ),
+        conversion=_with_sources(checkpoint.conversion.in_force, checkpoint.config_sources),
         training=None if training is None else _summary(training),
         tensors=tensors,
     )
@@ -250,8 +253,10 @@ def _component_sizes(state: Mapping[str, Tensor], total: int) -> tuple[Component
     )
 
 
-def _with_sources(config: BaseModel, sources: Mapping[str, str]) -> dict[str, ConfigurationValue]:
+def _with_sources(
+    fields: Mapping[str, Any], sources: Mapping[str, str]
+) -> dict[str, ConfigurationValue]:
     return {
         name: ConfigurationValue(value=value, source=sources[name])
-        for name, value in config.model_dump(mode="json").items()
+        for name, value in fields.items()
     }

@@ -21,12 +21,12 @@ from pydantic import (
 
 from hrm.checkpoint.names import CheckpointError
 from hrm.data.texts import AcceptedTexts, Hash, text_hash
-from schemas import MAX_SEQUENCE_LENGTH, VOCABULARY_SIZE, first_problem
+from schemas import MAX_TARGET_LENGTH, VOCABULARY_SIZE, first_problem
 
 TRAINING_PAIRS = "training_pairs.json"
 """File in a checkpoint folder that holds its `TrainingRecord`."""
 
-Length = Annotated[int, Field(ge=2, le=MAX_SEQUENCE_LENGTH)]
+Length = Annotated[int, Field(ge=2, le=MAX_TARGET_LENGTH)]
 """Tokens of a target, start and end included."""
 
 
@@ -120,7 +120,7 @@ class TrainingRecord(BaseModel):
     pair_hashes: frozenset[Hash]
     target_token_counts: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
-        Field(min_length=VOCABULARY_SIZE, max_length=VOCABULARY_SIZE),
+        Field(min_length=VOCABULARY_SIZE),
     ]
     accepted: Accepted | None = None
     """None in version 1."""

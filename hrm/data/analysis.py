@@ -5,21 +5,21 @@ the file.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.data.categories import categorize
-from hrm.data.conversion import AcceptedPair, difficulty_of
+from hrm.data.conversion import AcceptedPair, Converter, difficulty_of
 from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
-from hrm.data.vocabulary import Tokenizer, unread_words
+from hrm.data.vocabulary import Vocabulary, unread_words
 from schemas import (
     MAX_SEQUENCE_LENGTH,
-    VOCABULARY_SIZE,
     Category,
     Difficulty,
     HRMExample,
+    MessageRejected,
     RejectionReason,
     SQEMessage,
 )
@@ -32,9 +32,10 @@ class TextStatistics(BaseModel):
 
     mean_characters: float | None = Field(description="Null for an empty file.")
     mean_tokens: float | None = Field(description="Start and end included; null for an empty file.")
-    token_counts: tuple[int, ...] = Field(description="Occurrences of tokens 0 to 11.")
+    token_counts: tuple[int, ...] = Field(description="Occurrences of each token, by its id.")
     cut: int = Field(description="Sequences cut because their text has more words than they hold.")
-    full: int = Field(description="Sequences of 100 tokens, whether cut or an exact fit.")
+    full: int = Field(description="Sequences of 100 tokens or more, whether cut or an exact fit.")
+    parts: int = Field(description="Sequences of at most 100 tokens that a network reads.")
 
 
 class DatasetStatistics(BaseModel):
@@ -56,50 +57,59 @@ class DatasetStatistics(BaseModel):
 class _TextCounter:
     """Adds up the figures of one side."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self.characters = 0
         self.tokens: Counter[int] = Counter()
         self.cut = 0
         self.full = 0
+        self.parts = 0
 
-    def add(self, characters: int, sequence: list[int] | tuple[int, ...], *, cut: bool) -> None:
+    def add(self, characters: int, sequence: Sequence[int], *, cut: bool) -> None:
         self.characters += characters
         self.tokens.update(sequence)
         self.cut += cut
-        self.full += len(sequence) == MAX_SEQUENCE_LENGTH
+        self.full += len(sequence) >= MAX_SEQUENCE_LENGTH
+        self.parts += -(-len(sequence) // MAX_SEQUENCE_LENGTH)
 
     def statistics(self, lines: int) -> TextStatistics:
         return TextStatistics(
             mean_characters=self.characters / lines if lines else None,
             mean_tokens=self.tokens.total() / lines if lines else None,
-            token_counts=tuple(self.tokens[token] for token in range(VOCABULARY_SIZE)),
+            token_counts=tuple(self.tokens[token] for token in range(self._vocabulary.size)),
             cut=self.cut,
             full=self.full,
+            parts=self.parts,
         )
 
 
 class _DatasetCounter:
     """Adds up the figures of a file."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, converter: Converter) -> None:
+        self._converter = converter
+        vocabulary = converter.tokenizer.vocabulary
         self._messages = 0
         self._examples = 0
-        self._inputs = _TextCounter()
-        self._targets = _TextCounter()
+        self._inputs = _TextCounter(vocabulary)
+        self._targets = _TextCounter(vocabulary)
         self._difficulties: Counter[Difficulty] = Counter()
         self._categories: Counter[Category] = Counter()
         self.refused: Counter[RejectionReason] = Counter()
 
-    def add_message(self, message: SQEMessage | AcceptedPair) -> None:
+    def add_message(self, message: SQEMessage | AcceptedPair, line_index: int) -> None:
+        example = self._converter.example_of(message, line_index)
         self._messages += 1
-        sides = ((self._inputs, message.prompt), (self._targets, message.completion))
-        for side, text in sides:
-            side.add(len(text), self._tokenizer.sequence(text), cut=unread_words(text) > 0)
+        for side, text, sequence in (
+            (self._inputs, message.prompt, example.input_sequence),
+            (self._targets, message.completion, example.target_sequence),
+        ):
+            side.add(len(text), sequence, cut=unread_words(text, sequence) > 0)
         self._difficulties[difficulty_of(len(message.prompt) + len(message.completion))] += 1
         self._categories[message.category or categorize(message.prompt)] += 1
 
-    def add_example(self, example: HRMExample) -> None:
+    def add_example(self, content: HRMExample) -> None:
+        example = self._converter.example_of(content)
         self._examples += 1
         metadata = example.metadata
         self._inputs.add(metadata.prompt_length, example.input_sequence, cut=False)
@@ -121,7 +131,7 @@ class _DatasetCounter:
 
 def analyze_file(
     source: BinaryIO,
-    tokenizer: Tokenizer,
+    converter: Converter,
     *,
     reader: LineReader = DEFAULT_READER,
     on_refused: Callable[[RefusedLine], None],
@@ -130,17 +140,25 @@ def analyze_file(
 
     Args:
         source: The JSONL file.
-        tokenizer: Turns the texts of messages into tokens.
+        converter: Turns messages into examples.
         reader: Reads and judges the lines.
         on_refused: Called with each refused line when it is met; later lines still count.
     """
-    counter = _DatasetCounter(tokenizer)
-    for _, content in reader.contents(source):
+    counter = _DatasetCounter(converter)
+
+    def refuse(line: RefusedLine) -> None:
+        counter.refused[line.reason] += 1
+        on_refused(line)
+
+    for index, content in reader.contents(source):
         if isinstance(content, RefusedLine):
-            counter.refused[content.reason] += 1
-            on_refused(content)
-        elif isinstance(content, HRMExample):
-            counter.add_example(content)
-        else:
-            counter.add_message(content)
+            refuse(content)
+            continue
+        try:
+            if isinstance(content, HRMExample):
+                counter.add_example(content)
+            else:
+                counter.add_message(content, index)
+        except MessageRejected as rejected:
+            refuse(RefusedLine.of(index, rejected))
     return counter.statistics()

@@ -1,15 +1,18 @@
 """Conversion of single messages to HRM examples, exactly by the contract's rules.
 
-Knows the forms of a message and its puzzle id, sequences, solution steps and metadata. Knows
-nothing of queues, or of files, which `hrm.data.files` knows.
+Knows the forms of a message and its puzzle id, sequences, solution steps and metadata, and the
+parts in which a network reads a long example. Knows nothing of queues, or of files, which
+`hrm.data.files` knows.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.data.config import ConversionConfig, PuzzlePolicy
+from hrm.data.texts import normalised
 from hrm.data.vocabulary import Tokenizer
 from schemas import (
     MAX_SEQUENCE_LENGTH,
@@ -78,7 +81,7 @@ class Converter:
 
     def __init__(self, config: ConversionConfig) -> None:
         self.config = config
-        self.tokenizer = Tokenizer(config.word_hash)
+        self.tokenizer = Tokenizer(config)
 
     def convert(
         self,
@@ -97,10 +100,11 @@ class Converter:
                 `line_index`.
 
         Raises:
-            MessageRejected: `puzzle_id_for` cannot choose a puzzle id.
+            MessageRejected: A text has no word, or `puzzle_id_for` cannot choose a puzzle id.
         """
+        self._check_words(prompt, completion)
         inputs = self.tokenizer.sequence(prompt)
-        targets = self.tokenizer.sequence(completion)
+        targets = self.tokenizer.target(completion)
         return HRMExample(
             puzzle_id=self.puzzle_id_for(prompt, puzzle_id, line_index),
             input_sequence=tuple(inputs),
@@ -113,12 +117,50 @@ class Converter:
             ),
         )
 
+    def parts(self, example: HRMExample) -> Sequence[HRMExample]:
+        """The parts in which a network reads `example`: itself if its target is short enough.
+
+        Each part is an example of its own with a piece of the target, of 100 tokens but for the
+        last. Its input begins with another token: the second part with the first hashed token in
+        place of the start token, the third with the second, and so on. No word stands there, so
+        that the network can tell which part it is asked for. Only the last part holds the end
+        token. Conversion 1 has no parts.
+
+        Raises:
+            MessageRejected: The conversion has fewer hashed tokens than the example has parts.
+        """
+        target = example.target_sequence
+        if len(target) <= MAX_SEQUENCE_LENGTH or self.config.version == 1:
+            return (example,)
+        starts = range(0, len(target), MAX_SEQUENCE_LENGTH)
+        vocabulary = self.tokenizer.vocabulary
+        if len(starts) - 1 > vocabulary.hashed:
+            raise MessageRejected(
+                RejectionReason.TOO_LARGE,
+                f"field 'completion': {len(starts)} parts of {MAX_SEQUENCE_LENGTH} tokens, but the "
+                f"checkpoint tells {vocabulary.hashed + 1} apart: shorten it",
+            )
+        after_start = example.input_sequence[1:]
+        markers = (vocabulary.start, *range(len(vocabulary.names), vocabulary.size))
+        return [
+            example.model_copy(
+                update={
+                    "input_sequence": (marker, *after_start),
+                    "target_sequence": target[start : start + MAX_SEQUENCE_LENGTH],
+                    "solution_steps": (),
+                }
+            )
+            for start, marker in zip(starts, markers, strict=False)
+        ]
+
     def example_of(self, content: Content, line_index: int | None = None) -> HRMExample:
         """The example of a message or pair; an example is returned as it is.
 
-        `line_index` and the `MessageRejected` that is raised are those of `puzzle_id_for`.
+        `line_index` and the `MessageRejected` that is raised are those of `convert`. An example of
+        another conversion is rejected, too, as far as its tokens show.
         """
         if isinstance(content, HRMExample):
+            self._check_tokens(content)
             return content
         return self.convert(content.prompt, content.completion, content.puzzle_id, line_index)
 
@@ -134,8 +176,9 @@ class Converter:
         File conversion uses this method, because building and validating an example costs several
         times as much as computing its tokens.
         """
+        self._check_words(prompt, completion)
         inputs = self.tokenizer.decimals(prompt)
-        targets = self.tokenizer.decimals(completion)
+        targets = self.tokenizer.decimals(completion, self.tokenizer.max_target_words)
         prompt_length, completion_length = len(prompt), len(completion)
         return (
             f'{{"puzzle_id":{self.puzzle_id_for(prompt, puzzle_id, line_index)}'
@@ -158,7 +201,8 @@ class Converter:
         if puzzle_id is not None:
             return puzzle_id
         if self.config.puzzle_policy is PuzzlePolicy.PROMPT_HASH:
-            digest = hashlib.md5(prompt.encode(), usedforsecurity=False).digest()
+            text = prompt if self.config.version == 1 else normalised(prompt)
+            digest = hashlib.md5(text.encode(), usedforsecurity=False).digest()
             return int.from_bytes(digest, "big") % self.config.puzzle_space
         if line_index is None:
             raise MessageRejected(
@@ -166,3 +210,33 @@ class Converter:
                 "field 'puzzle_id': the puzzle policy line_index has no line to count here: add it",
             )
         return line_index % self.config.puzzle_space
+
+    def _check_tokens(self, example: HRMExample) -> None:
+        size, version = self.tokenizer.vocabulary.size, self.config.version
+        for field, tokens in (
+            ("input_sequence", example.input_sequence),
+            ("target_sequence", example.target_sequence),
+        ):
+            if max(tokens) >= size:
+                problem = f"token {max(tokens)}, but conversion {version} has {size}"
+            elif len(tokens) > MAX_SEQUENCE_LENGTH and version == 1:
+                problem = f"{len(tokens)} tokens, but conversion 1 gives {MAX_SEQUENCE_LENGTH}"
+            else:
+                continue
+            raise MessageRejected(
+                RejectionReason.INVALID_VALUE,
+                f"field '{field}': {problem}: convert the message as for this checkpoint",
+            )
+
+    def _check_words(self, prompt: str, completion: str) -> None:
+        """Conversion 2 takes texts for their words, so that it has nothing to tell blank ones by.
+
+        Conversion 1 stays as it was published: a blank text is a start and an end.
+        """
+        if self.config.version == 1:
+            return
+        for field, text in (("prompt", prompt), ("completion", completion)):
+            if text.isspace():
+                raise MessageRejected(
+                    RejectionReason.EMPTY_TEXT, f"field '{field}': white space alone: send words"
+                )

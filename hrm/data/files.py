@@ -223,15 +223,19 @@ def convert_file(
     converted = 0
     refused: Counter[RejectionReason] = Counter()
     for index, content in reader.messages(source):
-        if isinstance(content, RefusedLine):
-            refused[content.reason] += 1
-            on_refused(content)
-            continue
-        example = converter.convert_to_json(
-            content.prompt, content.completion, content.puzzle_id, index
-        )
-        sink.write(example.encode() + b"\n")
-        converted += 1
+        if not isinstance(content, RefusedLine):
+            try:
+                example = converter.convert_to_json(
+                    content.prompt, content.completion, content.puzzle_id, index
+                )
+            except MessageRejected as rejected:
+                content = RefusedLine.of(index, rejected)  # noqa: PLW2901 - judged once more
+            else:
+                sink.write(example.encode() + b"\n")
+                converted += 1
+                continue
+        refused[content.reason] += 1
+        on_refused(content)
     return ConvertedFile(converted, refused)
 
 

@@ -1,16 +1,60 @@
-"""Words to tokens: the 12-entry vocabulary, and the rule for words that are not in it.
+"""Words to tokens: the two vocabularies, and the rules for words that are not in them.
 
-Knows single texts and their token sequences; nothing of messages or puzzle ids, which
+Knows single texts and their token sequences; nothing of messages, puzzle ids or parts, which
 `hrm.data.conversion` knows.
 """
 
 import hashlib
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from hrm.data.config import WordHash
-from schemas import MAX_SEQUENCE_LENGTH
+from hrm.data.config import ConversionConfig, WordHash
+from schemas import MAX_SEQUENCE_LENGTH, MAX_TARGET_LENGTH
 
-VOCABULARY = (
-    "start",
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a conversion: those with a name, and after them those that words share."""
+
+    names: tuple[str, ...]
+    """The name of each token with a meaning of its own. Its position is the token's id."""
+    start: int
+    """The first token of every sequence."""
+    end: int
+    """The last token of every sequence."""
+    hashed: int = 0
+    """Tokens after the named ones, each shared by the words of one hash."""
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.names) + self.hashed
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names for tables: the named tokens, and all hashed ones as one."""
+        return (*self.names, HASHED) if self.hashed else self.names
+
+    def group(self, token: int) -> int:
+        """The position of a token's name in `groups`."""
+        return min(token, len(self.names))
+
+    def group_names(self, target: int, predicted: int) -> tuple[str, str]:
+        """The names of two tokens, `OTHER_HASHED` for a hashed one in place of another."""
+        names = self.groups
+        if target != predicted and self.group(target) == self.group(predicted):
+            return HASHED, OTHER_HASHED
+        return names[self.group(target)], names[self.group(predicted)]
+
+
+HASHED = "hashed"
+"""Name of all hashed tokens together."""
+
+OTHER_HASHED = "another hashed"
+"""Name of a prediction that is a hashed token, but not the target's."""
+
+NAMED_WORDS = (
     "test",
     "agent",
     "data",
@@ -21,24 +65,21 @@ VOCABULARY = (
     "validation",
     "deployment",
     "monitoring",
-    "end",
 )
-"""The name of every token. Its position is the token's id."""
+"""The words with a token of their own."""
 
-START = VOCABULARY.index("start")
-"""The first token of every sequence."""
+VOCABULARY_1 = Vocabulary(("start", *NAMED_WORDS, "end"), start=0, end=len(NAMED_WORDS) + 1)
+"""Conversion 1: start and end are words as well."""
 
-END = VOCABULARY.index("end")
-"""The last token of every sequence."""
+RESERVED = ("padding", "start", "end")
+"""Tokens of conversion 2 that no word has."""
 
-_DECIMALS = tuple(str(token) for token in range(len(VOCABULARY)))
-_TOKENS = {decimal: token for token, decimal in enumerate(_DECIMALS)}
+PART_WORDS = MAX_SEQUENCE_LENGTH - 2
+"""Words that one sequence holds between start and end."""
 
-MAX_WORDS = MAX_SEQUENCE_LENGTH - 2
-"""Words that a sequence holds between start and end. Later words are cut."""
-
-HASHED_TOKENS = 9
-"""Words without an entry share tokens 1 to 9; they never become start, monitoring or end."""
+HASHED_TOKENS_1 = 9
+"""Conversion 1: words without an entry share tokens 1 to 9; they never become start, monitoring or
+end."""
 
 MAX_CACHED_WORDS = 65_536
 """Limit of the word cache. The words in daily use of a language fit. New identifiers and numbers
@@ -49,12 +90,21 @@ MAX_CACHED_WORD_LENGTH = 64
 message may be a single word of 256 KiB. Both limits together keep the cache under 30 MB, whatever
 the words are."""
 
-
 _DIGESTS = {WordHash.MD5: hashlib.md5, WordHash.SHA256: hashlib.sha256}
 
 
+def vocabulary_of(config: ConversionConfig) -> Vocabulary:
+    """The vocabulary of a conversion."""
+    if config.version == 1:
+        return VOCABULARY_1
+    names = (*RESERVED, *NAMED_WORDS)
+    return Vocabulary(
+        names, start=names.index("start"), end=names.index("end"), hashed=config.hashed_tokens
+    )
+
+
 class _TokenCache(dict[str, str]):
-    """Lower-case words mapped to their tokens, in decimal as files hold them.
+    """Words mapped to their tokens, in decimal as files hold them.
 
     A dict subclass, because a word seen before then costs one look-up in C.
     """
@@ -64,54 +114,96 @@ class _TokenCache(dict[str, str]):
         self._digest = _DIGESTS[word_hash]
 
     def __missing__(self, word: str) -> str:
-        token = self._compute(word)
+        token = str(self._compute(word))
         if len(word) <= MAX_CACHED_WORD_LENGTH:
             if len(self) >= MAX_CACHED_WORDS:
                 self.clear()  # common words return at once; tracking their use would slow every hit
             self[word] = token
         return token
 
-    def _compute(self, word: str) -> str:
-        for token, name in enumerate(VOCABULARY):
-            if name in word:
-                return _DECIMALS[token]
+    def _compute(self, word: str) -> int:
+        raise NotImplementedError
+
+    def _hashed(self, word: str, tokens: int) -> int:
         digest = self._digest(word.encode(), usedforsecurity=False).digest()
-        return _DECIMALS[int.from_bytes(digest, "big") % HASHED_TOKENS + 1]
+        return int.from_bytes(digest, "big") % tokens
+
+
+class _Tokens1(_TokenCache):
+    """The first vocabulary entry that occurs in a lower-case word, otherwise one by its digest."""
+
+    def _compute(self, word: str) -> int:
+        for token, name in enumerate(VOCABULARY_1.names):
+            if name in word:
+                return token
+        return self._hashed(word, HASHED_TOKENS_1) + 1
+
+
+class _Tokens2(_TokenCache):
+    """The vocabulary entry that equals a word, otherwise one of the hashed tokens by its digest."""
+
+    def __init__(self, word_hash: WordHash, vocabulary: Vocabulary) -> None:
+        super().__init__(word_hash)
+        self._named = {word: vocabulary.names.index(word) for word in NAMED_WORDS}
+        self._first_hashed, self._count = len(vocabulary.names), vocabulary.hashed
+
+    def _compute(self, word: str) -> int:
+        named = self._named.get(word)
+        if named is not None:
+            return named
+        return self._first_hashed + self._hashed(word, self._count)
 
 
 class Tokenizer:
-    """Turns texts into token sequences. Threads may share one."""
+    """Turns texts into token sequences by one conversion. Threads may share a tokenizer."""
 
-    def __init__(self, word_hash: WordHash = WordHash.MD5) -> None:
-        self._lookup = _TokenCache(word_hash).__getitem__
+    def __init__(self, config: ConversionConfig | None = None) -> None:
+        config = config or ConversionConfig()
+        self.vocabulary = vocabulary = vocabulary_of(config)
+        self.max_target_words = PART_WORDS if config.version == 1 else MAX_TARGET_LENGTH - 2
+        """Words of a completion that its sequence holds. Later words are cut."""
+        tokens = (
+            _Tokens1(config.word_hash)
+            if config.version == 1
+            else _Tokens2(config.word_hash, vocabulary)
+        )
+        self._lookup = tokens.__getitem__
+        self._start, self._end = str(vocabulary.start), str(vocabulary.end)
+        self._tokens = {str(token): token for token in range(vocabulary.size)}
+        self._fold: Callable[[str], str] = str.lower
+        if config.version != 1:
+            self._fold = _composed if config.case_sensitive else _composed_and_folded
 
     def token(self, word: str) -> int:
-        """The token (0 to 11) of one word; upper and lower case make no difference.
+        """The token of one word."""
+        return int(self._lookup(self._fold(word)))
 
-        The word's token is the first vocabulary entry that occurs in it. If none does, its digest
-        chooses one from 1 to 9.
-        """
-        return int(self._lookup(word.lower()))
+    def sequence(self, text: str, max_words: int = PART_WORDS) -> list[int]:
+        """The start token, the tokens of the first words of `text`, and the end token."""
+        return list(map(self._tokens.__getitem__, self.decimals(text, max_words)))
 
-    def sequence(self, text: str) -> list[int]:
-        """The start token, the tokens of the first 98 words, and the end token: 2 to 100 tokens."""
-        return [_TOKENS[decimal] for decimal in self.decimals(text)]
+    def target(self, text: str) -> list[int]:
+        """The sequence of a completion."""
+        return self.sequence(text, self.max_target_words)
 
-    def decimals(self, text: str) -> list[str]:
+    def decimals(self, text: str, max_words: int = PART_WORDS) -> list[str]:
         """The tokens of `sequence` in decimal, for converting files: faster than integers."""
-        words = _split(text.lower())[:MAX_WORDS]
-        return [_DECIMALS[START], *map(self._lookup, words), _DECIMALS[END]]
+        # The rest of a long text is not split into words that are never read.
+        words = self._fold(text).split(None, max_words)[:max_words]
+        return [self._start, *map(self._lookup, words), self._end]
 
 
-def unread_words(text: str) -> int:
-    """The number of words in `text` beyond those that its sequence holds."""
-    rest = _split(text)[MAX_WORDS:]
+def unread_words(text: str, sequence: Sequence[int]) -> int:
+    """The number of words in `text` beyond those in `sequence`, which was made from it."""
+    read = len(sequence) - 2
+    rest = text.split(None, read)[read:]
     return len(rest[0].split()) if rest else 0
 
 
-def _split(text: str) -> list[str]:
-    """The first 98 words and, if there are more, the rest in one piece.
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
-    A long text is therefore not split into words that are never read.
-    """
-    return text.split(None, MAX_WORDS)
+
+def _composed_and_folded(text: str) -> str:
+    # Folding can leave the form that composing gave, as in `hrm.data.texts.normalised`.
+    return _composed(_composed(text).casefold())

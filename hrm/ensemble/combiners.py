@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hrm.model.config import TokenHead
 from hrm.model.outputs import log_probabilities
 
 PRIOR_STRENGTH = 1.0
@@ -35,9 +36,14 @@ class Strategy(StrEnum):
     """Logistic regression on all log-probabilities, fitted on calibration examples."""
 
 
-def weighted_average(logits: Tensor, weights: Tensor) -> Tensor:
-    """Turn logits (M, S, V) and weights (M,) into tokens int64 (S,). The smallest id wins a tie."""
-    return torch.einsum("m,msv->sv", weights, log_probabilities(logits)).argmax(-1)
+def weighted_average(
+    logits: Tensor, weights: Tensor, head: TokenHead = TokenHead.STABLEMAX
+) -> Tensor:
+    """Turn logits (M, S, V) of members with one kind of head, and weights (M,), into tokens.
+
+    int64 (S,). The smallest id wins a tie.
+    """
+    return torch.einsum("m,msv->sv", weights, log_probabilities(logits, head)).argmax(-1)
 
 
 def vote(logits: Tensor, weights: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from hrm.ensemble.join import Combine, join_by
 from hrm.ensemble.stacking import EnsembleError, Stacking
 from hrm.inference.config import Inference
 from hrm.inference.prediction import Predictor
+from hrm.model.config import TokenHead
 
 MAX_NAME_LENGTH = 80
 """Longest name of an ensemble, in characters: it is a metric label and a column of tables."""
@@ -33,8 +34,12 @@ MAX_NAME_LENGTH = 80
 _MIN_MEMBERS = 2
 
 SHARED_FIELDS: dict[str, Callable[[Checkpoint], object]] = {
+    "token_head": lambda member: member.config.token_head.value,
     "vocab_size": lambda member: member.config.vocab_size,
     "seq_len": lambda member: member.config.seq_len,
+    "conversion": lambda member: member.conversion.version,
+    "hashed_tokens": lambda member: member.conversion.hashed_tokens,
+    "case_sensitive": lambda member: member.conversion.case_sensitive,
     "word_hash": lambda member: member.conversion.word_hash,
     "puzzle_policy": lambda member: member.conversion.puzzle_policy,
     "puzzle_space": lambda member: member.conversion.puzzle_space,
@@ -68,7 +73,9 @@ class Ensemble:
         self.strategy = strategy
         self.weights = normalised(weights, len(members))
         self.stacking = stacking
-        self.combine = _combine(strategy, torch.tensor(self.weights, dtype=torch.float64), stacking)
+        head = members[0].config.token_head
+        shares = torch.tensor(self.weights, dtype=torch.float64)
+        self.combine = _combine(strategy, shares, stacking, head)
         digests = tuple(member.digest for member in members)
         if stacking is not None and stacking.members != digests:
             raise EnsembleError(
@@ -166,12 +173,16 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
     return tuple(weight / sum(scaled) for weight in scaled)
 
 
-def _combine(strategy: Strategy, weights: Tensor, stacking: Stacking | None) -> Combine:
+def _combine(
+    strategy: Strategy, weights: Tensor, stacking: Stacking | None, head: TokenHead
+) -> Combine:
     if (stacking is not None) != (strategy is Strategy.STACKING):
         raise EnsembleError("a combiner and the strategy stacking go together: give both")
     if stacking is not None:
         return stacking.coefficients().tokens
-    return partial(vote if strategy is Strategy.VOTING else weighted_average, weights=weights)
+    if strategy is Strategy.VOTING:
+        return partial(vote, weights=weights)
+    return partial(weighted_average, weights=weights, head=head)
 
 
 def _name(names: Sequence[str]) -> str:

@@ -39,6 +39,10 @@ MAX_CALIBRATION_EXAMPLES = 10_000
 hundred coefficients."""
 
 
+MAX_STACKED_TOKENS = 64
+"""Most tokens for stacking: a combiner of two members learns two numbers for each two tokens."""
+
+
 class Calibration(BaseModel):
     """The data that a stacking combiner was fitted on."""
 
@@ -112,8 +116,13 @@ class EnsembleEvaluation:
         """Fit a stacking combiner on the pairs of `calibration` that the data does not contain.
 
         Returns the combiner, and how many examples were left out. Raises `EnsembleError` if none
-        are left to fit on.
+        are left to fit on, or if the members have too many tokens.
         """
+        if (tokens := members[0].config.vocab_size) > MAX_STACKED_TOKENS:
+            raise EnsembleError(
+                f"stacking learns a number for each two tokens, too many for {tokens} of them: "
+                "choose weighted_average or voting"
+            )
         converter = Converter(members[0].conversion)
 
         def examples_of(
@@ -142,7 +151,7 @@ class EnsembleEvaluation:
         stacking = fit_stacking_for(
             members,
             weights,
-            others,
+            [part for example in others for part in converter.parts(example)],
             str(calibration),
             device=self.device,
             inference=self.inference,

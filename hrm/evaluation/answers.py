@@ -6,13 +6,12 @@ An example of such a prompt is predicted with each row, and the prediction with 
 counts. Other prompts cost nothing.
 """
 
-import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from operator import eq
 
 from hrm.checkpoint.record import TrainingRecord, pair_hash, target_hash
-from hrm.inference.prediction import Prediction
+from hrm.inference.prediction import Prediction, combined
 from schemas import HRMExample
 
 
@@ -34,34 +33,11 @@ def with_row_of_target(example: HRMExample, record: TrainingRecord) -> HRMExampl
 def nearest_of(
     predictions: Sequence[Future[Prediction]], target: Sequence[int]
 ) -> Future[Prediction]:
-    """The prediction with most tokens of `target` right, once all are there; the first wins a tie.
+    """The prediction with most tokens of `target` right, once all are there.
 
-    If one of them fails, so does the result: a network whose answers are not finite has no verdict.
+    The first wins a tie.
     """
-    if len(predictions) == 1:
-        return predictions[0]
-    nearest: Future[Prediction] = Future()
-    missing = len(predictions)
-    lock = threading.Lock()
-
-    def answered(_: Future[Prediction]) -> None:
-        nonlocal missing
-        with lock:
-            missing -= 1
-            if missing:
-                return
-        errors = (each.exception() for each in predictions)
-        error = next((each for each in errors if each is not None), None)
-        if error is not None:
-            nearest.set_exception(error)
-            return
-        nearest.set_result(
-            max((each.result() for each in predictions), key=lambda each: _right(each, target))
-        )
-
-    for each in predictions:
-        each.add_done_callback(answered)
-    return nearest
+    return combined(predictions, lambda each: max(each, key=lambda one: _right(one, target)))
 
 
 def _right(prediction: Prediction, target: Sequence[int]) -> int:

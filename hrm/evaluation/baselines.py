@@ -4,13 +4,14 @@ Knows training pairs and the token sequences that follow from them without a net
 targets takes constant memory; tables of pairs are in `hrm.evaluation.lookup`.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 from hrm.evaluation.scoring import commonest_token
-from schemas import MAX_SEQUENCE_LENGTH, VOCABULARY_SIZE, HRMExample
+from schemas import MAX_SEQUENCE_LENGTH, HRMExample
 
 
 class Baseline(Protocol):
@@ -41,31 +42,38 @@ class Guess:
     name: str
     fitted_on: str
     tokens: tuple[int, ...]
-    """A token for every possible position."""
+    """A token for each of 100 positions, or for more if a training target was longer."""
 
     def predict(self, example: HRMExample) -> Sequence[Sequence[int]]:
         """The first tokens of the guess, as many as the target has: a network's are cut, too."""
         return (self.tokens[: len(example.target_sequence)],)
 
 
-def commonest(target_token_counts: Sequence[int], fitted_on: str) -> Guess:
-    """Guess the commonest training token at every position. The smallest id wins a tie."""
+def commonest(
+    target_token_counts: Sequence[int], fitted_on: str, length: int = MAX_SEQUENCE_LENGTH
+) -> Guess:
+    """Guess the commonest training token at `length` positions. The smallest id wins a tie."""
     token = commonest_token(target_token_counts)
-    return Guess("commonest token", fitted_on, (token,) * MAX_SEQUENCE_LENGTH)
+    return Guess("commonest token", fitted_on, (token,) * length)
 
 
 class TargetCounter:
-    """Counts training targets and derives baselines from them."""
+    """Counts training targets and derives baselines from them.
 
-    def __init__(self) -> None:
+    Args:
+        vocabulary_size: Number of tokens.
+    """
+
+    def __init__(self, vocabulary_size: int) -> None:
         self.targets = 0
-        self._tokens = [0] * VOCABULARY_SIZE
-        self._at = [[0] * VOCABULARY_SIZE for _ in range(MAX_SEQUENCE_LENGTH)]
-        self._after = [[0] * VOCABULARY_SIZE for _ in range(VOCABULARY_SIZE)]
+        self._tokens = [0] * vocabulary_size
+        self._at: list[Counter[int]] = [Counter() for _ in range(MAX_SEQUENCE_LENGTH)]
+        self._after: list[Counter[int]] = [Counter() for _ in range(vocabulary_size)]
 
     def add(self, target: Sequence[int]) -> None:
-        """Count one target sequence of at most 100 tokens."""
+        """Count one target sequence."""
         self.targets += 1
+        self._at += (Counter() for _ in range(len(target) - len(self._at)))
         for position, token in enumerate(target):
             self._tokens[token] += 1
             self._at[position][token] += 1
@@ -80,11 +88,11 @@ class TargetCounter:
         and goes on with the commonest successor of its own last guess, since no predictor is given
         the true previous token here.
         """
-        overall = commonest(self._tokens, fitted_on)
+        overall = commonest(self._tokens, fitted_on, len(self._at))
         default = overall.tokens[0]
         by_position = tuple(_commonest_or(default, counts) for counts in self._at)
         chain = [by_position[0]]
-        while len(chain) < MAX_SEQUENCE_LENGTH:
+        while len(chain) < len(self._at):
             chain.append(_commonest_or(default, self._after[chain[-1]]))
         return (
             overall,
@@ -93,5 +101,5 @@ class TargetCounter:
         )
 
 
-def _commonest_or(default: int, counts: Sequence[int]) -> int:
-    return commonest_token(counts) if any(counts) else default
+def _commonest_or(default: int, counts: Mapping[int, int]) -> int:
+    return min(counts, key=lambda token: (-counts[token], token), default=default)

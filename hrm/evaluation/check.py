@@ -49,7 +49,8 @@ def check_message(
     texts, unread = None, None
     if not isinstance(content, HRMExample):
         texts = TextHashes.of(content.prompt, content.completion)
-        unread = unread_words(content.prompt) + unread_words(content.completion)
+        unread = unread_words(content.prompt, example.input_sequence)
+        unread += unread_words(content.completion, example.target_sequence)
     accepted = None if record is None else record.accepted
     pair = pair_hash(example.puzzle_id, example.input_sequence)
     return MessageCheck(

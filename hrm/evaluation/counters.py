@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from hrm.checkpoint import TrainingRecord
+from hrm.data.vocabulary import OTHER_HASHED, Vocabulary
 from hrm.evaluation.baselines import Baseline
 from hrm.evaluation.coverage import PairCoverage
 from hrm.evaluation.report import (
@@ -33,7 +34,6 @@ from hrm.evaluation.statistics import (
 )
 from schemas import (
     MAX_SEQUENCE_LENGTH,
-    VOCABULARY_SIZE,
     Category,
     Difficulty,
     FailurePattern,
@@ -195,9 +195,10 @@ class ReliabilityCounter:
 
 
 class TokenCounter:
-    """Counts target tokens by position and by predicted token."""
+    """Counts target tokens by position and by predicted token of `vocabulary`."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._tokens = [0] * MAX_SEQUENCE_LENGTH
         self._correct = [0] * MAX_SEQUENCE_LENGTH
         self._confusions: Counter[tuple[int, int]] = Counter()
@@ -205,12 +206,15 @@ class TokenCounter:
     def add(self, target: Sequence[int], predicted: Sequence[int]) -> None:
         """Count one example; both sequences have the target's length."""
         self._confusions.update(zip(target, predicted, strict=True))
+        more = [0] * (len(target) - len(self._tokens))
+        self._tokens += more
+        self._correct += more
         for position, (expected, given) in enumerate(zip(target, predicted, strict=True)):
             self._tokens[position] += 1
             self._correct[position] += expected == given
 
     def by_position(self) -> tuple[PositionFigures, ...]:
-        """The figures of every possible position."""
+        """The figures of positions 0 to 99, and of more if there were longer targets."""
         return tuple(
             PositionFigures(
                 position=position,
@@ -224,13 +228,19 @@ class TokenCounter:
         )
 
     def confusion(self) -> Confusion:
-        """The counts of all pairs of target and predicted token."""
-        tokens = range(VOCABULARY_SIZE)
+        """The counts of all pairs of target and predicted token, by their names."""
+        vocabulary = self._vocabulary
+        named: Counter[tuple[str, str]] = Counter()
+        for pair, count in self._confusions.items():
+            named[vocabulary.group_names(*pair)] += count
+        predictions = (*vocabulary.groups, *((OTHER_HASHED,) if vocabulary.hashed else ()))
         return Confusion(
+            tokens=vocabulary.groups,
+            predictions=predictions,
             counts=tuple(
-                tuple(self._confusions[target, predicted] for predicted in tokens)
-                for target in tokens
-            )
+                tuple(named[target, predicted] for predicted in predictions)
+                for target in vocabulary.groups
+            ),
         )
 
 
@@ -284,6 +294,7 @@ class EvaluationCounter:
 
     Args:
         max_steps: Limit of ACT steps of an example.
+        vocabulary: Vocabulary of the examples.
         baselines: Guesses to count beside the predictions.
         record: The record of the checkpoint's training pairs; None without one.
     """
@@ -291,6 +302,7 @@ class EvaluationCounter:
     def __init__(
         self,
         max_steps: int,
+        vocabulary: Vocabulary,
         baselines: Sequence[Baseline],
         record: TrainingRecord | None,
     ) -> None:
@@ -312,7 +324,7 @@ class EvaluationCounter:
         self._categories = counters([*Category, UNKNOWN_CATEGORY])
         self._patterns = counters(list(FailurePattern))
         self._reliability = ReliabilityCounter()
-        self._tokens = TokenCounter()
+        self._tokens = TokenCounter(vocabulary)
         self._baselines = [BaselineCounter(baseline) for baseline in baselines]
 
     def refuse(self, reason: RejectionReason) -> None:
@@ -396,6 +408,7 @@ def _score(predicted: Sequence[int], target: Sequence[int]) -> Score:
     return score(
         (*predicted, *[NO_TOKEN] * (len(target) - len(predicted))),
         target,
+        end=target[-1],
         baseline_token=None,
         length_accepted=len(predicted) == len(target),
     )

@@ -23,6 +23,7 @@ from hrm.inference.prediction import (
     InferenceError,
     Prediction,
     Predictor,
+    joined,
     submit_when_room,
 )
 from hrm.model.batch import ExampleError
@@ -61,8 +62,8 @@ class Evaluated(NamedTuple):
     """The result of one example."""
 
     verdict: Verdict
-    confusions: Counter[tuple[int, int]]
-    """How often each pair (target, predicted) of different tokens occurred."""
+    confusions: Counter[tuple[str, str]]
+    """How often each pair (target, predicted) of different tokens occurred, by their names."""
 
 
 class PendingExample:
@@ -110,7 +111,7 @@ class PendingExample:
         verdict = self._evaluator.verdict(
             self._origin, self.example, self._check, prediction, figures, self._clock.timings()
         )
-        return Evaluated(verdict, figures.confusions)
+        return Evaluated(verdict, self._evaluator.named(figures.confusions))
 
 
 class PendingVerdict(PendingExample):
@@ -274,9 +275,18 @@ class Evaluator:
         return score(
             prediction.tokens,
             example.target_sequence,
+            end=self.converter.tokenizer.vocabulary.end,
             baseline_token=self._baseline,
             length_accepted=check.target_accepted,
         )
+
+    def named(self, confusions: Mapping[tuple[int, int], int]) -> Counter[tuple[str, str]]:
+        """Confusions by the names of tokens instead of the tokens themselves."""
+        vocabulary = self.converter.tokenizer.vocabulary
+        named: Counter[tuple[str, str]] = Counter()
+        for pair, count in confusions.items():
+            named[vocabulary.group_names(*pair)] += count
+        return named
 
     def verdict(
         self,
@@ -327,7 +337,8 @@ class Evaluator:
     def _infer(self, example: HRMExample) -> Future[Prediction]:
         self._check_puzzle(example)
         try:
-            return submit_when_room(self._engine, example)
+            parts = self.converter.parts(example)
+            return joined([submit_when_room(self._engine, part) for part in parts])
         except ExampleError as error:
             raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
 

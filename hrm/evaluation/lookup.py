@@ -16,7 +16,7 @@ MAX_NEIGHBOURS = 10_000
 """Most training pairs for the nearest neighbour, which compares every example with all of them. At
 10,000 that takes 0.5 ms for an example of 12 tokens and 3.9 ms for one of 100, on a CPU core."""
 
-Targets = dict[tuple[int, bytes], tuple[bytes, ...]]
+Targets = dict[tuple[int, str], tuple[str, ...]]
 """The targets of each puzzle and input."""
 
 
@@ -31,7 +31,7 @@ class TrainingPairs:
 
     def add(self, example: HRMExample) -> None:
         """Collect one pair."""
-        key, target = _key(example), bytes(example.target_sequence)
+        key, target = _key(example), _text(example.target_sequence)
         targets = self._targets.get(key, ())
         if target not in targets:
             self._targets[key] = (*targets, target)
@@ -56,7 +56,7 @@ class Lookup:
 
     def predict(self, example: HRMExample) -> Sequence[Sequence[int]]:
         """The targets of the pairs, or one without a token."""
-        return self._targets.get(_key(example), (b"",))
+        return list(map(_tokens, self._targets.get(_key(example), ("",))))
 
 
 class NearestNeighbour:
@@ -79,28 +79,29 @@ class NearestNeighbour:
 
     def predict(self, example: HRMExample) -> Sequence[Sequence[int]]:
         """The targets of the nearest puzzle and input; there is at least one."""
-        inputs = bytes(example.input_sequence)
+        inputs = _text(example.input_sequence)
         own = self._by_puzzle.get(example.puzzle_id)
         nearest = None if own is None else own.nearest(inputs, None)
         # A pair with another puzzle has to be nearer.
         limit = None if nearest is None else nearest[0] - 1
         if limit is None or limit >= 0:
             nearest = self._all.nearest(inputs, limit) or nearest
-        return (b"",) if nearest is None else nearest[1]
+        targets = ("",) if nearest is None else nearest[1]
+        return list(map(_tokens, targets))
 
 
 class _Neighbours:
     """Inputs of training pairs with their targets, in the order of the pairs."""
 
     def __init__(self) -> None:
-        self._inputs: list[bytes] = []
-        self._targets: list[tuple[bytes, ...]] = []
+        self._inputs: list[str] = []
+        self._targets: list[tuple[str, ...]] = []
 
-    def add(self, inputs: bytes, targets: tuple[bytes, ...]) -> None:
+    def add(self, inputs: str, targets: tuple[str, ...]) -> None:
         self._inputs.append(inputs)
         self._targets.append(targets)
 
-    def nearest(self, inputs: bytes, limit: int | None) -> tuple[int, tuple[bytes, ...]] | None:
+    def nearest(self, inputs: str, limit: int | None) -> tuple[int, tuple[str, ...]] | None:
         """Distance and targets of the first pair with the smallest distance, up to `limit`."""
         found = process.extractOne(
             inputs, self._inputs, scorer=Levenshtein.distance, score_cutoff=limit
@@ -108,5 +109,14 @@ class _Neighbours:
         return None if found is None else (int(found[1]), self._targets[found[2]])
 
 
-def _key(example: HRMExample) -> tuple[int, bytes]:
-    return example.puzzle_id, bytes(example.input_sequence)
+def _key(example: HRMExample) -> tuple[int, str]:
+    return example.puzzle_id, _text(example.input_sequence)
+
+
+def _text(tokens: Sequence[int]) -> str:
+    """Tokens as the characters with these numbers: a byte each if all are below 256."""
+    return "".join(map(chr, tokens))
+
+
+def _tokens(text: str) -> tuple[int, ...]:
+    return tuple(map(ord, text))

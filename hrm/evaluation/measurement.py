@@ -1,21 +1,22 @@
-"""Figures of a network on a set of examples, measured with the plain loop.
+"""Figures of a network on a set of messages, measured with the plain loop.
 
-Knows batches and the correctness of answers; nothing of training, checkpoints or files.
+Knows messages as batches of their parts, and the correctness of answers; nothing of training,
+checkpoints or files.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hrm.model.batch import Batch
+from hrm.model.batch import Messages
 from hrm.model.network import HRM
-from hrm.model.outputs import Correctness, q_right
+from hrm.model.outputs import Correctness
 from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy
 
 MEASURE_BATCH = 128
-"""Examples evaluated at once. It bounds memory; larger batches are not faster."""
+"""Parts evaluated at once. It bounds memory; larger batches are not faster."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,15 @@ class RuleFigures:
 
 @dataclass(frozen=True)
 class ExampleFigures:
-    """Figures of each of N examples, under one halting rule."""
+    """Figures of each of N messages, under one halting rule.
+
+    A message is solved if all its parts are; its `q_halt` is the smallest and its ACT steps are the
+    most of all parts.
+    """
 
     correctness: Correctness
     q_right: Tensor
-    """bool (N,): whether `q_halt >= 0` is right about whether the example is solved."""
+    """bool (N,): whether `q_halt >= 0` is right about whether the message is solved."""
     act_steps: Tensor
     """int64 (N,)."""
 
@@ -60,43 +65,59 @@ class BothRules:
         return self.max_steps.perfect and self.q.perfect
 
 
-def measure_batch(
-    network: HRM, batch: Batch, halting: HaltedBy, lengths_accepted: Tensor | None = None
+def measure_each(
+    network: HRM, messages: Messages, halting: HaltedBy, lengths_accepted: Tensor | None = None
 ) -> ExampleFigures:
-    """Evaluate each example of `batch`, all at once, with the plain loop.
+    """Evaluate each of `messages` with the plain loop.
 
     Args:
         network: The network.
-        batch: N examples.
+        messages: N messages.
         halting: The halting rule.
-        lengths_accepted: bool (N,): whether each example's target has an accepted length, without
+        lengths_accepted: bool (N,): whether each message's target has an accepted length, without
             which it is not solved (default: all have, as in training).
     """
-    output = evaluate_batch(network, batch, halting=halting)
-    correctness = Correctness.of(output.predictions, batch.labels)
-    if lengths_accepted is not None:
-        correctness = replace(correctness, solved=correctness.solved & lengths_accepted)
-    return ExampleFigures(correctness, q_right(output.q_logits, correctness.solved), output.steps)
-
-
-def measure(network: HRM, examples: Batch, halting: HaltedBy) -> RuleFigures:
-    """Evaluate `examples` (at least one) with the plain loop."""
     parts = [
-        measure_batch(network, examples[slice(start, start + MEASURE_BATCH)], halting)
-        for start in range(0, len(examples), MEASURE_BATCH)
+        evaluate_batch(
+            network, messages.parts[slice(start, start + MEASURE_BATCH)], halting=halting
+        )
+        for start in range(0, len(messages.parts), MEASURE_BATCH)
     ]
-    return RuleFigures(
-        examples=len(examples),
-        solved=sum(int(part.correctness.solved.sum()) for part in parts),
-        token_accuracy=float(torch.cat([part.correctness.accuracy for part in parts]).mean()),
-        q_accuracy=float(torch.cat([part.q_right for part in parts]).double().mean()),
-        mean_act_steps=float(torch.cat([part.act_steps for part in parts]).double().mean()),
+    rows = Correctness.of(torch.cat([each.predictions for each in parts]), messages.parts.labels)
+    correct = _by_message(rows.correct, messages, "sum")
+    targets = _by_message(rows.targets, messages, "sum")
+    solved = correct == targets
+    if lengths_accepted is not None:
+        solved &= lengths_accepted
+    q_halt = _by_message(torch.cat([each.q_logits[:, 0] for each in parts]), messages, "amin")
+    return ExampleFigures(
+        Correctness(correct / targets.clamp(min=1), solved, correct, targets),
+        (q_halt >= 0) == solved,
+        _by_message(torch.cat([each.steps for each in parts]), messages, "amax"),
     )
 
 
-def measure_both_rules(network: HRM, examples: Batch) -> BothRules:
-    """Evaluate `examples` (at least one) under both halting rules."""
+def _by_message(rows: Tensor, messages: Messages, reduction: str) -> Tensor:
+    """One number for each message, from those of its parts: (B,) to (N,)."""
+    reduced = rows.new_zeros(len(messages))
+    return reduced.scatter_reduce(0, messages.message, rows, reduction, include_self=False)
+
+
+def measure(network: HRM, messages: Messages, halting: HaltedBy) -> RuleFigures:
+    """Evaluate `messages` (at least one) with the plain loop."""
+    figures = measure_each(network, messages, halting)
+    return RuleFigures(
+        examples=len(messages),
+        solved=int(figures.correctness.solved.sum()),
+        token_accuracy=float(figures.correctness.accuracy.mean()),
+        q_accuracy=float(figures.q_right.double().mean()),
+        mean_act_steps=float(figures.act_steps.double().mean()),
+    )
+
+
+def measure_both_rules(network: HRM, messages: Messages) -> BothRules:
+    """Evaluate `messages` (at least one) under both halting rules."""
     return BothRules(
-        max_steps=measure(network, examples, HaltedBy.MAX_STEPS),
-        q=measure(network, examples, HaltedBy.Q),
+        max_steps=measure(network, messages, HaltedBy.MAX_STEPS),
+        q=measure(network, messages, HaltedBy.Q),
     )

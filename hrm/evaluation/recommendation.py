@@ -18,7 +18,7 @@ from hrm.data.conversion import Content, Converter, name_of
 from hrm.evaluation.answers import with_rows
 from hrm.evaluation.check import check_message
 from hrm.evaluation.coverage import PairCoverage
-from hrm.evaluation.measurement import MEASURE_BATCH, measure_batch
+from hrm.evaluation.measurement import MEASURE_BATCH, measure_each
 from hrm.evaluation.outcomes import (
     DistinctExamples,
     Outcomes,
@@ -26,8 +26,8 @@ from hrm.evaluation.outcomes import (
     compare_outcomes,
 )
 from hrm.evaluation.statistics import Share
-from hrm.model.batch import ExampleError, check_fits, encode
-from schemas import HaltedBy, HRMExample, SQEHRMError
+from hrm.model.batch import ExampleError, check_fits, encode_messages
+from schemas import HaltedBy, HRMExample, MessageRejected, SQEHRMError
 
 SIGNIFICANT_BELOW = 0.05
 """Adjusted p-value below which one checkpoint counts as better than another. If all were equally
@@ -184,10 +184,13 @@ class _Messages:
     def distinct(self, lines: Iterable[tuple[int, Content]]) -> Iterator[_Message]:
         """The lines that are no repeats."""
         for index, content in lines:
-            forms = {
-                converter.config: converter.example_of(content, index)
-                for converter in self._converters
-            }
+            try:
+                forms = {
+                    converter.config: converter.example_of(content, index)
+                    for converter in self._converters
+                }
+            except MessageRejected as rejected:
+                raise ComparisonError(f"line {index + 1}: {rejected.detail}") from None
             count = len(self.examples)
             position = self.examples.position(forms.values(), name_of(content, index))
             if position == count:
@@ -229,6 +232,7 @@ class _Candidate:
         self._checkpoint = checkpoint
         self._device = device
         self._network = checkpoint.build(device=device)
+        self._converter = Converter(checkpoint.conversion)
         self._coverage = PairCoverage(checkpoint.training)
         self._examples = self._known = 0
         self._q_right = dict.fromkeys(rules, 0)
@@ -286,9 +290,10 @@ class _Candidate:
     ) -> Iterator[_Answer]:
         for start in range(0, len(asked), MEASURE_BATCH):
             numbers, examples, accepted = zip(*asked[start : start + MEASURE_BATCH], strict=True)
-            figures = measure_batch(
+            parts = [self._converter.parts(example) for example in examples]
+            figures = measure_each(
                 self._network,
-                encode(examples, self._checkpoint.config).to(self._device),
+                encode_messages(parts, self._checkpoint.config).to(self._device),
                 rule,
                 torch.tensor(accepted, device=self._device),
             )
@@ -306,8 +311,9 @@ class _Candidate:
     def _example(self, message: _Message) -> HRMExample:
         example = message.forms[self._checkpoint.conversion]
         try:
-            check_fits(example, self._checkpoint.config)
-        except ExampleError as error:
+            for part in self._converter.parts(example):
+                check_fits(part, self._checkpoint.config)
+        except (ExampleError, MessageRejected) as error:
             raise ComparisonError(
                 f"line {message.index + 1} does not fit checkpoint {self._label}: {error}"
             ) from None

@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hrm.data.vocabulary import VOCABULARY
 from hrm.evaluation.statistics import MedianSummary, Share, Summary
 from schemas import HaltedBy
 
@@ -75,7 +74,11 @@ class PositionFigures(_Model):
 class Confusion(_Model):
     """How often each target token was predicted as each token, right ones included."""
 
-    tokens: tuple[str, ...] = VOCABULARY
+    tokens: tuple[str, ...] = Field(description="Names of the rows.")
+    predictions: tuple[str, ...] = Field(
+        description="Names of the columns. Hashed tokens share a row and a column, and wrong ones "
+        "among them have a column of their own."
+    )
     counts: tuple[tuple[int, ...], ...] = Field(
         description="One row per target token, one column per prediction."
     )

@@ -54,12 +54,16 @@ def fit_baselines(
         on_refused: Called with each refused line when it is met; later lines still count.
         on_left_out: Called with the reason why a baseline is left out.
     """
-    counter, pairs = TargetCounter(), TrainingPairs()
+    counter, pairs = TargetCounter(converter.tokenizer.vocabulary.size), TrainingPairs()
     for index, content in reader.contents(source):
         if isinstance(content, RefusedLine):
             on_refused(content)
             continue
-        example = converter.example_of(content, index)
+        try:
+            example = converter.example_of(content, index)
+        except MessageRejected as rejected:
+            on_refused(RefusedLine.of(index, rejected))
+            continue
         counter.add(example.target_sequence)
         pairs.add(example)
     if not counter.targets:
@@ -99,7 +103,12 @@ def evaluate_file(
         on_verdict: Called with every verdict, in the order of the lines.
         on_example: Called with every example and its verdict, in the same order.
     """
-    counter = EvaluationCounter(evaluator.max_steps, baselines, evaluator.checkpoint.training)
+    counter = EvaluationCounter(
+        evaluator.max_steps,
+        evaluator.converter.tokenizer.vocabulary,
+        baselines,
+        evaluator.checkpoint.training,
+    )
 
     def refuse(line: RefusedLine) -> None:
         counter.refuse(line.reason)

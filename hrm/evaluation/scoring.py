@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
-from hrm.data.vocabulary import END
 from schemas import FailurePattern
 
 NEAR_MISS_SHARE = 0.05
@@ -48,6 +47,7 @@ def score(
     predicted: Sequence[int],
     target: Sequence[int],
     *,
+    end: int,
     baseline_token: int | None,
     length_accepted: bool = True,
 ) -> Score:
@@ -56,6 +56,7 @@ def score(
     Args:
         predicted: Predicted tokens, at least as many as the target has.
         target: Target tokens, at least one.
+        end: The vocabulary's end token.
         baseline_token: The commonest token of the training targets. None if they are not recorded;
             then the commonest token of this target takes its place.
         length_accepted: False if the prompt is known and no accepted target of it has this length.
@@ -73,7 +74,7 @@ def score(
         target_tokens=len(target),
         edit_similarity=similarity,
         failure_pattern=_failure_pattern(
-            pairs, correct, similarity, baseline_token, length_accepted=length_accepted
+            pairs, correct, similarity, end, baseline_token, length_accepted=length_accepted
         ),
         confusions=Counter(pair for pair in pairs if pair[0] != pair[1]),
     )
@@ -83,6 +84,7 @@ def _failure_pattern(
     pairs: list[tuple[int, int]],
     correct: int,
     similarity: float,
+    end: int,
     baseline_token: int | None,
     *,
     length_accepted: bool,
@@ -97,7 +99,7 @@ def _failure_pattern(
     if similarity >= SHIFTED_SIMILARITY and similarity > correct / length:
         return FailurePattern.SHIFTED
     target, predicted = zip(*pairs, strict=True)
-    if _first_end(predicted) != _first_end(target):
+    if _first(end, predicted) != _first(end, target):
         return FailurePattern.WRONG_LENGTH
     counts = Counter(target)
     baseline = counts[baseline_token] if baseline_token is not None else max(counts.values())
@@ -109,5 +111,5 @@ def _failure_pattern(
     )
 
 
-def _first_end(tokens: Sequence[int]) -> int | None:
-    return tokens.index(END) if END in tokens else None
+def _first(token: int, tokens: Sequence[int]) -> int | None:
+    return tokens.index(token) if token in tokens else None

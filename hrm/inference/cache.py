@@ -17,14 +17,14 @@ from hrm.inference.prediction import EngineClosedError, EngineStatistics, Predic
 from hrm.model.config import HRMConfig
 from schemas import HaltedBy, HRMExample
 
-_Key = tuple[int, Sequence[int], int | None]
+_Key = tuple[int, str, int | None]
 """Puzzle, input and limit of ACT steps: a prediction depends on these, but not on the target."""
 
 
 class _Kept(NamedTuple):
     """A prediction, packed."""
 
-    tokens: Sequence[int]
+    tokens: str
     act_steps: int
     halted_by: HaltedBy
     q_halt: float
@@ -43,7 +43,7 @@ class _Kept(NamedTuple):
         )
 
     def prediction(self) -> Prediction:
-        return Prediction(tuple(self.tokens), *self[1:])
+        return Prediction(tuple(map(ord, self.tokens)), *self[1:])
 
 
 @dataclass
@@ -203,6 +203,6 @@ class CachedPredictor:
             self._kept.popitem(last=False)
 
 
-def _packed(tokens: Sequence[int]) -> Sequence[int]:
-    """Pack tokens into one byte each instead of a pointer, if the vocabulary is small enough."""
-    return bytes(tokens) if max(tokens) < 256 else tuple(tokens)  # noqa: PLR2004 - a byte
+def _packed(tokens: Sequence[int]) -> str:
+    """Pack tokens into the characters with these numbers: one or two bytes each, no pointers."""
+    return "".join(map(chr, tokens))

@@ -3,11 +3,13 @@
 Knows examples and futures; nothing of networks or of how work is ordered.
 """
 
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from schemas import HaltedBy, HRMExample, SQEHRMError
+from schemas import MAX_SEQUENCE_LENGTH, HaltedBy, HRMExample, SQEHRMError
 
 if TYPE_CHECKING:  # a worker reads statistics without torch
     import torch
@@ -39,7 +41,8 @@ class Prediction:
     """A network's answer to one example, at the ACT step at which it halted."""
 
     tokens: tuple[int, ...]
-    """One for every position of the sequence length, whatever the target's length."""
+    """One for every position of the sequence length, whatever the target's length; of an example in
+    parts, those of each part."""
     act_steps: int
     halted_by: HaltedBy
     q_halt: float
@@ -107,3 +110,56 @@ def submit_when_room(predictor: Predictor, example: HRMExample) -> Future[Predic
             return predictor.submit(example)
         except EngineFullError:
             predictor.wait_for_room()
+
+
+def joined(futures: Sequence[Future[Prediction]]) -> Future[Prediction]:
+    """One prediction for an example from those of its parts, as soon as all are there.
+
+    Its tokens are those of all parts. Its Q logits are those of the part that is least sure to be
+    right; its ACT steps and flips are the most of any part. It fails if one of the parts fails.
+    """
+    return combined(futures, _joined)
+
+
+def combined(
+    futures: Sequence[Future[Prediction]],
+    combine: Callable[[Sequence[Prediction]], Prediction],
+) -> Future[Prediction]:
+    """One prediction from several, as soon as all are there. A single one is left as it is.
+
+    If one of them fails, so does the result: a network whose answers are not finite has no verdict.
+    """
+    if len(futures) == 1:
+        return futures[0]
+    together: Future[Prediction] = Future()
+    lock, missing = threading.Lock(), len(futures)
+
+    def done(_: Future[Prediction]) -> None:
+        nonlocal missing
+        with lock:
+            missing -= 1
+            if missing:
+                return
+        errors = (future.exception() for future in futures)
+        error = next((each for each in errors if each is not None), None)
+        if error is not None:
+            together.set_exception(error)
+            return
+        together.set_result(combine([future.result() for future in futures]))
+
+    for future in futures:
+        future.add_done_callback(done)
+    return together
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    least_sure = min(parts, key=lambda part: part.q_halt)
+    at_limit = any(part.halted_by is HaltedBy.MAX_STEPS for part in parts)
+    return Prediction(
+        tokens=tuple(token for part in parts for token in part.tokens[:MAX_SEQUENCE_LENGTH]),
+        act_steps=max(part.act_steps for part in parts),
+        halted_by=HaltedBy.MAX_STEPS if at_limit else HaltedBy.Q,
+        q_halt=least_sure.q_halt,
+        q_continue=least_sure.q_continue,
+        q_flips=max(part.q_flips for part in parts),
+    )

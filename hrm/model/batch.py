@@ -1,7 +1,9 @@
 """Examples as tensors, padded to the network's length. Knows no model and no files."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,6 +46,37 @@ class Batch:
         return replaced
 
 
+@dataclass(frozen=True)
+class Messages:
+    """N messages as a batch with a row for each part of each message."""
+
+    parts: Batch
+    message: Tensor
+    """int64 (B,): the number, from 0 to N - 1, of the message that each row is a part of."""
+
+    @classmethod
+    def whole(cls, batch: Batch) -> Self:
+        """Messages of one part each."""
+        return cls(batch, torch.arange(len(batch), device=batch.inputs.device))
+
+    def __len__(self) -> int:
+        return int(self.message[-1]) + 1 if len(self.message) else 0
+
+    def to(self, device: torch.device | str) -> "Messages":
+        """Copy the messages to `device`."""
+        return Messages(self.parts.to(device), self.message.to(device))
+
+
+def encode_messages(messages: Sequence[Sequence[HRMExample]], config: HRMConfig) -> Messages:
+    """Pad messages, each given as its parts, for a network of `config`.
+
+    Raises `ExampleError` if one does not fit.
+    """
+    numbers = [number for number, parts in enumerate(messages) for _ in parts]
+    parts = encode([part for parts in messages for part in parts], config)
+    return Messages(parts, torch.tensor(numbers, dtype=torch.int64))
+
+
 def encode(examples: Sequence[HRMExample], config: HRMConfig) -> Batch:
     """Pad `examples` for a network of `config`. Raises `ExampleError` if one does not fit."""
     for example in examples:
@@ -80,9 +113,11 @@ def check_fits(example: HRMExample, config: HRMConfig) -> None:
 
 
 def _pad(sequences: list[tuple[int, ...]], padding: int, config: HRMConfig) -> Tensor:
-    # Building the tensor from bytes takes a tenth of the time that a list of numbers takes (3 ms
-    # for 512 examples). int8 holds every token of the vocabulary and `IGNORE_LABEL`.
-    filler = padding.to_bytes(1, "little", signed=True)
-    rows = bytearray().join(bytes(each).ljust(config.seq_len, filler) for each in sequences)
-    flat = torch.frombuffer(rows, dtype=torch.int8) if rows else torch.empty(0)
+    # Building the tensor from bytes takes a fifth of the time that a list of numbers takes. int32
+    # holds every token and `IGNORE_LABEL`.
+    filler = array("i", [padding]) * config.seq_len
+    rows = bytearray().join(
+        (array("i", each) + filler[len(each) :]).tobytes() for each in sequences
+    )
+    flat = torch.frombuffer(rows, dtype=torch.int32) if rows else torch.empty(0)
     return flat.view(len(sequences), config.seq_len).long()

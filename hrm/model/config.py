@@ -3,9 +3,17 @@
 Fields are named as in the reference's configuration files, so that a reader of one knows the other.
 """
 
-from typing import Literal
+from enum import StrEnum
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from schemas import MAX_SEQUENCE_LENGTH, VOCABULARY_SIZE
 
@@ -14,6 +22,19 @@ PADDING_TOKEN = 0
 
 IGNORE_LABEL = -100
 """Value that labels are padded with; padded positions count neither in losses nor in figures."""
+
+
+class TokenHead(StrEnum):
+    """How the logits of a position become probabilities of its tokens.
+
+    The largest logit is the prediction under both. They differ in what training costs and in what
+    an ensemble's average means.
+    """
+
+    STABLEMAX = "stablemax"
+    """The reference's (`hrm.model.outputs`). Its gradients never vanish, but each wrong token keeps
+    a part of the probability that falls only as 1 / -logit, which many tokens add up."""
+    SOFTMAX = "softmax"
 
 
 class HRMConfig(BaseModel):
@@ -37,6 +58,18 @@ class HRMConfig(BaseModel):
     rms_norm_eps: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
     halt_max_steps: int = Field(default=16, ge=1)
     halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
+    token_head: TokenHead = Field(
+        default=TokenHead.STABLEMAX,
+        description="How logits of tokens become probabilities, which the head was trained for.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the head that all networks had before there was another: digests stay."""
+        fields: dict[str, Any] = write(self)
+        if self.token_head is TokenHead.STABLEMAX:
+            fields.pop("token_head", None)
+        return fields
 
     @model_validator(mode="after")
     def _heads_divide_hidden_size(self) -> "HRMConfig":

@@ -14,7 +14,7 @@ from hrm.checkpoint.record import Accepted, Answers, TrainingRecord, pair_hash
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import DEFAULT_READER, RefusedLine
 from hrm.data.texts import AcceptedTexts, TextHashes
-from schemas import VOCABULARY_SIZE, HRMExample, SQEHRMError, SQEMessage
+from schemas import VOCABULARY_SIZE, HRMExample, MessageRejected, SQEHRMError, SQEMessage
 
 MAX_PUZZLES = 2**20
 """Rows of the largest puzzle table: ten times as many as v9 has. With 256 numbers per row it takes
@@ -65,7 +65,10 @@ def read_examples(
                 if isinstance(content, RefusedLine):
                     raise TrainingDataError(f"{where}: {content.detail}")
                 _check_words(content, where)
-                example = converter.example_of(content, index)
+                try:
+                    example = converter.example_of(content, index)
+                except MessageRejected as rejected:
+                    raise TrainingDataError(f"{where}: {rejected.detail}") from None
                 if example.puzzle_id >= MAX_PUZZLES:
                     raise TrainingDataError(
                         f"{where}: puzzle_id {_short(example.puzzle_id)} is beyond the largest "
@@ -125,11 +128,17 @@ def split(
 
 
 def training_record(
-    examples: Sequence[AcceptedExample], answers: Answers | None = None
+    examples: Sequence[AcceptedExample],
+    answers: Answers | None = None,
+    *,
+    vocabulary_size: int = VOCABULARY_SIZE,
 ) -> TrainingRecord:
     """The record of `examples` that a checkpoint trained on them keeps.
 
-    `answers` says in which puzzle rows the pairs with several accepted targets are held.
+    Args:
+        examples: The training examples.
+        answers: The puzzle rows that hold the pairs with several accepted targets.
+        vocabulary_size: Number of tokens of the conversion.
     """
     tokens: Counter[int] = Counter()
     lengths: defaultdict[str, set[int]] = defaultdict(set)
@@ -139,7 +148,7 @@ def training_record(
         lengths[each.pair].add(len(target))
     return TrainingRecord(
         pair_hashes=frozenset(lengths),
-        target_token_counts=tuple(tokens[token] for token in range(VOCABULARY_SIZE)),
+        target_token_counts=tuple(tokens[token] for token in range(vocabulary_size)),
         accepted=Accepted(
             target_lengths={pair: tuple(sorted(found)) for pair, found in lengths.items()},
             puzzles=frozenset(each.example.puzzle_id for each in examples),
@@ -167,7 +176,7 @@ def completed_record(record: TrainingRecord, path: Path, converter: Converter) -
                 f"{path}: line {each.line}: not among the recorded training pairs: give the file "
                 "that the checkpoint was trained on, without held-out messages"
             )
-    completed = training_record(examples)
+    completed = training_record(examples, vocabulary_size=converter.tokenizer.vocabulary.size)
     missing = len(record.pair_hashes) - len(completed.pair_hashes)
     if missing:
         raise TrainingDataError(

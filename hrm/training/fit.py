@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hrm.evaluation.measurement import BothRules, measure_both_rules
-from hrm.model.batch import Batch
+from hrm.model.batch import Messages
 from hrm.training.trainer import StepReport, Trainer
 
 LEARNED_IN_A_ROW = 2
@@ -118,7 +118,8 @@ def fit(
     progress: Progress,
     *,
     measure_every: int,
-    held_out: Batch | None = None,
+    training: Messages,
+    held_out: Messages | None = None,
     on_step: Callable[[StepReport], None],
     on_measurement: Callable[[Measurement], None],
 ) -> None:
@@ -128,7 +129,8 @@ def fit(
         trainer: Takes the steps.
         progress: Collects the measurements and decides when to stop.
         measure_every: Steps between two measurements. The last step is always measured.
-        held_out: Examples to measure that are not trained on.
+        training: The messages whose parts are the trainer's examples.
+        held_out: Messages to measure that are not trained on.
         on_step: Called after every step.
         on_measurement: Called after `progress` has added a measurement.
 
@@ -143,7 +145,7 @@ def fit(
         network = trainer.averaged_network
         measurement = Measurement(
             report.step,
-            training=measure_both_rules(network, trainer.examples),
+            training=measure_both_rules(network, training),
             held_out=None if held_out is None else measure_both_rules(network, held_out),
         )
         progress.add(measurement)

@@ -10,22 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrm.model.config import IGNORE_LABEL
-from hrm.model.outputs import Correctness, log_probabilities
+from hrm.model.config import IGNORE_LABEL, TokenHead
+from hrm.model.outputs import Correctness, log_probability_of
 
 Q_LOSS_WEIGHT = 0.5
 """Weight of each Q loss relative to the token loss."""
 
 
-def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-probability of each label: float64 (B, S), and 0 for ignored labels.
+def token_cross_entropy(
+    logits: Tensor, labels: Tensor, head: TokenHead = TokenHead.STABLEMAX
+) -> Tensor:
+    """Negative log-probability of each label: (B, S), and 0 for ignored labels.
 
-    logits: (B, S, V); labels: int64 (B, S). In float64, small gradients survive when training has
-    almost converged.
+    logits: (B, S, V); labels: int64 (B, S). The dtype is that of `log_probability_of`.
     """
     counted = labels != IGNORE_LABEL
-    chosen = log_probabilities(logits).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return torch.where(counted, -chosen, 0.0)
+    losses = -log_probability_of(logits[counted], labels[counted], head)
+    return losses.new_zeros(labels.shape).masked_scatter(counted, losses)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ class Losses:
 
 
 def act_losses(
-    logits: Tensor, q_logits: Tensor, labels: Tensor, target_q_continue: Tensor | None
+    logits: Tensor,
+    q_logits: Tensor,
+    labels: Tensor,
+    target_q_continue: Tensor | None,
+    head: TokenHead = TokenHead.STABLEMAX,
 ) -> Losses:
     """Compute the losses of one ACT step.
 
@@ -56,9 +61,10 @@ def act_losses(
         q_logits: float32 (B, 2), halt and continue.
         labels: int64 (B, S).
         target_q_continue: float32 (B,) from 0 to 1, or None in evaluation.
+        head: How logits become probabilities.
     """
     targets = (labels != IGNORE_LABEL).sum(-1, keepdim=True).clamp(min=1)
-    tokens = (stablemax_cross_entropy(logits, labels) / targets).sum()
+    tokens = (token_cross_entropy(logits, labels, head) / targets).sum()
     solved = Correctness.of(logits.argmax(-1), labels).solved
     q_halt = F.binary_cross_entropy_with_logits(q_logits[:, 0], solved.float(), reduction="sum")
     q_continue = torch.zeros_like(q_halt)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from hrm.data.config import MAX_HASHED_TOKENS, ConversionConfig
 from hrm.training.answers import Contradictions
 from hrm.training.trainer import TrainingConfig
 from schemas import SQEHRMError
@@ -68,6 +69,20 @@ class TrainingOptions(TrainingConfig):
     """`H and L` for a checkpoint whose levels differ."""
     puzzle_space: int = Field(
         default=1000, ge=1, description="Number of puzzle ids given to messages that have none."
+    )
+    conversion: Literal[1, 2] = Field(
+        default=2,
+        description="Conversion of messages to tokens: 1 has 12 tokens and reads 98 words, 2 reads "
+        "whole texts and tells nearly all words apart.",
+    )
+    hashed_tokens: int = Field(
+        default=ConversionConfig().hashed_tokens,
+        ge=1,
+        le=MAX_HASHED_TOKENS,
+        description="Conversion 2: number of tokens for words.",
+    )
+    case_sensitive: bool = Field(
+        default=False, description="Conversion 2: tell upper and lower case apart."
     )
     exploration: float = Field(
         default=0.5,

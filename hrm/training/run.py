@@ -24,7 +24,7 @@ from hrm.checkpoint.names import other_weights
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
 from hrm.evaluation.statistics import Share, ShareOf
-from hrm.model.batch import Batch
+from hrm.model.batch import Messages
 from hrm.model.config import HRMConfig
 from hrm.training.fit import Measurement, Progress, fit
 from hrm.training.options import RunPolicy
@@ -95,22 +95,25 @@ class TrainingRun:
 
     Args:
         folder: Where everything is written; `claim_folder` made sure that it can be.
-        trainer: The network, the training examples and the steps done so far.
+        trainer: The network, the parts of the training messages and the steps done so far.
+        training: The training messages.
         provenance: What is saved beside the weights, with what the run has measured so far.
         policy: When to give up, and which steps to keep.
-        held_out: Examples to measure on and never train on.
+        held_out: Messages to measure on and never train on.
     """
 
     def __init__(
         self,
         folder: Path,
         trainer: Trainer,
+        training: Messages,
         provenance: Provenance,
         policy: RunPolicy,
-        held_out: Batch | None = None,
+        held_out: Messages | None = None,
     ) -> None:
         self.folder = folder
         self.trainer = trainer
+        self.training = training
         self.held_out = held_out
         self.progress = Progress(
             steps=trainer.config.steps,
@@ -160,6 +163,7 @@ class TrainingRun:
                         self.trainer,
                         self.progress,
                         measure_every=self._provenance.record.options.measure_every,
+                        training=self.training,
                         held_out=self.held_out,
                         on_step=step_done,
                         on_measurement=measured,
@@ -248,8 +252,7 @@ class TrainingRun:
     def _plot(self, curve: Path) -> None:
         reports, progress = _read_curve(curve), self.progress
         if reports:
-            examples = len(self.trainer.examples)
-            title = f"{self.folder.name}: {examples} examples, {reports[-1].step} steps"
+            title = f"{self.folder.name}: {len(self.training)} messages, {reports[-1].step} steps"
             if progress.best is not None:
                 title += f", best at step {progress.best.step} (dotted)"
             with replaced_file(self.folder / PLOT) as file:

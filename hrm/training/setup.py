@@ -5,7 +5,7 @@ Knows the parts of `hrm.training` and joins them; nothing of terminals or a comm
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,9 @@ from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from hrm.checkpoint.record import Answers
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
-from hrm.model.batch import Batch, encode
-from hrm.model.config import HRMConfig
+from hrm.data.vocabulary import vocabulary_of
+from hrm.model.batch import Messages, encode_messages
+from hrm.model.config import HRMConfig, TokenHead
 from hrm.model.network import HRM
 from hrm.training.answers import (
     Contradictions,
@@ -40,7 +41,7 @@ from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Provenance, RunRecord, SavedStep
 from hrm.training.trainer import Trainer, TrainingConfig
-from schemas import SQEHRMError, first_problem
+from schemas import HRMExample, SQEHRMError, first_problem
 
 
 def prepare_run(
@@ -81,23 +82,22 @@ def prepare_run(
     _check_together(options, policy)
     record = _record(data_path, options, saved)
     source = base if saved is None else saved.checkpoint
-    conversion = ConversionConfig(puzzle_space=options.puzzle_space)
-    if source is not None:
-        conversion = source.conversion
+    converter = Converter(_conversion(options) if source is None else source.conversion)
     resumed = saved is not None
-    data = _read(data_path, options, Converter(conversion), resumed=resumed)
+    data = _read(data_path, options, converter, resumed=resumed)
     data = _with_answers(data, data_path, options, source, resumed=resumed)
     torch.manual_seed(options.seed)
     network = _network(options, data, source, resumed=resumed).to(device)
-    training, held_out = data.on(network)
+    training, held_out = data.on(network, converter)
     claim_folder(output, resume=resume)
-    trainer = Trainer(network, training, options)
+    trainer = Trainer(network, training.parts, options)
     if saved is not None:
         saved.restore(trainer)
     about = _about(record, data, torch.device(device), command)
-    pairs = training_record(data.training, data.answers)
-    provenance = Provenance(conversion, pairs, record, about)
-    return TrainingRun(output, trainer, provenance, policy, held_out)
+    size = converter.tokenizer.vocabulary.size
+    pairs = training_record(data.training, data.answers, vocabulary_size=size)
+    provenance = Provenance(converter.config, pairs, record, about)
+    return TrainingRun(output, trainer, training, provenance, policy, held_out)
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,33 @@ class _Data:
         """Accepted targets in puzzle rows of their own."""
         return sum(len(rows) - 1 for rows in self.answers.values())
 
-    def on(self, network: HRM) -> tuple[Batch, Batch | None]:
+    def on(self, network: HRM, converter: Converter) -> tuple[Messages, Messages | None]:
         """Both sets as tensors for `network`, on its device.
 
         Held-out prompts have the rows of their puzzles, since nothing else was trained for them.
         """
-        training, held_out = (
-            encode(examples, network.config).to(network.H_init.device) if examples else None
-            for examples in (
-                with_answer_rows(self.training, self.answers),
-                [each.example for each in self.held_out],
-            )
+
+        def encoded(examples: Sequence[HRMExample]) -> Messages:
+            messages = [converter.parts(example) for example in examples]
+            return encode_messages(messages, network.config).to(network.H_init.device)
+
+        held_out = [each.example for each in self.held_out]
+        return (
+            encoded(with_answer_rows(self.training, self.answers)),
+            encoded(held_out) if held_out else None,
         )
-        assert training is not None  # noqa: S101 - a file without messages is refused
-        return training, held_out
+
+
+def _conversion(options: TrainingOptions) -> ConversionConfig:
+    """How a run without a base checkpoint converts messages. Raises `OptionsError`."""
+    fields = ("hashed_tokens", "case_sensitive")
+    given = {name: getattr(options, name) for name in fields if name in options.model_fields_set}
+    try:
+        return ConversionConfig(
+            version=options.conversion, puzzle_space=options.puzzle_space, **given
+        )
+    except ValidationError:
+        raise OptionsError(list(given), ": conversion 1 has no such choice") from None
 
 
 def _settled(
@@ -204,6 +217,9 @@ def _sizes_of(base: Checkpoint) -> dict[str, int | str]:
         "num_heads": config.num_heads,
         "layers": config.H_layers if same else f"{config.H_layers} and {config.L_layers}",
         "puzzle_space": base.conversion.puzzle_space,
+        "conversion": base.conversion.version,
+        "hashed_tokens": base.conversion.hashed_tokens,
+        "case_sensitive": base.conversion.case_sensitive,
     }
 
 
@@ -299,6 +315,8 @@ def _network(
         return network
     try:
         config = HRMConfig(
+            vocab_size=vocabulary_of(_conversion(options)).size,
+            token_head=TokenHead.STABLEMAX if options.conversion == 1 else TokenHead.SOFTMAX,
             hidden_size=options.hidden_size,
             puzzle_emb_ndim=options.hidden_size,
             num_heads=options.num_heads,

@@ -158,7 +158,11 @@ class Trainer:
         last = carry.steps >= network.config.halt_max_steps
         carry.halted = self._halts(carry.steps, q_logits.detach(), last)
         losses = act_losses(
-            logits, q_logits, carry.batch.labels, self._continue_target(carry.state, x, last)
+            logits,
+            q_logits,
+            carry.batch.labels,
+            self._continue_target(carry.state, x, last),
+            network.config.token_head,
         )
         total = losses.total / self.batch_size
         torch.autograd.backward(total)

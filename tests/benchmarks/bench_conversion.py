@@ -18,7 +18,7 @@ from pathlib import Path
 from hrm.data.config import ConversionConfig, PuzzlePolicy
 from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine, convert_file
-from hrm.data.vocabulary import VOCABULARY
+from hrm.data.vocabulary import VOCABULARY_1
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import interleaved, median_ratio
 from tests.benchmarks.setting import Setting
@@ -57,7 +57,9 @@ def _write_messages(path: Path, messages: int) -> None:
     language = [
         "".join(rng.choices(letters, range(26, 0, -1), k=rng.randint(2, 11))) for _ in range(5_000)
     ]
-    language += [f"{name}{ending}" for name in VOCABULARY for ending in ("", "s", ":", "ing,")]
+    language += [
+        f"{name}{ending}" for name in VOCABULARY_1.names for ending in ("", "s", ":", "ing,")
+    ]
     rng.shuffle(language)
     frequencies = [1 / rank for rank in range(1, len(language) + 1)]
 
@@ -122,7 +124,7 @@ def _plain_sequence(text: str) -> list[int]:
 
 
 def _plain_token(word: str) -> int:
-    for token, name in enumerate(VOCABULARY):
+    for token, name in enumerate(VOCABULARY_1.names):
         if name in word:
             return token
     return int(hashlib.md5(word.encode()).hexdigest(), 16) % 9 + 1  # noqa: S324 - no secret

@@ -8,7 +8,7 @@ import pytest
 
 from hrm.data.conversion import AcceptedPair
 from hrm.data.files import DEFAULT_READER
-from hrm.data.vocabulary import END, MAX_WORDS, Tokenizer
+from hrm.data.vocabulary import PART_WORDS, VOCABULARY_1, Tokenizer
 from schemas import FailurePattern, PromptMatch, SQEMessage, TextCheck, Verdict
 from tests.support.processes import REAL, Worker, wait_for
 from worker.broker import embedded
@@ -26,14 +26,14 @@ def samples() -> list[AcceptedPair]:
 
 def cut_before_end(completion: str) -> str | None:
     """`completion` up to its first word that has the token of the end and that is read."""
-    for word in list(re.finditer(r"\S+", completion))[1:MAX_WORDS]:
-        if Tokenizer().token(word[0]) == END:
+    for word in list(re.finditer(r"\S+", completion))[1:PART_WORDS]:
+        if Tokenizer().token(word[0]) == VOCABULARY_1.end:
             return completion[: word.start()]
     return None
 
 
-SHORT = next(pair for pair in samples() if len(pair.completion.split()) < MAX_WORDS)
-LONG = next(pair for pair in samples() if len(pair.completion.split()) > MAX_WORDS)
+SHORT = next(pair for pair in samples() if len(pair.completion.split()) < PART_WORDS)
+LONG = next(pair for pair in samples() if len(pair.completion.split()) > PART_WORDS)
 
 
 class Wire:
@@ -90,7 +90,7 @@ def test_a_change_beyond_the_words_that_are_read_is_different_though_solved(wire
     changed = f"{LONG.completion} and then delete the production database"
     verdict = wire.verdict(LONG.prompt, changed)
     assert (verdict.text, verdict.solved, verdict.known) == (TextCheck.DIFFERENT, True, True)
-    unread = len(LONG.completion.split()) + 6 - MAX_WORDS
+    unread = len(LONG.completion.split()) + 6 - PART_WORDS
     assert (verdict.truncated, verdict.unread_words) == (True, unread)
 
 
@@ -127,5 +127,5 @@ def test_the_worker_counts_what_the_texts_show(wire: Wire) -> None:
         "text_checks_total{solved=true}{text=different}": 1
     }
     assert after["truncated_total"] - before["truncated_total"] == 1
-    unread = len(LONG.completion.split()) + 1 - MAX_WORDS
+    unread = len(LONG.completion.split()) + 1 - PART_WORDS
     assert after["unread_words_total"] - before["unread_words_total"] == unread

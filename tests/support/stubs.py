@@ -92,7 +92,7 @@ class StubPending:
                 os._exit(9)
             case "bug":
                 raise RuntimeError(self.message.prompt)
-        wrong = Counter({(1, 2): 2} if self.message.prompt.startswith("fail") else {})
+        wrong = Counter({("test", "agent"): 2} if self.message.prompt.startswith("fail") else {})
         return verdict(self.message, self._queued), wrong
 
 

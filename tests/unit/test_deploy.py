@@ -85,7 +85,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.rejected(RejectionReason.NOT_JSON)
     metrics.duplicate()
     metrics.error(ErrorKind.REDIS)
-    metrics.evaluated(_unsolved_verdict(), {(1, 2): 3})
+    metrics.evaluated(_unsolved_verdict(), {("test", "agent"): 3})
     samples: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         for sample in family.samples:

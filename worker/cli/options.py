@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
-from hrm.data.config import WordHash
+from hrm.data.config import MAX_HASHED_TOKENS, ConversionConfig, WordHash
+from schemas import first_problem
 from worker.process import devices
 from worker.settings import Settings
 
@@ -55,13 +57,41 @@ def data_path_option(contents: str = ANY_CONTENT, *, required: bool = True) -> D
     return click.option("--data-path", required=required, type=FILE, help=contents)
 
 
-word_hash_option = click.option(
-    "--word-hash",
-    type=click.Choice(WordHash, case_sensitive=False),
-    default=WordHash.MD5.value,
-    show_default=True,
-    help="Digest that maps words outside the vocabulary to tokens.",
+tokenizer_options = all_of(
+    click.option(
+        "--conversion",
+        "version",
+        type=click.IntRange(1, 2),
+        default=1,
+        show_default=True,
+        help="1: 12 tokens, 98 words. 2: hashed tokens, whole texts.",
+    ),
+    click.option(
+        "--hashed-tokens",
+        type=click.IntRange(1, MAX_HASHED_TOKENS),
+        default=ConversionConfig().hashed_tokens,
+        show_default=True,
+        help="Conversion 2: number of tokens for words.",
+    ),
+    click.option(
+        "--case-sensitive", is_flag=True, help="Conversion 2: tell upper and lower case apart."
+    ),
+    click.option(
+        "--word-hash",
+        type=click.Choice(WordHash, case_sensitive=False),
+        default=WordHash.MD5.value,
+        show_default=True,
+        help="Digest that maps words outside the vocabulary to tokens.",
+    ),
 )
+
+
+def conversion_of(**fields: object) -> ConversionConfig:
+    """The conversion that options name. Raises `UsageError` if they contradict each other."""
+    try:
+        return ConversionConfig.model_validate(fields)
+    except ValidationError as error:
+        raise click.UsageError(first_problem(error).message) from None
 
 
 def strict_option(condition: str = "any line was refused") -> Decorator:

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 from pydantic import BaseModel, ValidationError
 
+from hrm.data.config import MAX_HASHED_TOKENS
 from hrm.training.answers import Contradictions
 from hrm.training.examples import MAX_PUZZLES
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
@@ -48,6 +49,12 @@ def _option(
     )
 
 
+def _flag(name: str) -> Decorator:
+    return click.option(
+        f"--{_dashed(name)}", is_flag=True, help=TrainingOptions.model_fields[name].description
+    )
+
+
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
@@ -71,6 +78,9 @@ training_options = all_of(
     _option("num_heads", click.IntRange(1)),
     _option("layers", click.IntRange(1, 64)),
     _option("puzzle_space", click.IntRange(1, MAX_PUZZLES)),
+    _option("conversion", click.IntRange(1, 2)),
+    _option("hashed_tokens", click.IntRange(1, MAX_HASHED_TOKENS)),
+    _flag("case_sensitive"),
     *(_option(name) for name in TrainingConfig.model_fields if name not in _NOT_OPTIONS),
     _option("exploration"),
     _option("measure_every"),

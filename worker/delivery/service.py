@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Confusions = Counter[tuple[int, int]]
+Confusions = Counter[tuple[str, str]]
 """How often each pair (target, predicted) of different tokens occurred."""
 
 MAX_ERRORS_IN_A_ROW = 8

@@ -22,7 +22,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from hrm.data.vocabulary import VOCABULARY
 from schemas import RejectionReason, TextCheck, Verdict
 from worker.evaluator import Evaluator
 
@@ -120,7 +119,7 @@ class Metrics:
             for solved in ("true", "false"):
                 self._text_checks.labels(text, solved)
 
-    def evaluated(self, verdict: Verdict, confusions: Mapping[tuple[int, int], int]) -> None:
+    def evaluated(self, verdict: Verdict, confusions: Mapping[tuple[str, str], int]) -> None:
         """Count a verdict; `confusions` counts its wrong tokens by (target, predicted)."""
         self._evaluations.labels(
             checkpoint=verdict.checkpoint,
@@ -135,7 +134,7 @@ class Metrics:
         if verdict.failure_pattern is not None:
             self._failures.labels(verdict.failure_pattern, verdict.category).inc()
         for (target, predicted), count in confusions.items():
-            self._confusions.labels(VOCABULARY[target], VOCABULARY[predicted]).inc(count)
+            self._confusions.labels(target, predicted).inc(count)
         if verdict.q_right:
             self._q_halt_correct.inc()
         self._token_accuracy.observe(verdict.token_accuracy)

@@ -5,27 +5,30 @@ from pathlib import Path
 import click
 
 from hrm.data.analysis import analyze_file
-from hrm.data.config import WordHash
-from hrm.data.vocabulary import Tokenizer
+from hrm.data.conversion import Converter
 from worker.cli.files import read_with_progress, refused_line_printer
-from worker.cli.options import data_path_option, json_option, word_hash_option
+from worker.cli.options import (
+    conversion_of,
+    data_path_option,
+    json_option,
+    tokenizer_options,
+)
 from worker.cli.tables.analysis import print_statistics
 
 
 @click.command("analyze")
 @data_path_option()
-@word_hash_option
+@tokenizer_options
 @json_option
-def command(data_path: Path, word_hash: WordHash, as_json: bool) -> None:  # noqa: FBT001
+def command(data_path: Path, as_json: bool, **conversion: object) -> None:  # noqa: FBT001
     """Count a file's messages, lengths, difficulties, categories and tokens.
 
     A line that is neither a message nor an example is reported on stderr with its number.
     """
+    converter = Converter(conversion_of(**conversion))
     with read_with_progress(data_path, "Analyzing") as source:
-        statistics = analyze_file(
-            source, Tokenizer(word_hash), on_refused=refused_line_printer(data_path)
-        )
+        statistics = analyze_file(source, converter, on_refused=refused_line_printer(data_path))
     if as_json:
         click.echo(statistics.model_dump_json(indent=2))
         return
-    print_statistics(data_path, statistics)
+    print_statistics(data_path, statistics, converter.tokenizer.vocabulary)

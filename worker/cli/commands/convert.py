@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import click
 
-from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.data.config import ConversionConfig, PuzzlePolicy
 from hrm.data.conversion import Converter
 from hrm.data.files import ConvertedFile, LineReader, convert_file, replaced_file
 from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError
@@ -19,7 +19,13 @@ from worker.cli.files import (
     open_with_progress,
     refused_line_printer,
 )
-from worker.cli.options import data_path_option, json_option, strict_option, word_hash_option
+from worker.cli.options import (
+    conversion_of,
+    data_path_option,
+    json_option,
+    strict_option,
+    tokenizer_options,
+)
 
 STDOUT = Path("-")
 
@@ -61,7 +67,7 @@ def _print_summary(
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="JSONL file to write the examples to; - for standard output.",
 )
-@word_hash_option
+@tokenizer_options
 @click.option(
     "--puzzle-policy",
     type=click.Choice(PuzzlePolicy, case_sensitive=False),
@@ -88,12 +94,10 @@ def _print_summary(
 def command(
     data_path: Path,
     output: Path,
-    word_hash: WordHash,
-    puzzle_policy: PuzzlePolicy,
-    puzzle_space: int,
     max_message_bytes: int,
     strict: bool,  # noqa: FBT001 - click passes flags by name
     as_json: bool,  # noqa: FBT001
+    **conversion: object,
 ) -> None:
     """Convert SQE messages into HRM examples, line by line.
 
@@ -102,9 +106,7 @@ def command(
     """
     if output != STDOUT:
         check_outputs((data_path,), (output,))
-    config = ConversionConfig(
-        word_hash=word_hash, puzzle_policy=puzzle_policy, puzzle_space=puzzle_space
-    )
+    config = conversion_of(**conversion)
     started = time.perf_counter()
     try:
         with open_with_progress(data_path, "Converting") as source, _open_output(output) as sink:

@@ -3,13 +3,13 @@
 Knows `hrm.data.analysis.DatasetStatistics` and rich; counts nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from hrm.data.analysis import DatasetStatistics
-from hrm.data.vocabulary import VOCABULARY
+from hrm.data.vocabulary import Vocabulary
 from schemas import MAX_SEQUENCE_LENGTH, Difficulty
 from worker.cli.tables.style import number, percent, print_parts, table
 
@@ -17,14 +17,16 @@ BAR_WIDTH = 8
 """Characters of the longest bar: both token histograms fit side by side in 80 columns."""
 
 
-def print_statistics(data_path: Path, statistics: DatasetStatistics) -> None:
+def print_statistics(
+    data_path: Path, statistics: DatasetStatistics, vocabulary: Vocabulary
+) -> None:
     """Print the tables of `statistics`, counted in the file `data_path`, on stdout."""
     print_parts(
         (str(data_path), _lines_table(statistics)),
         ("Lengths", _lengths_table(statistics)),
         ("Difficulty", _shares_table(statistics.difficulties)),
         ("Category", _shares_table(_categories(statistics))),
-        ("Tokens", _tokens_table(statistics)),
+        ("Tokens", _tokens_table(statistics, vocabulary)),
     )
 
 
@@ -39,11 +41,18 @@ def _lines_table(statistics: DatasetStatistics) -> Table:
 
 
 def _lengths_table(statistics: DatasetStatistics) -> Table:
-    made = table("", "mean characters", "mean tokens", "cut", f"of {MAX_SEQUENCE_LENGTH} tokens")
+    made = table(
+        "",
+        "mean characters",
+        "mean tokens",
+        "cut",
+        f"{MAX_SEQUENCE_LENGTH} tokens or more",
+        "parts",
+    )
     for name, side in (("input", statistics.inputs), ("target", statistics.targets)):
         cut = f"{side.cut:,}" if statistics.messages else "unknown"
         means = (number(side.mean_characters), number(side.mean_tokens))
-        made.add_row(name, *means, cut, f"{side.full:,}")
+        made.add_row(name, *means, cut, f"{side.full:,}", f"{side.parts:,}")
     return made
 
 
@@ -62,15 +71,23 @@ def _shares_table(counts: Mapping[Difficulty, int] | Mapping[str, int]) -> Table
     return made
 
 
-def _tokens_table(statistics: DatasetStatistics) -> Table:
+def _tokens_table(statistics: DatasetStatistics, vocabulary: Vocabulary) -> Table:
     made = table("", "input", "share", "", "target", "share", "", left=(0, 3, 6))
-    sides = (statistics.inputs.token_counts, statistics.targets.token_counts)
-    for token, name in enumerate(VOCABULARY):
-        cells = [f"{token:2} {name}"]
+    sides = [
+        _grouped(side.token_counts, vocabulary) for side in (statistics.inputs, statistics.targets)
+    ]
+    for token, name in enumerate(vocabulary.groups):
+        cells = [f"{token:2} {name}" if name in vocabulary.names else f"{vocabulary.hashed} {name}"]
         for counts in sides:
             cells += [f"{counts[token]:,}", *_share(counts[token], sum(counts), max(counts))]
         made.add_row(*cells)
     return made
+
+
+def _grouped(token_counts: Sequence[int], vocabulary: Vocabulary) -> list[int]:
+    """The counts of the named tokens, and of all hashed ones together."""
+    named = len(vocabulary.names)
+    return [*token_counts[:named], *([sum(token_counts[named:])] if vocabulary.hashed else [])]
 
 
 def _share(count: int, total: int, most: int) -> tuple[str, str]:

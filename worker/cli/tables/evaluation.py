@@ -204,11 +204,12 @@ def _positions_table(positions: Sequence[PositionFigures]) -> Table:
 
 
 def _confusion(report: EvaluationReport) -> RenderableType:
-    names, counts = report.confusion.tokens, report.confusion.counts
+    names, predictions = report.confusion.tokens, report.confusion.predictions
     if report.overall.correct_tokens == report.overall.target_tokens:
         return Text("none: every token was right")
-    made = table("target", "count", *map(str, range(len(names))))
-    for target, row in enumerate(counts):
+    heads = [str(column) if column < len(names) else "≠" for column in range(len(predictions))]
+    made = table("target", "count", *heads)
+    for target, row in enumerate(report.confusion.counts):
         total = sum(row)
         cells = [
             "·"

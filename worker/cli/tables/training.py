@@ -66,7 +66,7 @@ def training_display(steps: int, done: int) -> Iterator[TrainingDisplay]:
 
 
 def start_line(run: TrainingRun, device: str) -> str:
-    """Describe the run in one line: its examples, network, data type and device."""
+    """Describe the run in one line: its messages, network, data type and device."""
     network = run.trainer.network
     held_out = f", {len(run.held_out)} held out" if run.held_out is not None else ""
     further, left_out = run.about.get("further_answers"), run.about.get("lines_left_out")
@@ -74,8 +74,10 @@ def start_line(run: TrainingRun, device: str) -> str:
     data += f", {left_out} contradicting lines left out" if left_out else ""
     numbers = sum(tensor.numel() for tensor in network.state_dict().values())
     dtype = str(network.forward_dtype).removeprefix("torch.")
+    parts = len(run.training.parts)
+    in_parts = f" in {parts} parts" if parts > len(run.training) else ""
     return (
-        f"{len(run.trainer.examples)} examples{data}{held_out}; "
+        f"{len(run.training)} messages{in_parts}{data}{held_out}; "
         f"{numbers:,} numbers in the network; {dtype} activations on {device}, measured in float32"
     )
 

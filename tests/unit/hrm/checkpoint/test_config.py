@@ -180,7 +180,7 @@ def broken(**changes: Tensor | None) -> dict[str, Tensor]:
         ),
         (
             broken(embed_tokens__embedding_weight=torch.ones(13, 16)),
-            r"embed_tokens\.embedding_weight is for 13 tokens, but messages have 12: use",
+            r"embed_tokens\.embedding_weight is for 13 tokens, but conversion 1 gives 12: put",
         ),
         (
             broken(H_init=torch.tensor([0.0] * 15 + [torch.nan])),

@@ -15,12 +15,12 @@ import pytest
 from hrm.checkpoint import Checkpoint, load_checkpoint
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.texts import TextHashes
-from hrm.data.vocabulary import END, MAX_WORDS
+from hrm.data.vocabulary import PART_WORDS, VOCABULARY_1
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.measurement import RuleFigures, measure
 from hrm.evaluation.recommendation import measure_messages
 from hrm.inference.config import Inference
-from hrm.model.batch import encode
+from hrm.model.batch import Messages, encode
 from hrm.training.examples import read_examples, training_record
 from schemas import Category, Difficulty, FailurePattern, HaltedBy, HRMExample, TextCheck
 from tests.support.evaluations import Run, jsonl
@@ -58,7 +58,7 @@ def found(checkpoint: Checkpoint, examples: list[HRMExample]) -> dict[HaltedBy, 
     """Results of inference over all messages, in float32, under both halting rules."""
     network = checkpoint.build()
     batch = encode(examples, checkpoint.config)
-    return {halting: measure(network, batch, halting) for halting in HaltedBy}
+    return {halting: measure(network, Messages.whole(batch), halting) for halting in HaltedBy}
 
 
 def test_the_folder_is_small() -> None:
@@ -77,7 +77,9 @@ def test_the_earlier_step_belongs_to_the_same_run(measured: dict[str, Any]) -> N
 
 def test_the_earlier_step_solves_as_many_as_recorded(examples: list[HRMExample]) -> None:
     earlier = load_checkpoint(EARLIER)
-    figures = measure(earlier.build(), encode(examples, earlier.config), HaltedBy.MAX_STEPS)
+    figures = measure(
+        earlier.build(), Messages.whole(encode(examples, earlier.config)), HaltedBy.MAX_STEPS
+    )
     recorded = json.loads((EARLIER / "measured.json").read_text())["training_examples"]
     assert figures.solved == recorded["max_steps"]["solved"]
 
@@ -134,8 +136,8 @@ def test_a_completion_cut_before_a_word_with_the_token_of_the_end_is_not_solved(
     cut = []
     for pair in pairs:
         words = list(re.finditer(r"\S+", pair.completion))
-        for word in words[1 : MAX_WORDS + 1]:
-            if converter.tokenizer.token(word[0]) == END:
+        for word in words[1 : PART_WORDS + 1]:
+            if converter.tokenizer.token(word[0]) == VOCABULARY_1.end:
                 shorter = pair.completion[: word.start()]
                 cut.append(pair.model_copy(update={"completion": shorter}))
     assert len(cut) == 35

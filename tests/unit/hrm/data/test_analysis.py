@@ -11,7 +11,6 @@ from hrm.data.analysis import DatasetStatistics, analyze_file
 from hrm.data.config import ConversionConfig, PuzzlePolicy
 from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
-from hrm.data.vocabulary import Tokenizer
 from schemas import Category, Difficulty, RejectionReason
 from worker.cli.commands.analyze import command
 
@@ -39,7 +38,9 @@ def examples() -> list[object]:
 
 def analyze(data: bytes) -> tuple[DatasetStatistics, list[RefusedLine]]:
     refused: list[RefusedLine] = []
-    statistics = analyze_file(io.BytesIO(data), Tokenizer(), on_refused=refused.append)
+    statistics = analyze_file(
+        io.BytesIO(data), Converter(ConversionConfig()), on_refused=refused.append
+    )
     return statistics, refused
 
 
@@ -86,16 +87,16 @@ def test_refused_lines_are_counted_by_reason_and_reported_by_number() -> None:
     statistics, refused = analyze(data)
     assert statistics.messages == 1
     assert statistics.refused == {
-        RejectionReason.NOT_A_MESSAGE: 1,
+        RejectionReason.INVALID_VALUE: 1,
         RejectionReason.MISSING_FIELD: 1,
         RejectionReason.NOT_JSON: 1,
     }
     assert [(line.number, line.reason.value) for line in refused] == [
-        (2, "not_a_message"),
+        (2, "invalid_value"),
         (3, "missing_field"),
         (5, "not_json"),
     ]
-    assert "'input_sequence.1'" in refused[0].detail
+    assert "field 'input_sequence': token 12, but conversion 1 has 12" in refused[0].detail
 
 
 def test_a_message_may_mention_the_keys_of_an_example() -> None:
@@ -119,8 +120,8 @@ def test_the_command_prints_means_with_three_digits(path: Path) -> None:
     result = CliRunner().invoke(command, ["--data-path", str(path)])
     assert (result.exit_code, result.stderr) == (0, "")
     rows = [row.split() for row in result.stdout.splitlines()]
-    assert ["input", "10.7", "3.33", "0", "0"] in rows
-    assert ["target", "173", "35.7", "1", "1"] in rows
+    assert ["input", "10.7", "3.33", "0", "0", "3"] in rows
+    assert ["target", "173", "35.7", "1", "1", "3"] in rows
     assert ["medium", "1", "33.3", "%", "████"] in rows
     assert ["3", "data", "0", "0.0", "%", "100", "93.5", "%", "████████"] in rows
     assert "unknown" not in result.stdout
@@ -130,7 +131,7 @@ def test_the_command_names_the_figures_that_converted_examples_lack(path: Path) 
     path.write_bytes(lines(*examples()))
     result = CliRunner().invoke(command, ["--data-path", str(path)])
     rows = [row.split() for row in result.stdout.splitlines()]
-    assert ["target", "173", "35.7", "unknown", "1"] in rows
+    assert ["target", "173", "35.7", "unknown", "1", "3"] in rows
     assert "unknown: an example has none" in result.stdout
 
 

@@ -82,7 +82,7 @@ def test_sequences_come_from_the_tokenizer(
     config: ConversionConfig, prompt: str, completion: str, puzzle_id: int | None
 ) -> None:
     example = Converter(config).convert(prompt, completion, puzzle_id, 0)
-    tokenizer = Tokenizer(config.word_hash)
+    tokenizer = Tokenizer(config)
     assert example.input_sequence == tuple(tokenizer.sequence(prompt))
     assert example.target_sequence == tuple(tokenizer.sequence(completion))
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrm.data import vocabulary
-from hrm.data.config import WordHash
-from hrm.data.vocabulary import VOCABULARY, Tokenizer, unread_words
+from hrm.data.config import ConversionConfig, WordHash
+from hrm.data.vocabulary import VOCABULARY_1, Tokenizer, unread_words
 
 NAMES = [
     "start",
@@ -45,7 +45,7 @@ def plain_sequence(text: str, digest: str) -> list[int]:
 
 
 def test_the_vocabulary_equals_that_of_the_contract() -> None:
-    assert list(VOCABULARY) == NAMES
+    assert list(VOCABULARY_1.names) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_word_without_an_entry_gets_its_digest_modulo_nine_plus_one(
     remainder = 0
     for digit in hexdigest:
         remainder = (remainder * 7 + string.hexdigits.index(digit)) % 9
-    assert Tokenizer(word_hash).token(word) == remainder + 1
+    assert Tokenizer(ConversionConfig(word_hash=word_hash)).token(word) == remainder + 1
 
 
 def test_a_sequence_is_the_start_the_words_and_the_end() -> None:
@@ -121,12 +121,14 @@ def test_a_text_without_words_is_only_the_start_and_the_end(text: str) -> None:
 def test_words_after_the_98th_are_not_read(words: int, length: int, unread: int) -> None:
     text = "\n data " * words
     assert Tokenizer().sequence(text) == [0, *[3] * (length - 2), 11]
-    assert unread_words(text) == unread
+    assert unread_words(text, Tokenizer().sequence(text)) == unread
 
 
 @given(TEXTS, st.sampled_from(WordHash))
 def test_a_sequence_equals_the_plain_rules(text: str, word_hash: WordHash) -> None:
-    assert Tokenizer(word_hash).sequence(text) == plain_sequence(text, word_hash.value)
+    assert Tokenizer(ConversionConfig(word_hash=word_hash)).sequence(text) == plain_sequence(
+        text, word_hash.value
+    )
 
 
 @given(TEXTS)
@@ -152,13 +154,13 @@ def test_cached_words_give_the_same_tokens(texts: list[str]) -> None:
 
 def test_the_word_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "MAX_CACHED_WORDS", 3)
-    cache = vocabulary._TokenCache(WordHash.MD5)
+    cache = vocabulary._Tokens1(WordHash.MD5)
     for number in range(10):
         assert cache[f"word{number}"] == str(plain_token(f"word{number}", "md5"))
         assert len(cache) <= 3
 
 
 def test_long_words_are_not_cached() -> None:
-    cache = vocabulary._TokenCache(WordHash.MD5)
+    cache = vocabulary._Tokens1(WordHash.MD5)
     assert (cache["x" * 64], cache["data" * 17]) == (str(plain_token("x" * 64, "md5")), "3")
     assert list(cache) == ["x" * 64]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hrm.ensemble.combiners import StackingCoefficients, vote, weighted_average
 from hrm.model.outputs import log_probabilities
-from hrm.training.losses import stablemax_cross_entropy
+from hrm.training.losses import token_cross_entropy
 
 EVEN = torch.tensor([0.5, 0.5], dtype=torch.float64)
 
@@ -41,7 +41,7 @@ def test_log_probabilities_are_minus_the_training_loss_of_every_token() -> None:
     logits = random_logits(2, 6, seed=0)
     found = log_probabilities(logits)
     for token in range(5):
-        loss = stablemax_cross_entropy(logits, torch.full((2, 6), token))
+        loss = token_cross_entropy(logits, torch.full((2, 6), token))
         assert torch.allclose(found[..., token], -loss, rtol=0, atol=1e-12)
 
 

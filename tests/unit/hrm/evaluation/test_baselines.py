@@ -7,7 +7,7 @@ from schemas import MAX_SEQUENCE_LENGTH
 
 
 def baselines(*targets: list[int]) -> dict[str, Guess]:
-    counter = TargetCounter()
+    counter = TargetCounter(12)
     for target in targets:
         counter.add(target)
     return {baseline.name: baseline for baseline in counter.baselines("three pairs")}

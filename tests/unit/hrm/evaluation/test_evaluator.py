@@ -16,7 +16,7 @@ import torch
 from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, save_checkpoint
 from hrm.data.config import ConversionConfig, PuzzlePolicy
 from hrm.data.conversion import Converter
-from hrm.data.vocabulary import VOCABULARY
+from hrm.data.vocabulary import VOCABULARY_1
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.scoring import score
 from hrm.inference.config import Inference
@@ -109,7 +109,7 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
     output = evaluate_batch(network, encode([example], TINY), halting=halting, max_steps=3)
     predicted = output.predictions[0].tolist()
     baseline = RECORD.target_token_counts.index(max(RECORD.target_token_counts))
-    figures = score(predicted, example.target_sequence, baseline_token=baseline)
+    figures = score(predicted, example.target_sequence, end=11, baseline_token=baseline)
     evaluator = opened(checkpoint, halting=halting)
     before = datetime.now(UTC)
     try:
@@ -149,7 +149,10 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
     assert verdict.q_halt == pytest.approx(q_halt, abs=1e-4)
     assert verdict.q_continue == pytest.approx(q_continue, abs=1e-4)
     assert before <= verdict.evaluated_at <= datetime.now(UTC)
-    assert confusions == figures.confusions
+    named = VOCABULARY_1.names
+    assert confusions == {
+        (named[target], named[given]): n for (target, given), n in figures.confusions.items()
+    }
     assert sum(confusions.values()) == 4 - verdict.correct_tokens
     assert pending.message == SQEMessage.model_validate(MESSAGE)
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
@@ -202,7 +205,7 @@ def test_a_prompt_with_several_answers_gets_the_best_of_their_rows(
     evaluator = opened(path, halting=halting)
     for place, tokens in enumerate(predicted):
         # A completion of which one row has all tokens right.
-        completion = " ".join(VOCABULARY[token] for token in tokens[1:-1])
+        completion = " ".join(VOCABULARY_1.names[token] for token in tokens[1:-1])
         target = Converter(CONVERSION).convert("security", completion, 3).target_sequence
         right = [sum(map(eq, each, target)) for each in predicted]
         verdict = verdict_of(evaluator, completion=completion)

@@ -10,7 +10,7 @@ from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, pair_has
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.evaluation import recommendation
-from hrm.evaluation.measurement import measure, measure_batch
+from hrm.evaluation.measurement import measure, measure_each
 from hrm.evaluation.outcomes import (
     DistinctExamples,
     Outcomes,
@@ -25,7 +25,7 @@ from hrm.evaluation.recommendation import (
     recommend,
 )
 from hrm.evaluation.statistics import Share
-from hrm.model.batch import encode
+from hrm.model.batch import Messages, encode
 from hrm.model.config import HRMConfig
 from schemas import HaltedBy
 from tests.support.checkpoints import RECORD, SEVERAL, SHA256, state_of
@@ -62,7 +62,9 @@ def test_figures_are_those_of_one_measurement_of_all_messages(
     checkpoint = save("a")
     converter = Converter(SHA256)
     examples = [converter.convert(p.prompt, p.completion, None, i) for i, p in enumerate(PAIRS)]
-    expected = measure(checkpoint.build(), encode(examples, TINY), HaltedBy.MAX_STEPS)
+    expected = measure(
+        checkpoint.build(), Messages.whole(encode(examples, TINY)), HaltedBy.MAX_STEPS
+    )
     monkeypatch.setattr(recommendation, "MEASURE_BATCH", 2)
     (found,) = measure_messages([checkpoint], enumerate(PAIRS), [HaltedBy.MAX_STEPS]).figures
     assert found.solved == Share.measured(expected.solved, 5)
@@ -105,9 +107,11 @@ def test_a_prompt_with_several_answers_counts_with_the_best_of_their_rows(
     single, several = save("single", record=RECORD), save("several", record=SEVERAL)
     found = measure_messages([several], enumerate(pairs), [HaltedBy.Q]).figures[0]
     right = [
-        measure_batch(
+        measure_each(
             single.build(),
-            encode([converter.convert(p.prompt, p.completion, row) for p in pairs], TINY),
+            Messages.whole(
+                encode([converter.convert(p.prompt, p.completion, row) for p in pairs], TINY)
+            ),
             HaltedBy.Q,
         ).correctness
         for row in (3, 2)

@@ -25,7 +25,7 @@ def changed(target: tuple[int, ...], *positions: int) -> tuple[int, ...]:
 
 
 def test_a_right_prediction_is_solved() -> None:
-    figures = score(TARGET, TARGET, baseline_token=None)
+    figures = score(TARGET, TARGET, end=END, baseline_token=None)
     assert figures.solved
     assert (figures.correct_tokens, figures.target_tokens) == (20, 20)
     assert figures.token_accuracy == figures.edit_similarity == 1
@@ -34,11 +34,11 @@ def test_a_right_prediction_is_solved() -> None:
 
 
 def test_what_is_predicted_beyond_the_target_does_not_count() -> None:
-    assert score((*TARGET, 3, 3, 3), TARGET, baseline_token=None).solved
+    assert score((*TARGET, 3, 3, 3), TARGET, end=END, baseline_token=None).solved
 
 
 def test_confusions_name_target_and_prediction() -> None:
-    figures = score((0, 2, 2, 3, 3, END), (0, 1, 1, 3, 4, END), baseline_token=None)
+    figures = score((0, 2, 2, 3, 3, END), (0, 1, 1, 3, 4, END), end=END, baseline_token=None)
     assert figures.confusions == Counter({(1, 2): 2, (4, 3): 1})
     assert figures.correct_tokens == 3
     assert figures.token_accuracy == 0.5
@@ -46,7 +46,7 @@ def test_confusions_name_target_and_prediction() -> None:
 
 def test_an_inserted_word_costs_one_edit_only() -> None:
     target = (0, 1, 2, 3, 4, 5, 6, 7, 8, END)
-    figures = score((0, 9, 1, 2, 3, 4, 5, 6, 7, 8), target, baseline_token=None)
+    figures = score((0, 9, 1, 2, 3, 4, 5, 6, 7, 8), target, end=END, baseline_token=None)
     assert figures.correct_tokens == 1
     # Insert 9; the end falls off the target's length.
     assert figures.edit_similarity == pytest.approx(0.8)
@@ -55,14 +55,14 @@ def test_an_inserted_word_costs_one_edit_only() -> None:
 
 def test_a_dropped_word_costs_one_edit_only() -> None:
     target = (0, 1, 2, 3, 4, 5, 6, 7, 8, END)
-    figures = score((0, 2, 3, 4, 5, 6, 7, 8, END, 3), target, baseline_token=None)
+    figures = score((0, 2, 3, 4, 5, 6, 7, 8, END, 3), target, end=END, baseline_token=None)
     assert figures.correct_tokens == 1
     assert figures.edit_similarity == pytest.approx(0.8)
     assert figures.failure_pattern is FailurePattern.SHIFTED
 
 
 def test_nothing_in_common_is_no_similarity() -> None:
-    figures = score((1, 1, 1), (2, 3, 4), baseline_token=None)
+    figures = score((1, 1, 1), (2, 3, 4), end=END, baseline_token=None)
     assert figures.token_accuracy == figures.edit_similarity == 0
 
 
@@ -95,7 +95,7 @@ PATTERNS = [
 def test_patterns(
     predicted: tuple[int, ...], target: tuple[int, ...], pattern: FailurePattern
 ) -> None:
-    assert score(predicted, target, baseline_token=None).failure_pattern is pattern
+    assert score(predicted, target, end=END, baseline_token=None).failure_pattern is pattern
 
 
 # Patterns: the first that applies, if two do.
@@ -106,38 +106,38 @@ def test_every_pattern_has_an_example() -> None:
 
 
 def test_near_miss_comes_before_wrong_length() -> None:
-    figures = score((0, 1, 2, 3), (0, 1, 2, END), baseline_token=None)
+    figures = score((0, 1, 2, 3), (0, 1, 2, END), end=END, baseline_token=None)
     assert figures.failure_pattern is FailurePattern.NEAR_MISS
 
 
 def test_near_miss_comes_before_shifted() -> None:
     # One word dropped before the last: only two positions differ, of 100 tokens.
     target = (*(TARGET * 5)[:97], 1, 2, 3)
-    figures = score((*target[:97], 2, 3, 4), target, baseline_token=None)
+    figures = score((*target[:97], 2, 3, 4), target, end=END, baseline_token=None)
     assert figures.edit_similarity > figures.token_accuracy
     assert figures.failure_pattern is FailurePattern.NEAR_MISS
 
 
 def test_shifted_comes_before_wrong_length() -> None:
-    figures = score((0, *TARGET[:-1]), TARGET, baseline_token=None)
+    figures = score((0, *TARGET[:-1]), TARGET, end=END, baseline_token=None)
     assert END not in (0, *TARGET[:-1])
     assert figures.failure_pattern is FailurePattern.SHIFTED
 
 
 def test_wrong_length_comes_before_no_signal() -> None:
-    figures = score((3, 3, END, 3), (1, 2, 4, END), baseline_token=None)
+    figures = score((3, 3, END, 3), (1, 2, 4, END), end=END, baseline_token=None)
     assert figures.failure_pattern is FailurePattern.WRONG_LENGTH
 
 
 def test_no_signal_comes_before_diverged() -> None:
-    figures = score((1, 1, 7, 7), (1, 1, 2, 2), baseline_token=None)
+    figures = score((1, 1, 7, 7), (1, 1, 2, 2), end=END, baseline_token=None)
     assert figures.failure_pattern is FailurePattern.NO_SIGNAL
 
 
 def test_a_shift_below_the_similarity_is_none() -> None:
     # Two edits of nine tokens leave 0.78.
     target = (0, 1, 2, 3, 4, 5, 6, 7, END)
-    figures = score((0, 9, 1, 2, 3, 4, 5, 6, 7), target, baseline_token=None)
+    figures = score((0, 9, 1, 2, 3, 4, 5, 6, 7), target, end=END, baseline_token=None)
     assert figures.edit_similarity < 0.8
     assert figures.failure_pattern is FailurePattern.WRONG_LENGTH
 
@@ -149,7 +149,7 @@ def test_wrong_tokens_alone_are_no_shift(length: int, wrong: int) -> None:
     predicted = tuple(
         10 if index < 5 * wrong and index % 5 == 0 else token for index, token in enumerate(target)
     )
-    figures = score(predicted, target, baseline_token=None)
+    figures = score(predicted, target, end=END, baseline_token=None)
     assert figures.target_tokens - figures.correct_tokens == wrong
     assert figures.failure_pattern is FailurePattern.DIVERGED_EARLY
 
@@ -158,7 +158,7 @@ def test_wrong_tokens_alone_are_no_shift(length: int, wrong: int) -> None:
 
 
 def test_a_target_of_no_accepted_length_is_not_solved() -> None:
-    figures = score(TARGET, TARGET, baseline_token=None, length_accepted=False)
+    figures = score(TARGET, TARGET, end=END, baseline_token=None, length_accepted=False)
     assert not figures.solved
     assert figures.token_accuracy == figures.edit_similarity == 1
     assert figures.failure_pattern is FailurePattern.WRONG_LENGTH
@@ -169,7 +169,7 @@ def test_a_target_of_no_accepted_length_is_not_solved() -> None:
 def test_wrong_tokens_say_more_than_the_length(
     predicted: tuple[int, ...], target: tuple[int, ...], pattern: FailurePattern
 ) -> None:
-    figures = score(predicted, target, baseline_token=None, length_accepted=False)
+    figures = score(predicted, target, end=END, baseline_token=None, length_accepted=False)
     assert figures.failure_pattern is pattern
 
 
@@ -179,7 +179,7 @@ def test_wrong_tokens_say_more_than_the_length(
 def test_the_training_sets_commonest_token_is_the_baseline_if_recorded() -> None:
     predicted, target = (1, 1, 7, 7), (1, 1, 2, 2)
     by_token = {
-        baseline: score(predicted, target, baseline_token=baseline).failure_pattern
+        baseline: score(predicted, target, end=END, baseline_token=baseline).failure_pattern
         for baseline in (None, 1, 2, 5)
     }
     assert by_token == {
@@ -193,7 +193,7 @@ def test_the_training_sets_commonest_token_is_the_baseline_if_recorded() -> None
 
 def test_without_any_right_token_there_is_no_signal_under_every_baseline() -> None:
     for baseline in (None, *range(12)):
-        figures = score((3, 3, 3), (1, 2, 1), baseline_token=baseline)
+        figures = score((3, 3, 3), (1, 2, 1), end=END, baseline_token=baseline)
         assert figures.failure_pattern is FailurePattern.NO_SIGNAL
 
 
@@ -232,7 +232,7 @@ def test_the_figures_agree_with_each_other(
     pair: tuple[list[int], list[int]], baseline: int | None
 ) -> None:
     predicted, target = pair
-    figures = score(predicted, target, baseline_token=baseline)
+    figures = score(predicted, target, end=END, baseline_token=baseline)
     assert 0 <= figures.token_accuracy <= 1
     assert 0 <= figures.edit_similarity <= 1
     assert figures.edit_similarity >= figures.token_accuracy - 1e-12
@@ -251,6 +251,6 @@ def test_the_figures_agree_with_each_other(
 @given(pairs(), st.lists(TOKENS))
 def test_padding_changes_nothing(pair: tuple[list[int], list[int]], rest: list[int]) -> None:
     predicted, target = pair
-    assert score(predicted + rest, target, baseline_token=None) == score(
-        predicted, target, baseline_token=None
+    assert score(predicted + rest, target, end=END, baseline_token=None) == score(
+        predicted, target, end=END, baseline_token=None
     )

@@ -8,7 +8,7 @@ import pytest
 
 from hrm.evaluation import measurement as measurement_module
 from hrm.evaluation.measurement import BothRules, RuleFigures
-from hrm.model.batch import Batch
+from hrm.model.batch import Messages
 from hrm.model.network import HRM
 from hrm.training.fit import Measurement, Progress, Stopped, fit
 from hrm.training.trainer import StepReport, Trainer, TrainingConfig
@@ -52,15 +52,15 @@ def run(
     *,
     steps: int,
     every: int,
-    found: Callable[[int, HaltedBy, Batch], RuleFigures],
+    found: Callable[[int, HaltedBy, Messages], RuleFigures],
     done: Sequence[Measurement] = (),
-    held_out: Batch | None = None,
+    held_out: Messages | None = None,
 ) -> Run:
     """Run the loop with `found` as the measured figures."""
     trainer = CountingTrainer(steps)
     trainer.step_count = done[-1].step if done else 0
 
-    def scripted(network: HRM, examples: Batch, halting: HaltedBy) -> RuleFigures:
+    def scripted(network: HRM, examples: Messages, halting: HaltedBy) -> RuleFigures:
         assert network is trainer.averaged_network
         return found(trainer.step_count, halting, examples)
 
@@ -70,6 +70,7 @@ def run(
         cast("Trainer", trainer),
         run.progress,
         measure_every=every,
+        training=Messages.whole(trainer.examples),
         held_out=held_out,
         on_step=lambda report: run.reported.append(report.step),
         on_measurement=run.measurements.append,
@@ -92,7 +93,7 @@ def test_a_short_run_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_rule_and_each_set_is_measured_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    held_out = reference_data.batch()[:2]
+    held_out = Messages.whole(reference_data.batch()[:2])
     done = run(
         monkeypatch,
         steps=1,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hrm.model.outputs import Correctness
-from hrm.training.losses import act_losses, stablemax_cross_entropy
+from hrm.training.losses import act_losses, token_cross_entropy
 from tests.support import reference as reference_data
 
 RELATIVE = 1e-4
@@ -41,7 +41,7 @@ def test_stablemax_follows_the_formula_of_the_paper() -> None:
     rows = [[0.0, 0.0], [1.0, -1.0], [-300.5, 7.25], [1e6, -1e6], [1e-9, -1e-9], [-0.5, 0.5]]
     logits = torch.tensor([rows, rows], dtype=torch.float64)
     labels = torch.tensor([[0] * len(rows), [1] * len(rows)])
-    losses = stablemax_cross_entropy(logits, labels)
+    losses = token_cross_entropy(logits, labels)
     assert losses.dtype == torch.float64
     expected = [[plain(row, label) for row in rows] for label in (0, 1)]
     torch.testing.assert_close(
@@ -51,7 +51,7 @@ def test_stablemax_follows_the_formula_of_the_paper() -> None:
 
 def test_ignored_positions_have_no_loss_and_no_gradient() -> None:
     logits = torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    losses = stablemax_cross_entropy(logits, torch.tensor([[3, -100, 0, -100]]))
+    losses = token_cross_entropy(logits, torch.tensor([[3, -100, 0, -100]]))
     torch.autograd.backward(losses.sum())
     assert logits.grad is not None
     assert (losses > 0).tolist() == [[True, False, True, False]]
@@ -61,15 +61,15 @@ def test_ignored_positions_have_no_loss_and_no_gradient() -> None:
 
 def test_low_precision_logits_are_widened_first() -> None:
     logits = torch.tensor([[[0.5, -2.0, 3.0]]], dtype=torch.bfloat16)
-    wide = stablemax_cross_entropy(logits.double(), torch.tensor([[1]]))
-    assert torch.equal(stablemax_cross_entropy(logits, torch.tensor([[1]])), wide)
+    wide = token_cross_entropy(logits.double(), torch.tensor([[1]]))
+    assert torch.equal(token_cross_entropy(logits, torch.tensor([[1]])), wide)
 
 
 def test_gradients_are_finite_and_equal_those_of_the_plain_formula() -> None:
     # At 1 the branch for negative numbers would divide by zero; at 0 both branches meet.
     values = [-1e4, -3.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 2.0, 1e4]
     logits = torch.tensor([[values]], dtype=torch.float64, requires_grad=True)
-    torch.autograd.backward(stablemax_cross_entropy(logits, torch.tensor([[6]])).sum())
+    torch.autograd.backward(token_cross_entropy(logits, torch.tensor([[6]])).sum())
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
@@ -110,7 +110,7 @@ def test_correctness_counts_target_positions_only() -> None:
 
 
 def test_the_token_loss_weighs_all_examples_equally_whatever_their_length(last: LastStep) -> None:
-    per_token = stablemax_cross_entropy(last.logits, last.labels)
+    per_token = token_cross_entropy(last.logits, last.labels)
     lengths = (last.labels != -100).sum(-1)
     expected = (per_token.sum(-1) / lengths).sum().item()
     assert len(set(lengths.tolist())) == 9

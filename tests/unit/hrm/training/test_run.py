@@ -12,7 +12,7 @@ import torch
 from hrm.checkpoint import CheckpointError, load_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.evaluation.measurement import BothRules, RuleFigures
-from hrm.model.batch import Batch
+from hrm.model.batch import Batch, Messages
 from hrm.model.network import HRM
 from hrm.training.examples import training_record
 from hrm.training.fit import Measurement
@@ -60,9 +60,10 @@ def train(
     run = TrainingRun(
         folder,
         trainer,
+        Messages.whole(trainer.examples),
         Provenance(ConversionConfig(), pairs, record, {"command": "train"}),
         RunPolicy(save_every=save_every, keep=keep),
-        trainer.examples[:2],
+        Messages.whole(trainer.examples[:2]),
     )
     reports: list[StepReport] = []
 

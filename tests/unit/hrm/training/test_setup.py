@@ -90,7 +90,14 @@ def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> No
         options=TrainingOptions(**TINY), data_sha256="d", held_out_sha256=None, seconds=1.5
     )
     written = json.loads(record.model_dump_json())
-    since = {"beta1": 0.9, "beta2": 0.95, "contradictions": "refuse"}
+    since = {
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "contradictions": "refuse",
+        "conversion": 2,
+        "hashed_tokens": 499,
+        "case_sensitive": False,
+    }
     assert written == before | {"options": before["options"] | since}
 
 

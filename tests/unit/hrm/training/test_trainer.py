@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hrm.evaluation.measurement import measure
-from hrm.model.batch import Batch
+from hrm.model.batch import Batch, Messages
 from hrm.model.network import HRM, State
 from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig, sign_descent_
 from schemas import HaltedBy
@@ -256,8 +256,8 @@ def test_measurements_are_float32_whatever_the_dtype_of_training() -> None:
     loaded = HRM(config).eval()
     loaded.load_state_dict(averaged.state_dict())
     for halting in HaltedBy:
-        assert measure(averaged, trainer.examples, halting) == measure(
-            loaded, trainer.examples, halting
+        assert measure(averaged, Messages.whole(trainer.examples), halting) == measure(
+            loaded, Messages.whole(trainer.examples), halting
         )
 
 
@@ -313,7 +313,7 @@ def test_a_tiny_network_learns_four_examples() -> None:
     trainer = Trainer(network, examples, recipe)
     reports = [trainer.step() for _ in range(recipe.steps)]
     for halting in HaltedBy:
-        assert measure(trainer.averaged_network, examples, halting).solved == 4
+        assert measure(trainer.averaged_network, Messages.whole(examples), halting).solved == 4
     assert [later.step - earlier.step for earlier, later in pairwise(reports)] == [1] * 299
     assert sum(report.loss for report in reports[-20:]) < 0.5 * sum(
         report.loss for report in reports[:20]

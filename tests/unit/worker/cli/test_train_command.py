@@ -14,7 +14,7 @@ from hrm.checkpoint import Checkpoint, load_checkpoint, pair_hash
 from hrm.data.config import PuzzlePolicy
 from hrm.data.conversion import Converter
 from hrm.evaluation.measurement import measure
-from hrm.model.batch import encode
+from hrm.model.batch import Messages, encode
 from schemas import HaltedBy, HRMExample, SQEMessage
 from tests.support.commands import refusal
 from worker.cli.commands.train import command
@@ -26,6 +26,7 @@ PAIRS = [
 ]
 OWN_PUZZLE = SQEMessage.create(agent_id="a", prompt="own", completion="puzzle", puzzle_id=23)
 SIZES = ("--hidden-size", "16", "--num-heads", "2", "--layers", "1", "--puzzle-space", "11")
+CONVERSION_1 = ("--conversion", "1")
 SHORT = ("--steps", "3", "--batch-size", "2", "--measure-every", "2")
 
 
@@ -38,7 +39,16 @@ def write(path: Path) -> Path:
 def train(data: Path, output: Path, *options: str) -> Result:
     return CliRunner().invoke(
         command,
-        ["--data-path", str(data), "--output", str(output), *SIZES, *SHORT, *options],
+        [
+            "--data-path",
+            str(data),
+            "--output",
+            str(output),
+            *SIZES,
+            *SHORT,
+            *CONVERSION_1,
+            *options,
+        ],
     )
 
 
@@ -101,7 +111,7 @@ def test_the_figures_are_those_of_the_saved_weights(run: Run) -> None:
     network = run.checkpoint.build()
     batch = encode(examples_of(run.checkpoint), network.config)
     for halting in HaltedBy:
-        found = asdict(measure(network, batch, halting))
+        found = asdict(measure(network, Messages.whole(batch), halting))
         recorded = run.measured["training_examples"][halting]
         for figure in ("examples", "solved", "q_accuracy", "mean_act_steps"):
             assert recorded[figure] == found[figure]
@@ -124,7 +134,7 @@ def test_the_record_says_how_to_do_it_again(run: Run) -> None:
 
 def test_measurements_go_to_stderr_and_the_outcome_to_stdout(run: Run) -> None:
     start, *measurements = run.result.stderr.splitlines()
-    assert start.startswith("4 examples; ")
+    assert start.startswith("4 messages; ")
     assert start.endswith(" activations on cpu, measured in float32")
     # One line each, however narrow a terminal might be.
     assert [line.split("  loss")[0] for line in measurements] == ["step     2", "step     3"]
@@ -240,3 +250,57 @@ def test_a_puzzle_beyond_any_table_is_named(tmp_path: Path) -> None:
 
 def test_data_that_is_not_there_is_a_wrong_call(tmp_path: Path) -> None:
     assert train(tmp_path / "absent", tmp_path / "out").exit_code == 2
+
+
+def test_conversion_2_is_the_default_and_trains_on_parts_but_measures_messages(
+    tmp_path: Path,
+) -> None:
+    data, output = write(tmp_path / "accepted.jsonl"), tmp_path / "second"
+    result = CliRunner().invoke(
+        command,
+        [
+            "--data-path",
+            str(data),
+            "--output",
+            str(output),
+            *SIZES,
+            *SHORT,
+            "--hashed-tokens",
+            "40",
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("4 messages in 5 parts; ")
+    checkpoint = load_checkpoint(output)
+    assert (checkpoint.config.vocab_size, checkpoint.config.seq_len) == (53, 100)
+    assert (checkpoint.conversion.version, checkpoint.conversion.hashed_tokens) == (2, 40)
+    assert checkpoint.training is not None
+    assert len(checkpoint.training.target_token_counts) == 53
+    measured = json.loads((output / "measured.json").read_text())
+    assert measured["training_examples"]["q"]["examples"] == 4
+    further = train(data, tmp_path / "third", "--init-from", str(output), "--conversion", "2")
+    assert further.exit_code == 0, further.output
+    assert load_checkpoint(tmp_path / "third").conversion == checkpoint.conversion
+    refused = train(data, tmp_path / "x", "--init-from", str(output), "--conversion", "1")
+    assert refused.exit_code == 2
+    assert "--conversion 1, but second has 2: leave it out" in refused.stderr
+
+
+@pytest.mark.parametrize("option", [("--hashed-tokens", "40"), ("--case-sensitive",)])
+def test_conversion_1_has_no_settings_of_conversion_2(
+    tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    result = train(write(tmp_path / "accepted.jsonl"), tmp_path / "out", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]}: conversion 1 has no such choice" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_blank_text_is_refused_with_its_line(tmp_path: Path) -> None:
+    data = tmp_path / "accepted.jsonl"
+    data.write_text('{"prompt": "p", "completion": "c"}\n{"prompt": "p", "completion": " \\n"}\n')
+    result = train(data, tmp_path / "out", "--conversion", "2")
+    assert refusal(result) == (
+        f"{data}: line 2: field 'completion': white space alone, which the model cannot "
+        "tell from other white space: give words, or remove the line"
+    )

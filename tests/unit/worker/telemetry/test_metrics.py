@@ -69,7 +69,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 def test_every_metric_of_the_design_is_there() -> None:
     metrics = watched()
-    metrics.evaluated(verdict(message("fail"), queued=1.0), {(1, 2): 1})
+    metrics.evaluated(verdict(message("fail"), queued=1.0), {("test", "agent"): 1})
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     names = {family.name for family in families}
     ours = {name.removeprefix("sqe_hrm_") for name in names if name.startswith("sqe_hrm_")}

@@ -9,6 +9,7 @@ import pytest
 from hrm.checkpoint.inspection import inspect_checkpoint
 from hrm.data.analysis import DatasetStatistics, TextStatistics
 from hrm.data.conversion import Converter
+from hrm.data.vocabulary import VOCABULARY_1
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.report import EnsembleReport
 from hrm.evaluation.baselines import commonest
@@ -148,7 +149,7 @@ def evaluation(**wrong: float | bool) -> EvaluationReport:
     """2,500 examples, of which one is not solved (and has `wrong` in its verdict)."""
     right = verdict(message("solve")).model_copy(update={"act_steps": 16, "q_halt": 9.0})
     baseline = commonest((0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), "training targets")
-    counter = EvaluationCounter(16, [baseline], RECORD)
+    counter = EvaluationCounter(16, VOCABULARY_1, [baseline], RECORD)
     for _ in range(MANY):
         counter.add(right, EXAMPLE, converted=False)
     one = {
@@ -226,6 +227,7 @@ def print_analysis(_: Path) -> None:
         token_counts=(MANY, 1, *(0,) * 10),
         cut=0,
         full=0,
+        parts=MANY,
     )
     print_statistics(
         Path("data"),
@@ -238,6 +240,7 @@ def print_analysis(_: Path) -> None:
             difficulties={Difficulty.EASY: MANY, Difficulty.HARD: 1},
             categories={},
         ),
+        VOCABULARY_1,
     )
 
 
