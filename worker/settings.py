@@ -15,7 +15,7 @@ from schemas import DEFAULT_MAX_MESSAGE_BYTES, SQEHRMError, first_problem
 
 PREFIX = "SQE_"
 
-RedisURL = Annotated[str, StringConstraints(pattern=r"^rediss?://[^/]")]
+RedisURL = Annotated[str, StringConstraints(pattern=r"^((rediss?|sentinel)://[^/]|unix://)")]
 
 
 class SettingsError(SQEHRMError):
@@ -28,7 +28,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     redis_url: RedisURL | None = None
-    """URL with `redis://` or `rediss://`. If absent, this folder's embedded server is used."""
+    """URL with `redis:`, `rediss:`, `unix:` or `sentinel:`. If absent, the embedded server of this
+    folder is used."""
 
     checkpoint: str = "sqe-demo"
     """Name or path of the checkpoint, if the command line gives none."""
@@ -134,5 +135,5 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
 def _fix(message: str) -> str:
     """Word pydantic's message as a fix; an example replaces a pattern."""
     if "match pattern" in message:
-        return "give a URL such as redis://localhost:6379/0 (or rediss:// for TLS)"
+        return "give a URL such as redis://localhost:6379/0 (or rediss:, unix:, sentinel:)"
     return message[:1].lower() + message[1:]

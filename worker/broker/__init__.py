@@ -3,7 +3,7 @@
 - `keys`: every name this project uses in Redis
 - `contract`: tasks, batches and timeouts that producers and workers agree on
 - `app`: the Celery application that producers and workers agree on
-- `urls`: the check of a URL of Redis
+- `urls`: the URL of Redis, checked and turned into connections
 - `version`: the check of a server's version
 - `embedded`: a Redis server from a PyPI wheel
 - `backlog`: the number of messages in each queue

@@ -15,12 +15,13 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
 
-import redis.asyncio
+import redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from worker.broker.contract import CONNECT_TIMEOUT
+from worker.broker.urls import async_connections
 
 logger = logging.getLogger(__name__)
 
@@ -220,24 +221,27 @@ class _LoopSubscriber:
                 each.put_nowait(None)
 
     async def _serve(self) -> None:
-        pool = redis.asyncio.ConnectionPool.from_url(
+        pool = async_connections(
             self._redis_url,
             # A reply is a plain list; announcements may be far apart.
             protocol=2,
             socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
         )
         connection = pool.connection_class(**pool.connection_kwargs)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
+            transport = connection._writer.transport  # type: ignore[union-attr]  # noqa: SLF001
             writing = asyncio.create_task(self._write(connection))
             try:
                 await self._read(connection)
             finally:
                 writing.cancel()
+                # TLS would wait for the server's goodbye, for longer than the event loop runs.
+                transport.abort()
                 await connection.disconnect(nowait=True)
+                await asyncio.sleep(0)
         except (redis.RedisError, OSError) as error:
             logger.debug("no announcements any more: %s", error)
 

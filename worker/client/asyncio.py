@@ -31,7 +31,7 @@ from schemas import (
 from worker.broker import keys
 from worker.broker.contract import CONNECT_TIMEOUT, SOCKET_TIMEOUT
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
-from worker.broker.urls import RedisURLError, check_redis_url
+from worker.broker.urls import RedisURLError, async_connections, check_redis_url
 from worker.client import address, tasks
 from worker.client.announcements import AsyncAnnouncements
 from worker.client.blocking import FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, RETRIES
@@ -71,18 +71,18 @@ class Client:
         if redis_url is None:
             redis_url = address.redis_url()
         check_redis_url(redis_url)
-        self._announcements = AsyncAnnouncements(redis_url)
-        self._redis = redis.asyncio.Redis.from_url(
+        pool = async_connections(
             redis_url,
             socket_timeout=SOCKET_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_keepalive=True,
             retry=Retry(
                 ExponentialBackoff(cap=LONGEST_RETRY_SECONDS, base=FIRST_RETRY_SECONDS),
                 RETRIES,
                 supported_errors=(redis.ConnectionError,),
             ),
         )
+        self._redis = redis.asyncio.Redis.from_pool(pool)
+        self._announcements = AsyncAnnouncements(redis_url)
 
     async def __aenter__(self) -> Self:
         return self

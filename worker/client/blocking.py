@@ -16,7 +16,7 @@ from schemas import SQEMessage, Verdict
 from worker.broker import keys
 from worker.broker.contract import CONNECT_TIMEOUT, SOCKET_TIMEOUT
 from worker.broker.keys import LIVE_QUEUE
-from worker.broker.urls import check_redis_url
+from worker.broker.urls import connections
 from worker.client import address, tasks
 from worker.client.announcements import Announcements
 from worker.client.errors import unreachable
@@ -41,19 +41,18 @@ class Client:
     def __init__(self, redis_url: str | None = None) -> None:
         if redis_url is None:
             redis_url = address.redis_url()
-        check_redis_url(redis_url)
-        self._announcements = Announcements(redis_url)
-        self._redis = redis.Redis.from_url(
+        pool = connections(
             redis_url,
             socket_timeout=SOCKET_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_keepalive=True,
             retry=Retry(
                 ExponentialBackoff(cap=LONGEST_RETRY_SECONDS, base=FIRST_RETRY_SECONDS),
                 RETRIES,
                 supported_errors=(redis.ConnectionError,),
             ),
         )
+        self._redis = redis.Redis.from_pool(pool)
+        self._announcements = Announcements(redis_url)
 
     def __enter__(self) -> Self:
         return self

@@ -28,6 +28,7 @@ from time import monotonic
 from typing import Any
 
 from kombu.transport import redis, virtual
+from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker.app import EVALUATE
@@ -44,6 +45,9 @@ from worker.broker.streams import KEPT_BYTES, Original
 from worker.delivery.envelope import Envelope, Refusal, read_item, refuse_item, refuse_oversized
 from worker.delivery.scripts import ACKNOWLEDGE, PUT_BACK, RENEW, RESTORE, TAKE, Suspects
 from worker.delivery.suspicion import AFTER_FAULT, Suspicion
+
+Connect = Callable[[], ConnectionPool]
+"""Builds connections to Redis; connects to nothing."""
 
 OnReply = Callable[[], None]
 """Callback for each reply from Redis to a request for messages."""
@@ -180,10 +184,12 @@ class Channel(redis.Channel):
 
     from_transport_options: Any = (
         *redis.Channel.from_transport_options,
+        "connect",
         "on_reply",
         "is_broken",
         "max_item_bytes",
     )
+    connect: Connect
     on_reply: OnReply
     is_broken: Callable[[], bool]
     max_item_bytes: int
@@ -207,6 +213,22 @@ class Channel(redis.Channel):
     _lacks_script = False
     """Whether Redis does not know `TAKE` by its digest: it was started, or the script is new."""
 
+    def _get_pool(self, asynchronous: bool = False) -> ConnectionPool:  # noqa: FBT001, FBT002 - kombu's
+        """Build connections, of which kombu's event loop watches the asynchronous ones."""
+        pool = self.connect()
+        if asynchronous:
+            channel = self
+            base: Any = pool.connection_class
+
+            class Connection(base):
+                def disconnect(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+                    super().disconnect(*args, **kwargs)
+                    if channel._registered:
+                        channel._on_connection_disconnect(self)
+
+            pool.connection_class = Connection
+        return pool
+
     def _size(self, queue: str) -> int:
         """Count the messages in `queue`, without kombu's transaction.
 
@@ -214,10 +236,6 @@ class Channel(redis.Channel):
         """
         with self.conn_or_acquire() as connected:
             return sum(map(connected.llen, queue_lists(queue)))
-
-    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - kombu's
-        # Announcements need this version of Redis's protocol.
-        return {**super()._connparams(asynchronous), "protocol": 3}
 
     def look_again(self) -> None:
         """End the current wait, so that the event loop sends the next request."""
@@ -346,6 +364,6 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """The transport that workers use for `redis://`."""
+    """The transport of workers, for every URL of Redis."""
 
     Channel = Channel

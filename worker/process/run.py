@@ -21,6 +21,7 @@ from redis.retry import Retry
 
 from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
 from worker.broker.backlog import read_backlog
+from worker.broker.urls import connections
 from worker.broker.version import check_redis_version
 from worker.delivery.outcomes import Delivery
 from worker.delivery.service import Service
@@ -34,6 +35,9 @@ from worker.telemetry import health
 from worker.telemetry.metrics import ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
+
+HEALTH_CHECK_SECONDS = 10
+"""Idle time after which a connection is tried before it is used: it may have died meanwhile."""
 
 SCRAPE_TIMEOUT = 1.0
 """Seconds to read the queues' lengths. A scrape has ten, and must not wait long without Redis."""
@@ -149,9 +153,25 @@ class _Worker:
 
     def _controller(self, service: Service, shutdown: Shutdown, concurrency: int) -> WorkController:
         """Build Celery's worker: the consumer of the queues, and one thread per slot."""
-        app = create_app(self.redis_url)
+        app = create_app("redis://localhost")  # the transport connects by itself
         register_tasks(app, service)
-        _configure(app, self.settings, shutdown, self.readiness)
+        _configure(
+            app,
+            self.settings,
+            shutdown,
+            {
+                # Announcements need this version of Redis's protocol.
+                "connect": partial(
+                    connections,
+                    self.redis_url,
+                    socket_timeout=SOCKET_TIMEOUT,
+                    socket_connect_timeout=CONNECT_TIMEOUT,
+                    health_check_interval=HEALTH_CHECK_SECONDS,
+                    protocol=3,
+                ),
+                "on_reply": self.readiness.broker_replied,
+            },
+        )
         app.set_default()  # for the pool's threads
         return WorkController(
             app=app,
@@ -169,18 +189,17 @@ def _configure(
     app: Celery,
     settings: Settings,
     shutdown: Shutdown,
-    readiness: health.Readiness,
+    transport_options: dict[str, object],
 ) -> None:
     """Add the Celery settings that only a worker needs."""
     app.conf.update(
         broker_transport="worker.delivery.transport:Transport",
         broker_transport_options={
-            **app.conf.broker_transport_options,
+            **transport_options,
             "visibility_timeout": settings.visibility_timeout,
             "unacked_restore_interval": min(RESTORE_SECONDS, settings.visibility_timeout / 2),
             # The queues in their order: live messages overtake a backlog.
             "queue_order_strategy": "priority",
-            "on_reply": readiness.broker_replied,
             "max_item_bytes": settings.max_item_bytes,
             "is_broken": lambda: shutdown.is_broken,
         },
@@ -203,12 +222,12 @@ def _configure(
 
 def _client(redis_url: str, timeout: float, *, max_connections: int | None = None) -> redis.Redis:
     """Build a client that does not retry by itself: each caller has its own rule for that."""
-    return redis.Redis.from_url(
+    pool = connections(
         redis_url,
         max_connections=max_connections,
         socket_timeout=timeout,
         socket_connect_timeout=min(timeout, CONNECT_TIMEOUT),
-        socket_keepalive=True,
-        health_check_interval=10,  # s: finds a connection that died while idle before it is used
+        health_check_interval=HEALTH_CHECK_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
+    return redis.Redis.from_pool(pool)

@@ -24,6 +24,7 @@ from hrm.data.conversion import AcceptedPair
 from hrm.data.files import LineReader, RefusedLine
 from schemas import Rejection, SQEHRMError, SQEMessage, Verdict
 from worker.broker.contract import CONNECT_TIMEOUT, SOCKET_TIMEOUT
+from worker.broker.urls import connections
 from worker.cli.backlog import Backlog
 from worker.cli.files import check_outputs
 from worker.cli.options import NEW_FILE, json_option, strict_option
@@ -237,9 +238,8 @@ def _windows(lines: Iterator[_Line]) -> Iterator[dict[str, _Line]]:
 
 def _store(url: str) -> redis.Redis:
     """Make a connection that looks at the queues; it connects when it is used."""
-    return redis.Redis.from_url(
-        url, socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=CONNECT_TIMEOUT
-    )
+    pool = connections(url, socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=CONNECT_TIMEOUT)
+    return redis.Redis.from_pool(pool)
 
 
 def _outcomes(

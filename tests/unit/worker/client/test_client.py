@@ -95,7 +95,14 @@ def test_only_messages_can_be_sent(wrong: Any) -> None:  # noqa: ANN401
         f"redis://user:s3cret@{'h' * 70}/0",
         "redis://user:s3cret@host/0?socket_timeout=soon",
         "redis://user:s3cret@host/0?ssl=maybe",
-        "rediss://user:s3cret@host/0?ssl_cert_reqs=CERT_REQUIRED",
+        "rediss://user:s3cret@host/0?ssl_cert_reqs=CERT_SOMETIMES",
+        "unix://user:s3cret@host/redis.sock",
+        "unix://user:s3cret@",
+        "sentinel://user:s3cret@host:26379/0",
+        "sentinel://user:5432;1@host:26379/0?master_name=primary",
+        "sentinel://user:s3cret/1@host:26379/0?master_name=primary",
+        "sentinel://user:s3cret@host:port/0?master_name=primary",
+        "sentinel://user:s3cret@host:26379;/0?master_name=primary",
     ],
 )
 def test_an_unusable_url_is_refused_without_a_part_of_its_password(
@@ -116,6 +123,7 @@ def test_an_unusable_url_is_refused_without_a_part_of_its_password(
         "redis://127.0.0.1",
         "redis://:p%2Fw@127.0.0.1:1/15",
         "rediss://user:p%40w@[::1]:6380/0?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.pem",
+        "unix://user:p%40w@/run/redis.sock?db=1",
     ],
 )
 def test_a_sound_url_is_taken(url: str) -> None:

@@ -1,0 +1,122 @@
+"""Redis servers that a test sets up itself, and what may stand between one and its clients."""
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from tests.support.processes import wait_for
+from worker.broker import embedded
+from worker.child import end_child, start_child
+
+OPTIONS = ("--save", "", "--repl-diskless-sync-delay", "0")
+"""No files, and no pause in case that more replicas come."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server's process, and a client of it that may do everything."""
+
+    port: int
+    store: redis.Redis
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def follow(self, primary: "Server | None") -> None:
+        """Make this a replica of `primary`, or a primary."""
+        to = ("NO", "ONE") if primary is None else ("127.0.0.1", str(primary.port))
+        self.store.execute_command("REPLICAOF", *to)  # type: ignore[no-untyped-call]
+
+    def is_following(self) -> bool:
+        return self.store.info("replication").get("master_link_status") == "up"
+
+
+def answers(client: redis.Redis) -> bool:
+    with contextlib.suppress(redis.RedisError):
+        return bool(client.ping())
+    return False
+
+
+@contextlib.contextmanager
+def server(folder: Path, *options: str, config: str = "") -> Iterator[Server]:
+    """A server with `options`, on data of its own and a free port; `config` is its file."""
+    port = embedded._free_port(0)
+    place = folder / f"server-{port}"
+    place.mkdir()
+    (place / "server.conf").write_text(config)
+    command = [embedded._program(), "server.conf", "--port", str(port), *OPTIONS, *options]
+    with (place / "log").open("wb") as log:
+        process = start_child(command, log=log, cwd=place)
+    with redis.Redis("127.0.0.1", port) as store:
+        try:
+            wait_for(lambda: answers(store), f"a server on port {port}")
+            yield Server(port, store)
+        finally:
+            end_child(process)
+
+
+@dataclass
+class Proxy:
+    """A port that leads to a server; new connections follow a change of `target`, open ones stay.
+
+    So does a name or an address that moves to another server during a failover.
+    """
+
+    target: int
+    tls: ssl.SSLContext | None = None
+    rewrite: Callable[[bytes], bytes] = field(default=lambda data: data)
+    """What becomes of the server's replies."""
+    port: int = 0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Proxy"]:
+        started = threading.Event()
+        stop: asyncio.Event
+        loop: asyncio.AbstractEventLoop
+
+        async def serve() -> None:
+            nonlocal stop, loop
+            stop, loop = asyncio.Event(), asyncio.get_running_loop()
+            listening = await asyncio.start_server(self._connect, "127.0.0.1", 0, ssl=self.tls)
+            self.port = listening.sockets[0].getsockname()[1]
+            started.set()
+            await stop.wait()
+            listening.close()
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+        thread.start()
+        started.wait()
+        try:
+            yield self
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
+        # A task that ends by being cancelled is an error to asyncio's streams.
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            writers.append(far_writer)
+            await asyncio.gather(
+                _copy(reader, far_writer, lambda data: data),
+                _copy(far_reader, writer, self.rewrite),
+            )
+        for each in writers:
+            each.transport.abort()
+
+
+async def _copy(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter, change: Callable[[bytes], bytes]
+) -> None:
+    with contextlib.suppress(OSError), contextlib.closing(sink):
+        while data := await source.read(1 << 16):
+            sink.write(change(data))
+            await sink.drain()

@@ -1,0 +1,67 @@
+"""worker.broker.urls: what a URL says about connections, for redis-py in both its forms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from worker.broker.urls import async_connections, connections
+
+Build = Callable[..., Any]
+
+
+def options(pool: Any) -> dict[str, Any]:  # noqa: ANN401 - of either form
+    return dict(pool.connection_kwargs)
+
+
+@pytest.fixture(params=[connections, async_connections])
+def build(request: pytest.FixtureRequest) -> Build:
+    built: Build = request.param
+    return built
+
+
+@pytest.mark.parametrize("required", ["required", "CERT_REQUIRED"])
+def test_certificates_are_checked_as_redis_py_or_celery_words_it(
+    build: Build, required: str
+) -> None:
+    pool = build(f"rediss://:pw@db:6380/1?ssl_cert_reqs={required}&ssl_ca_certs=%2Fca.pem")
+    assert pool.connection_class.__name__ == "SSLConnection"
+    assert options(pool)["ssl_cert_reqs"] == "required"
+    assert options(pool)["ssl_ca_certs"] == "/ca.pem"
+
+
+def test_certificates_are_checked_unless_the_url_says_otherwise(build: Build) -> None:
+    assert "ssl_cert_reqs" not in options(build("rediss://db"))
+    made = connections("rediss://db").make_connection()
+    assert isinstance(made, redis.SSLConnection)
+    assert made.cert_reqs.name == "CERT_REQUIRED"
+    assert options(build("rediss://db?ssl_cert_reqs=CERT_NONE"))["ssl_cert_reqs"] == "none"
+
+
+def test_a_unix_socket_has_a_path_and_a_database(build: Build) -> None:
+    pool = build("unix://worker:p%2Fw@/run/redis.sock?db=3", socket_timeout=2)
+    found = options(pool)
+    assert (found["path"], found["db"], found["password"]) == ("/run/redis.sock", 3, "p/w")
+    assert "socket_keepalive" not in found
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sentinel://:p%40w@a:1;sentinel://b/2?master_name=primary&sentinel_password=s",
+        "sentinel://:p%40w@a:1,b/2?master_name=primary&sentinel_password=s",
+    ],
+)
+def test_sentinels_are_asked_for_their_server(build: Build, url: str) -> None:
+    pool = build(url, socket_timeout=2)
+    assert pool.service_name == "primary"
+    assert (options(pool)["password"], options(pool)["db"]) == ("p@w", 2)
+    asked = [options(each.connection_pool) for each in pool.sentinel_manager.sentinels]
+    assert [(each["host"], each["port"]) for each in asked] == [("a", 1), ("b", 26379)]
+    assert {each["password"] for each in asked} == {"s"}
+
+
+def test_the_url_takes_precedence_except_for_the_protocol(build: Build) -> None:
+    found = options(build("redis://db?socket_timeout=7&protocol=2", socket_timeout=2, protocol=3))
+    assert (found["socket_timeout"], found["protocol"], found["socket_keepalive"]) == (7, 3, True)
