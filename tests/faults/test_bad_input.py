@@ -403,13 +403,14 @@ def test_no_text_of_a_message_is_in_the_log(site: "Site") -> None:
 def test_a_dead_letter_that_cannot_be_stored_holds_nothing_else_up(
     tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
 ) -> None:
-    limited = limited_url(store, redis_url, "-xadd")
+    limited = limited_url(store, redis_url)
     with Worker.start(STUB, tmp_path, limited, "--slots", "2") as worker:
         worker.wait_until_ready()
+        permit(store, "-xadd")
         store.lpush(LIVE_QUEUE, "no task")
         wait_for(lambda: store.hlen(UNACKED) == 1, "taken")
         assert client.result(client.submit(message()), timeout=5).solved
-        assert worker.is_ready()
+        wait_for(lambda: "cannot store outcomes" in worker.get("/readyz")[1], "not ready")
         permit(store, "+xadd")
         wait_for(lambda: not store.exists(UNACKED), "acknowledged")
         assert store.xlen(DEAD_LETTERS) == 1

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from schemas import SQEHRMError
 from tests.support.stubs import StubEvaluator
 from worker.broker.keys import QUEUES
 from worker.process.devices import Device
@@ -16,12 +17,14 @@ parser.add_argument("--metrics-port", type=int)
 parser.add_argument("--slots", type=int, default=4)
 options = parser.parse_args()
 configure_logging()
-sys.exit(
-    run(
+try:
+    status = run(
         redis_url=os.environ["SQE_REDIS_URL"],
         settings=Settings.from_env(metrics_port=options.metrics_port),
         device=Device("cpu", "cpu"),
         queues=QUEUES,
         open_evaluator=lambda _worker: StubEvaluator(options.slots),
     )
-)
+except SQEHRMError as error:
+    sys.exit(f"sqe-hrm: error: {error}")
+sys.exit(status)

@@ -4,6 +4,7 @@
 - `contract`: tasks, batches and timeouts that producers and workers agree on
 - `app`: the Celery application that producers and workers agree on
 - `urls`: the URL of Redis, checked and turned into connections
+- `errors`: which errors of Redis pass by themselves, and how they are worded
 - `version`: the check of a server's version
 - `embedded`: a Redis server from a PyPI wheel
 - `backlog`: the number of messages in each queue

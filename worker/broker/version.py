@@ -5,13 +5,13 @@ Knows version numbers; nothing of what is stored in Redis.
 
 import redis
 
-from schemas import SQEHRMError
+from worker.broker.errors import RedisUnfit
 
 OLDEST = 7
 """First major version whose scripts may have flags, such as the one to run at full memory."""
 
 
-class RedisVersionError(SQEHRMError):
+class RedisVersionError(RedisUnfit):
     """The server is too old."""
 
 

@@ -78,7 +78,8 @@ class Client:
             retry=Retry(
                 ExponentialBackoff(cap=LONGEST_RETRY_SECONDS, base=FIRST_RETRY_SECONDS),
                 RETRIES,
-                supported_errors=(redis.ConnectionError,),
+                # A demoted primary refuses what is sent; the next connection leads to the new one.
+                supported_errors=(redis.ConnectionError, redis.ReadOnlyError),
             ),
         )
         self._redis = redis.asyncio.Redis.from_pool(pool)

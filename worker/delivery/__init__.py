@@ -8,6 +8,8 @@
 - `tasks`: takes the messages out of a task's arguments
 - `service`: gives each message one outcome
 - `outcomes`: stores outcomes before their messages are acknowledged
+- `requirements`: the version and the permissions that a worker needs of Redis
+- `trouble`: what Redis does not accept at the moment, for readiness and the log
 
 May import `schemas`, `worker.settings`, `worker.evaluator`, `worker.broker` and
 `worker.telemetry`.

@@ -6,7 +6,7 @@ Knows Celery's event loop and requests; nothing of what is in a task.
 # kombu's methods have no types.
 # mypy: disallow-untyped-calls=False
 
-import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +17,7 @@ from celery.worker.state import maybe_shutdown, task_reserved
 from kombu.connection import Connection
 
 from worker.delivery.transport import WAIT_SECONDS
-
-logger = logging.getLogger(__name__)
+from worker.delivery.trouble import Trouble
 
 BEAT_SECONDS = 1.0
 """Pause between two signs of life of a worker whose slots are all taken. By them, readiness tells a
@@ -37,27 +36,33 @@ RENEWALS = 4
 class Consumer(consumer.Consumer):
     """The consumer that the Celery setting `worker_consumer` names."""
 
+    _connected_at = float("-inf")
+
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect to the broker, however long it takes."""
-        outage = False
-
-        def on_error(error: Exception, _interval: float) -> None:
-            nonlocal outage
-            if not outage:
-                logger.warning("Redis is not reachable (%s); trying until it is", error)
-            outage = True
-
         conn.ensure_connection(
-            on_error,
+            lambda error, _interval: self._trouble.failed(error),
             interval_start=FIRST_RETRY_SECONDS,
             interval_step=RETRY_STEP_SECONDS,
             interval_max=LONGEST_RETRY_SECONDS,
             callback=maybe_shutdown,
         )
         self.first_connection_attempt = False
-        if outage or self.restart_count > 0:
-            logger.info("Redis is reachable again")
+        self._connected_at = time.monotonic()
         return conn
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Note why a connection ended. Make the next one later if this one ended at once."""
+        self._trouble.failed(exc)
+        while time.monotonic() < self._connected_at + LONGEST_RETRY_SECONDS:
+            maybe_shutdown()
+            time.sleep(FIRST_RETRY_SECONDS)
+
+    @property
+    def _trouble(self) -> Trouble:
+        """What Redis does not accept; it ends with the first reply to a request for messages."""
+        trouble: Trouble = self.app.conf.broker_transport_options["trouble"]
+        return trouble
 
     def register_with_event_loop(self, hub: Any) -> None:  # noqa: ANN401
         """Start the timers of a connection; Celery stops them when the connection is lost."""

@@ -9,7 +9,6 @@ model.
 import hashlib
 import itertools
 import json
-import logging
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,13 +21,13 @@ from redis.exceptions import NoScriptError
 
 from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
+from worker.broker.errors import describe
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
 from worker.delivery.envelope import Envelope, Refusal
 from worker.delivery.scripts import MARK, NOTE, STORE, STORE_LIST
 from worker.delivery.suspicion import Suspicion
+from worker.delivery.trouble import Trouble
 from worker.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 Outcome = Verdict | Rejection
 
@@ -106,6 +105,7 @@ class Delivery:
         self._worker = worker
         self._on_error = on_error
         self._giving_up = threading.Event()
+        self.trouble = Trouble("store outcomes")
 
     def give_up(self) -> None:
         """Stop trying again: abort every delivery that Redis does not accept at once."""
@@ -211,17 +211,24 @@ class Delivery:
         self._until_accepted(lambda: MARK(self._client, [keys.FAULTS], suspicion.digest, position))
 
     def _until_accepted(self, attempt: Callable[[], T]) -> T:
+        part = object()
         pause = FIRST_PAUSE
         while True:
             try:
-                return attempt()
+                accepted = attempt()
             except redis.RedisError as error:
                 self._on_error()
-                if pause == FIRST_PAUSE:
-                    logger.warning("Redis does not accept an outcome (%s); trying again", error)
+                self.trouble.failed(error, part)
+                # The idle ones may lead to the same server, which a failover made a replica.
+                self._client.connection_pool.disconnect(inuse_connections=False)
                 if self._giving_up.wait(pause):
-                    raise DeliveryAborted(f"Redis did not accept the outcome: {error}") from error
+                    raise DeliveryAborted(
+                        f"Redis did not accept the outcome: {describe(error)}"
+                    ) from error
                 pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self.trouble.passed(part)
+                return accepted
 
     def _attempt(
         self,

@@ -32,6 +32,7 @@ from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker.app import EVALUATE
+from worker.broker.errors import RedisUnfit
 from worker.broker.keys import (
     NOTED,
     QUEUES,
@@ -43,8 +44,10 @@ from worker.broker.keys import (
 )
 from worker.broker.streams import KEPT_BYTES, Original
 from worker.delivery.envelope import Envelope, Refusal, read_item, refuse_item, refuse_oversized
+from worker.delivery.requirements import check, check_permissions
 from worker.delivery.scripts import ACKNOWLEDGE, PUT_BACK, RENEW, RESTORE, TAKE, Suspects
 from worker.delivery.suspicion import AFTER_FAULT, Suspicion
+from worker.delivery.trouble import Trouble
 
 Connect = Callable[[], ConnectionPool]
 """Builds connections to Redis; connects to nothing."""
@@ -123,10 +126,10 @@ class QoS(redis.QoS):
         try:
             with self.channel.conn_or_acquire() as connected:
                 ACKNOWLEDGE(connected, NOTED, tag)
-        finally:
-            # Even if Redis did not reply: the message will be delivered again, and meanwhile it
-            # must not take up the place of another.
-            self._forget(tag)
+        except self.channel.connection_errors as error:
+            # The message will be delivered again; meanwhile it must not take up another's place.
+            self.channel.trouble.failed(error)
+        self._forget(tag)
 
     def reject(self, tag: str, requeue: bool | str = False) -> None:  # noqa: FBT001, FBT002 - kombu's
         """Forget a message or, with `requeue`, put it back into its queue.
@@ -185,11 +188,13 @@ class Channel(redis.Channel):
     from_transport_options: Any = (
         *redis.Channel.from_transport_options,
         "connect",
+        "trouble",
         "on_reply",
         "is_broken",
         "max_item_bytes",
     )
     connect: Connect
+    trouble: Trouble
     on_reply: OnReply
     is_broken: Callable[[], bool]
     max_item_bytes: int
@@ -212,6 +217,16 @@ class Channel(redis.Channel):
 
     _lacks_script = False
     """Whether Redis does not know `TAKE` by its digest: it was started, or the script is new."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kombu's
+        """Connect, to a Redis that is fit for a worker."""
+        super().__init__(*args, **kwargs)
+        try:
+            with self.conn_or_acquire() as connected:
+                check(connected)
+        except Exception:
+            self.close()
+            raise
 
     def _get_pool(self, asynchronous: bool = False) -> ConnectionPool:  # noqa: FBT001, FBT002 - kombu's
         """Build connections, of which kombu's event loop watches the asynchronous ones."""
@@ -249,9 +264,9 @@ class Channel(redis.Channel):
         super().close()
 
     def ping(self) -> None:
-        """Check on a separate connection that Redis replies."""
+        """Check on a separate connection that Redis replies, and takes what a worker writes."""
         with self.conn_or_acquire() as connected:
-            connected.ping()
+            check_permissions(connected)
         self.on_reply()
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's
@@ -367,3 +382,7 @@ class Transport(redis.Transport):
     """The transport of workers, for every URL of Redis."""
 
     Channel = Channel
+
+    # Whatever Redis refuses, the next connection may lead to another server: after a failover the
+    # open ones lead to a replica.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError, RedisUnfit)

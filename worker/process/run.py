@@ -22,10 +22,11 @@ from redis.retry import Retry
 from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
 from worker.broker.backlog import read_backlog
 from worker.broker.urls import connections
-from worker.broker.version import check_redis_version
 from worker.delivery.outcomes import Delivery
+from worker.delivery.requirements import check
 from worker.delivery.service import Service
 from worker.delivery.tasks import register_tasks
+from worker.delivery.trouble import Trouble
 from worker.evaluator import Evaluator
 from worker.process import devices
 from worker.process.shutdown import Shutdown
@@ -86,7 +87,7 @@ class _Worker:
 
         Returns the exit status.
         """
-        check_redis_version(_client(self.redis_url, CONNECT_TIMEOUT))
+        self._check_redis()
         host, port = self.settings.metrics_host, self.settings.metrics_port
         with health.serve(host, port, self.metrics.registry, self.readiness) as url:
             logger.info("serving %s/metrics, /healthz and /readyz", url)
@@ -97,6 +98,15 @@ class _Worker:
                 self._watch(evaluator, watchdog)
                 self._log_start(evaluator)
                 return self._consume(evaluator, watchdog)
+
+    def _check_redis(self) -> None:
+        """Refuse a Redis that is not fit for a worker before anything is started.
+
+        One that is not reachable is checked once it is.
+        """
+        client = _client(self.redis_url, CONNECT_TIMEOUT)
+        with client, contextlib.suppress(redis.RedisError):
+            check(client)
 
     def _watch(self, evaluator: Evaluator, watchdog: Watchdog) -> None:
         """Show the evaluator and the queues in the metrics, and whether the engine hangs."""
@@ -132,6 +142,7 @@ class _Worker:
             worker=self.name,
             on_error=partial(self.metrics.error, ErrorKind.REDIS),
         )
+        self.readiness.watch(delivery.trouble.reason)
 
         def give_up() -> None:
             delivery.give_up()
@@ -155,6 +166,13 @@ class _Worker:
         """Build Celery's worker: the consumer of the queues, and one thread per slot."""
         app = create_app("redis://localhost")  # the transport connects by itself
         register_tasks(app, service)
+        trouble = Trouble("take messages")
+        self.readiness.watch(trouble.reason)
+
+        def on_reply() -> None:
+            trouble.passed()
+            self.readiness.broker_replied()
+
         _configure(
             app,
             self.settings,
@@ -169,7 +187,8 @@ class _Worker:
                     health_check_interval=HEALTH_CHECK_SECONDS,
                     protocol=3,
                 ),
-                "on_reply": self.readiness.broker_replied,
+                "trouble": trouble,
+                "on_reply": on_reply,
             },
         )
         app.set_default()  # for the pool's threads

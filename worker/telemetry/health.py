@@ -37,6 +37,11 @@ class Readiness:
         self._loaded = False
         self._stopping = False
         self._last_reply = float("-inf")
+        self._troubles: list[Callable[[], str | None]] = []
+
+    def watch(self, trouble: Callable[[], str | None]) -> None:
+        """Ask `trouble` as well; it returns why the worker is not ready, or None."""
+        self._troubles.append(trouble)
 
     def loaded(self) -> None:
         """Note that the checkpoint is loaded."""
@@ -73,6 +78,9 @@ class Readiness:
             return "shutting down"
         if not self._loaded:
             return "loading the checkpoint"
+        for trouble in self._troubles:
+            if reason := trouble():
+                return reason
         if time.monotonic() - self._last_reply > FRESH_SECONDS:
             return "not consuming: no reply from Redis"
         return None

@@ -55,6 +55,10 @@ def test_a_worker_is_ready_once_loaded_and_consuming(
     now += health.FRESH_SECONDS + 0.1
     assert get(f"{url}/readyz")[:2] == (503, "not consuming: no reply from Redis\n")
     readiness.broker_replied()
+    troubles: list[str | None] = [None, "cannot store outcomes: full"]
+    for trouble in troubles:
+        readiness.watch(lambda trouble=trouble: trouble)  # type: ignore[misc]
+    assert get(f"{url}/readyz")[:2] == (503, "cannot store outcomes: full\n")
     readiness.stopping()
     assert get(f"{url}/readyz")[:2] == (503, "shutting down\n")
     assert get(f"{url}/healthz")[:2] == (200, "alive\n")

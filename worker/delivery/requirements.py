@@ -1,0 +1,144 @@
+"""What a worker needs of Redis: a version, and permissions for the commands it runs.
+
+One script asks Redis about every command and key without running any of them. It is a script that
+may write, so a replica refuses it as it would refuse the others. Knows commands and keys; nothing
+of when they run.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+
+import redis
+
+from worker.broker.errors import RedisUnfit, describe, is_lasting
+from worker.broker.keys import (
+    DEAD_LETTERS,
+    FAILURES,
+    FAULTS,
+    QUEUES,
+    UNACKED,
+    UNACKED_INDEX,
+    counted,
+    partial,
+    queue_lists,
+    result,
+    suspects,
+)
+from worker.broker.version import check_redis_version
+from worker.delivery.scripts import Script
+
+SHOWN = 6
+"""Most missing permissions to name in an error; one wrong pattern of keys lacks dozens."""
+
+_ANY = "*"
+"""Stands for any id in a name, as in a pattern of Redis's access rules."""
+
+_LISTS = tuple(key for queue in QUEUES for key in (*queue_lists(queue), suspects(queue)))
+_ENDS = tuple(key for queue in QUEUES for key in (queue, suspects(queue)))
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    # The scripts that move items, and the backlog.
+    "LINDEX": _LISTS,
+    "RPOP": _LISTS,
+    "LLEN": _LISTS,
+    "LPUSH": _ENDS,
+    "RPUSH": _ENDS,
+    "HGET": (UNACKED, FAULTS),
+    "HGETALL": (partial(_ANY),),
+    "HSET": (UNACKED, FAULTS, partial(_ANY)),
+    "HDEL": (UNACKED, FAULTS),
+    "HEXISTS": (UNACKED, FAULTS),
+    "EXISTS": (FAULTS, *map(suspects, QUEUES)),
+    "EXPIRE": (FAULTS, partial(_ANY)),
+    "ZADD": (UNACKED_INDEX,),
+    "ZREM": (UNACKED_INDEX,),
+    "ZRANGE": (UNACKED_INDEX,),
+    # The scripts that store outcomes.
+    "SET": (counted(_ANY, _ANY), result(_ANY)),
+    "GET": (counted(_ANY, _ANY),),
+    "DEL": (counted(_ANY, _ANY), partial(_ANY)),
+    "XADD": (FAILURES, DEAD_LETTERS),
+    "PUBLISH": (result(_ANY),),
+}
+"""The commands that have keys or channels, with all of them."""
+
+WITHOUT_KEYS: tuple[tuple[str, ...], ...] = (
+    ("EVAL", "", "0"),
+    ("EVALSHA", "", "0"),
+    ("SCRIPT", "LOAD", ""),
+    ("TIME",),
+    ("PING",),
+)
+"""The other commands, each with arguments that make it complete."""
+
+_ARGUMENTS = {
+    "LINDEX": ["-1"],
+    "LPUSH": [""],
+    "RPUSH": [""],
+    "HGET": [""],
+    "HSET": ["", ""],
+    "HDEL": [""],
+    "HEXISTS": [""],
+    "EXPIRE": ["1"],
+    "ZADD": ["0", ""],
+    "ZREM": [""],
+    "ZRANGE": ["0", "0"],
+    "SET": [""],
+    "XADD": ["*", "", ""],
+    "PUBLISH": [""],
+}
+"""What follows the key of a complete command."""
+
+CHECK = Script("""#!lua flags=allow-oom
+-- ARGV: a list of commands as JSON. Returns: the places of those that this user may not run.
+local refused = {}
+for place, command in ipairs(cjson.decode(ARGV[1])) do
+  if not redis.acl_check_cmd(unpack(command)) then table.insert(refused, place) end
+end
+return refused
+""")
+
+
+def check(client: redis.Redis) -> None:
+    """Make sure that Redis is recent enough and permits everything a worker does.
+
+    Raises:
+        RedisUnfit: It is not or does not; or it refuses this user altogether.
+        redis.RedisError: Redis cannot be asked at the moment.
+    """
+    try:
+        check_redis_version(client)
+        check_permissions(client)
+    except redis.RedisError as error:
+        if is_lasting(error):
+            raise RedisUnfit(f"{describe(error)}: check the user in SQE_REDIS_URL") from None
+        raise
+
+
+def check_permissions(client: redis.Redis) -> None:
+    """Make sure that the connection leads to a primary that permits everything a worker does.
+
+    Raises as `check`, except that a refusal of the script itself is a `redis.RedisError`.
+    """
+    commands = [*WITHOUT_KEYS, *_with_keys()]
+    refused = [commands[place - 1] for place in CHECK(client, [], json.dumps(commands))]
+    if refused:
+        user = client.connection_pool.connection_kwargs.get("username") or "default"
+        raise RedisUnfit(
+            f"the Redis user {user!r} may not run {_named(refused)}: permit it with ACL SETUSER"
+        )
+
+
+def _with_keys() -> Iterator[tuple[str, ...]]:
+    for command, keys in NEEDED.items():
+        for key in keys:
+            yield (command, key, *_ARGUMENTS.get(command, ()))
+
+
+def _named(refused: Iterable[tuple[str, ...]]) -> str:
+    names = [
+        f"{name} on {rest[0]!r}" if name in NEEDED else " ".join((name, *filter(str.isalpha, rest)))
+        for name, *rest in refused
+    ]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
