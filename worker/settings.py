@@ -31,6 +31,10 @@ class Settings(BaseModel):
     """URL with `redis:`, `rediss:`, `unix:` or `sentinel:`. If absent, the embedded server of this
     folder is used."""
 
+    namespace: str = ""
+    """Beginning of every key, so that several deployments share a Redis. `worker.broker.keys` says
+    what may be in it."""
+
     checkpoint: str = "sqe-demo"
     """Name or path of the checkpoint, if the command line gives none."""
 

@@ -7,7 +7,15 @@ from collections import Counter
 
 import redis
 
-from worker.broker.keys import QUEUES, UNACKED_INDEX, queue_lists, queue_of, suspects
+from worker.broker.keys import (
+    NO_NAMESPACE,
+    QUEUES,
+    UNACKED_INDEX,
+    Namespace,
+    queue_lists,
+    queue_of,
+    suspects,
+)
 
 READY = "ready"
 """State of messages in the queue."""
@@ -22,7 +30,9 @@ MAX_TAGS = 100_000
 """Limit of the tags to read. Only hundreds of workers together have that many busy slots."""
 
 
-def read_backlog(client: redis.Redis) -> Counter[tuple[str, str]] | None:
+def read_backlog(
+    client: redis.Redis, namespace: Namespace = NO_NAMESPACE
+) -> Counter[tuple[str, str]] | None:
     """Count messages by (queue, state); a batch counts as one. Returns None without Redis.
 
     The queue is one of `QUEUES`, or `OTHER` (only with the state `UNACKED`) if there are foreign
@@ -32,8 +42,8 @@ def read_backlog(client: redis.Redis) -> Counter[tuple[str, str]] | None:
     try:
         with client.pipeline(transaction=False) as pipe:
             for _, key in lists:
-                pipe.llen(key)
-            pipe.zrange(UNACKED_INDEX, 0, MAX_TAGS - 1)
+                pipe.llen(namespace.key(key))
+            pipe.zrange(namespace.key(UNACKED_INDEX), 0, MAX_TAGS - 1)
             *lengths, tags = pipe.execute()
     except redis.RedisError:
         return None
@@ -41,14 +51,14 @@ def read_backlog(client: redis.Redis) -> Counter[tuple[str, str]] | None:
     for (queue, _), length in zip(lists, lengths, strict=True):
         counts[queue, READY] += length
     for tag in tags:
-        counts[_known_queue(tag), UNACKED] += 1
+        counts[_known_queue(tag, namespace), UNACKED] += 1
     return counts
 
 
-def _known_queue(tag: bytes) -> str:
+def _known_queue(tag: bytes, namespace: Namespace) -> str:
     """Find the queue that `tag` names, or `OTHER`.
 
     Anyone may write any bytes into the index, and the queue becomes the value of a metric's label.
     """
-    queue = queue_of(tag.decode(errors="replace"))
+    queue = namespace.name_of(queue_of(tag.decode(errors="replace")))
     return queue if queue in QUEUES else OTHER

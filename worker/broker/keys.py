@@ -5,6 +5,12 @@ deliveries that are not acknowledged), `worker.delivery.outcomes` (markers, stre
 `worker.broker.streams` (streams) and `worker.client` (results).
 """
 
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from schemas import SQEHRMError
+
 LIVE_QUEUE = "sqe.evaluate"
 """List of the messages that agents send while they work; emptied before the other queue."""
 
@@ -79,3 +85,48 @@ def partial(identity: str) -> str:
 def result(task_id: str) -> str:
     """Name the key of an outcome in Celery's result backend, also the channel that announces it."""
     return f"celery-task-meta-{task_id}"
+
+
+class NamespaceError(SQEHRMError):
+    """SQE_NAMESPACE has an unusable value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """The beginning of every key and channel of one deployment, so that several share a Redis.
+
+    It is a hash tag: Redis Cluster keeps all keys of a namespace on one node, which the scripts
+    need. Without a name, there is no beginning.
+
+    Raises `NamespaceError` for a name that cannot be used.
+    """
+
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", self.name):
+            raise NamespaceError(
+                f"SQE_NAMESPACE {self.name!r}: use at most 64 letters, digits, dots, dashes and "
+                "underscores"
+            )
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of every name."""
+        return f"{{{self.name}}}:" if self.name else ""
+
+    def key(self, name: str) -> str:
+        """Complete one of this module's names."""
+        return self.prefix + name
+
+    def all_keys(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Complete several of this module's names."""
+        return tuple(map(self.key, names))
+
+    def name_of(self, key: str) -> str:
+        """Undo `key`."""
+        return key.removeprefix(self.prefix)
+
+
+NO_NAMESPACE = Namespace()
+"""For a deployment that has a database to itself."""

@@ -13,7 +13,7 @@ import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas import DeadLetter, SQEHRMError, SQEMessage, Verdict, first_problem
-from worker.broker.keys import DEAD_LETTERS, FAILURES
+from worker.broker.keys import DEAD_LETTERS, FAILURES, NO_NAMESPACE, Namespace
 
 PAGE = 100
 """Entries per XRANGE. An entry is a few kilobytes, or up to 100 if its message was large."""
@@ -117,14 +117,16 @@ def fields_of(record: Failure | DeadLetter) -> dict[str, str | bytes]:
     }
 
 
-def read_failures(client: redis.Redis) -> Iterator[Failure]:
+def read_failures(client: redis.Redis, namespace: Namespace = NO_NAMESPACE) -> Iterator[Failure]:
     """Read every failure that is kept, the oldest first. Raises `StreamEntryError`."""
-    return _read(client, FAILURES, _failure)
+    return _read(client, namespace.key(FAILURES), _failure)
 
 
-def read_dead_letters(client: redis.Redis) -> Iterator[DeadLetter]:
+def read_dead_letters(
+    client: redis.Redis, namespace: Namespace = NO_NAMESPACE
+) -> Iterator[DeadLetter]:
     """Read every dead letter that is kept, the oldest first. Raises `StreamEntryError`."""
-    return _read(client, DEAD_LETTERS, _dead_letter)
+    return _read(client, namespace.key(DEAD_LETTERS), _dead_letter)
 
 
 def entries_added(client: redis.Redis, stream: str) -> int:

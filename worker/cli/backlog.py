@@ -9,6 +9,7 @@ from typing import Self
 import redis
 
 from worker.broker.backlog import UNACKED, read_backlog
+from worker.broker.keys import Namespace
 from worker.client import BrokerUnreachable
 
 
@@ -22,9 +23,9 @@ class Backlog:
     """Tasks that workers have taken and not finished."""
 
     @classmethod
-    def read(cls, store: redis.Redis) -> Self:
+    def read(cls, store: redis.Redis, namespace: Namespace) -> Self:
         """Count the tasks. Raises `BrokerUnreachable`."""
-        counts = read_backlog(store)
+        counts = read_backlog(store, namespace)
         if counts is None:
             raise BrokerUnreachable(
                 "Redis does not tell the lengths of the queues: check SQE_REDIS_URL"

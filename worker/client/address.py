@@ -1,9 +1,10 @@
-"""The URL of Redis, for a client that was given none.
+"""The URL of Redis and the namespace, for a client that was given none.
 
 The distribution `sqe-hrm-client` has a module of its own in this place.
 """
 
 from worker.broker import embedded
+from worker.broker.keys import Namespace
 from worker.settings import Settings
 
 
@@ -14,3 +15,8 @@ def redis_url() -> str:
     """
     with embedded.redis_url(Settings.from_env().redis_url, start_if_missing=False) as found:
         return found
+
+
+def namespace() -> Namespace:
+    """Return the namespace in `SQE_NAMESPACE`. Raises `NamespaceError`."""
+    return Namespace(Settings.from_env().namespace)

@@ -30,7 +30,7 @@ from schemas import (
 )
 from worker.broker import keys
 from worker.broker.contract import CONNECT_TIMEOUT, SOCKET_TIMEOUT
-from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
+from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE, Namespace
 from worker.broker.urls import RedisURLError, async_connections, check_redis_url
 from worker.client import address, tasks
 from worker.client.announcements import AsyncAnnouncements
@@ -67,9 +67,10 @@ class Client:
     Arguments and errors of all methods are those of the plain `Client`.
     """
 
-    def __init__(self, redis_url: str | None = None) -> None:
+    def __init__(self, redis_url: str | None = None, namespace: str | None = None) -> None:
         if redis_url is None:
             redis_url = address.redis_url()
+        self._namespace = address.namespace() if namespace is None else Namespace(namespace)
         check_redis_url(redis_url)
         pool = async_connections(
             redis_url,
@@ -137,7 +138,7 @@ class Client:
         timeout: float = 60.0,  # noqa: ASYNC109
     ) -> AsyncGenerator[tuple[str, Outcome]]:
         """Do the same as `results`, and yield the message id with each outcome."""
-        waiting = Waiting(message_ids, timeout)
+        waiting = Waiting(message_ids, timeout, self._outcome)
         with self._announcements.inbox() as inbox:
             while True:
                 inbox.add(waiting.more())
@@ -145,7 +146,7 @@ class Client:
                     return
                 announced = await inbox.wait(waiting.seconds())
                 found = await self.poll(waiting.wanted(announced))
-                inbox.remove(set(map(keys.result, found)))
+                inbox.remove(set(map(self._outcome, found)))
                 for each in waiting.arrived(found):
                     yield each
 
@@ -154,18 +155,22 @@ class Client:
         found: dict[str, Outcome] = {}
         for asked in asked_at_once(message_ids):
             try:
-                stored = await self._redis.mget(list(map(keys.result, asked)))
+                stored = await self._redis.mget(list(map(self._outcome, asked)))
             except redis.RedisError as error:
                 raise unreachable(error) from None
             found.update(parse_all(asked, stored))
         return found
 
+    def _outcome(self, message_id: str) -> str:
+        """Name the key and channel of an outcome."""
+        return self._namespace.key(keys.result(message_id))
+
     async def _send(self, task: tasks.Task) -> None:
         """Enqueue a task and discard earlier outcomes, in one transaction."""
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(*task.outcomes)
-                pipe.lpush(task.queue, task.item)
+                pipe.delete(*map(self._outcome, task.message_ids))
+                pipe.lpush(self._namespace.key(task.queue), task.item)
                 await pipe.execute()
         except redis.RedisError as error:
             raise unreachable(error) from None

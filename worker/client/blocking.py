@@ -15,7 +15,7 @@ from redis.retry import Retry
 from schemas import SQEMessage, Verdict
 from worker.broker import keys
 from worker.broker.contract import CONNECT_TIMEOUT, SOCKET_TIMEOUT
-from worker.broker.keys import LIVE_QUEUE
+from worker.broker.keys import LIVE_QUEUE, Namespace
 from worker.broker.urls import connections
 from worker.client import address, tasks
 from worker.client.announcements import Announcements
@@ -34,13 +34,14 @@ LONGEST_RETRY_SECONDS = 0.5
 class Client:
     """A connection to the workers' Redis. Threads may share one.
 
-    Without `redis_url` it takes SQE_REDIS_URL. Raises `RedisURLError` for a URL that cannot be
-    used, and `SQEHRMError` if there is none.
+    Without `redis_url` and `namespace` it takes SQE_REDIS_URL and SQE_NAMESPACE. Raises
+    `RedisURLError` for a URL that cannot be used, and `SQEHRMError` if there is none.
     """
 
-    def __init__(self, redis_url: str | None = None) -> None:
+    def __init__(self, redis_url: str | None = None, namespace: str | None = None) -> None:
         if redis_url is None:
             redis_url = address.redis_url()
+        self._namespace = address.namespace() if namespace is None else Namespace(namespace)
         pool = connections(
             redis_url,
             socket_timeout=SOCKET_TIMEOUT,
@@ -128,7 +129,7 @@ class Client:
         self, message_ids: Iterable[str], timeout: float = 60.0
     ) -> Iterator[tuple[str, Outcome]]:
         """Do the same as `results`, and yield the message id with each outcome."""
-        waiting = Waiting(message_ids, timeout)
+        waiting = Waiting(message_ids, timeout, self._outcome)
         with self._announcements.inbox() as inbox:
             while True:
                 inbox.add(waiting.more())
@@ -136,7 +137,7 @@ class Client:
                     return
                 announced = inbox.wait(waiting.seconds())
                 found = self.poll(waiting.wanted(announced))
-                inbox.remove(set(map(keys.result, found)))
+                inbox.remove(set(map(self._outcome, found)))
                 yield from waiting.arrived(found)
 
     def poll(self, message_ids: Sequence[str]) -> dict[str, Outcome]:
@@ -144,11 +145,15 @@ class Client:
         found: dict[str, Outcome] = {}
         for asked in asked_at_once(message_ids):
             try:
-                stored = self._redis.mget(list(map(keys.result, asked)))
+                stored = self._redis.mget(list(map(self._outcome, asked)))
             except redis.RedisError as error:
                 raise unreachable(error) from None
             found.update(parse_all(asked, stored))
         return found
+
+    def _outcome(self, message_id: str) -> str:
+        """Name the key and channel of an outcome."""
+        return self._namespace.key(keys.result(message_id))
 
     def _send(self, task: tasks.Task) -> None:
         """Enqueue a task, and discard what is stored under the ids of its messages.
@@ -158,8 +163,8 @@ class Client:
         """
         try:
             with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(*task.outcomes)
-                pipe.lpush(task.queue, task.item)
+                pipe.delete(*map(self._outcome, task.message_ids))
+                pipe.lpush(self._namespace.key(task.queue), task.item)
                 pipe.execute()
         except redis.RedisError as error:
             raise unreachable(error) from None

@@ -7,10 +7,9 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from schemas import MessageRejected, Rejection, Verdict
-from worker.broker import keys
 from worker.client.errors import ResultTimeout
 
 WINDOW = 10_000
@@ -33,11 +32,15 @@ class Waiting:
     Args:
         message_ids: Any number of ids; one that comes twice has its outcome twice.
         timeout: Longest time in seconds without any outcome.
+        key: Names the key of an outcome, which is its channel, too.
     """
 
-    def __init__(self, message_ids: Iterable[str], timeout: float) -> None:
+    def __init__(
+        self, message_ids: Iterable[str], timeout: float, key: Callable[[str], str]
+    ) -> None:
         self._source = iter(message_ids)
         self._timeout = timeout
+        self._key = key
         self._missing: Counter[str] = Counter()
         self._last = time.monotonic()
         self._left = timeout
@@ -49,7 +52,7 @@ class Waiting:
         """Fill the window with further ids, and return their channels."""
         ids = list(itertools.islice(self._source, WINDOW - len(self._missing)))
         self._missing.update(ids)
-        return set(map(keys.result, ids))
+        return set(map(self._key, ids))
 
     def seconds(self) -> float:
         """Longest time to wait for an announcement now."""
@@ -58,7 +61,7 @@ class Waiting:
 
     def wanted(self, announced: Collection[str]) -> list[str]:
         """Ids to ask for after these channels were announced; after none, all that are missing."""
-        named = {each.removeprefix(keys.result("")) for each in announced}
+        named = {each.removeprefix(self._key("")) for each in announced}
         return [each for each in named or self._missing if each in self._missing]
 
     def arrived(self, found: Mapping[str, Outcome]) -> list[tuple[str, Outcome]]:

@@ -28,11 +28,6 @@ class Task:
     message_ids: Sequence[str]
     """Ids of the task's messages, in order."""
 
-    @property
-    def outcomes(self) -> list[str]:
-        """Keys of outcomes that an earlier sending of these messages may have left."""
-        return list(map(keys.result, self.message_ids))
-
 
 def evaluate(message: SQEMessage, queue: str) -> Task:
     """Make the task for one message. Raises `NotAMessageError`."""

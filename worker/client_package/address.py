@@ -1,7 +1,8 @@
-"""The URL of Redis, for a client that was given none."""
+"""The URL of Redis and the namespace, for a client that was given none."""
 
 import os
 
+from worker.broker.keys import Namespace
 from worker.broker.urls import RedisURLError
 
 
@@ -11,3 +12,8 @@ def redis_url() -> str:
     if not url:
         raise RedisURLError("SQE_REDIS_URL is not set: give one such as redis://localhost:6379/0")
     return url
+
+
+def namespace() -> Namespace:
+    """Return the namespace in `SQE_NAMESPACE`. Raises `NamespaceError`."""
+    return Namespace(os.environ.get("SQE_NAMESPACE", ""))

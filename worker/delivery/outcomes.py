@@ -102,6 +102,7 @@ class Delivery:
     ) -> None:
         self._client = client
         self._settings = settings
+        self._key = keys.Namespace(settings.namespace).key
         self._worker = worker
         self._on_error = on_error
         self._giving_up = threading.Event()
@@ -159,7 +160,7 @@ class Delivery:
         They are empty if the sender wants no list of them. Raises `DeliveryAborted`.
         """
         stored: dict[bytes, bytes] = self._until_accepted(
-            lambda: self._client.hgetall(batch.key)  # type: ignore[arg-type, return-value]
+            lambda: self._client.hgetall(self._key(batch.key))  # type: ignore[arg-type, return-value]
         )
         return {int(position): outcome.decode() for position, outcome in stored.items()}
 
@@ -174,9 +175,9 @@ class Delivery:
         if batch.list_id is not None:
             now = datetime.now(UTC).isoformat()
             text = _result(f"[{','.join(outcomes)}]", batch.list_id, now)
-            key = keys.result(batch.list_id)
+            key = self._key(keys.result(batch.list_id))
             STORE_LIST(self._client, (key,), self._settings.result_expires, text)
-        self._client.delete(batch.key)
+        self._client.delete(self._key(batch.key))
 
     def deliver(
         self,
@@ -208,7 +209,8 @@ class Delivery:
 
         A fault of this worker is then blamed on that message. Raises `DeliveryAborted`.
         """
-        self._until_accepted(lambda: MARK(self._client, [keys.FAULTS], suspicion.digest, position))
+        faults = self._key(keys.FAULTS)
+        self._until_accepted(lambda: MARK(self._client, [faults], suspicion.digest, position))
 
     def _until_accepted(self, attempt: Callable[[], T]) -> T:
         part = object()
@@ -254,9 +256,10 @@ class Delivery:
             for place, (answer, outcome) in enumerate(zip(answers, outcomes, strict=True)):
                 record = answer.record
                 stream = keys.FAILURES if record is None else stream_of(record)
+                results = map(keys.result, answer.result_ids)
                 STORE(
                     pipe,
-                    (*keys.NOTED, answer.marker, stream, *map(keys.result, answer.result_ids)),
+                    [*map(self._key, (*keys.NOTED, answer.marker, stream, *results))],
                     answer.tag,
                     f"{token}/{place}",
                     settings.counted_expires,
@@ -267,7 +270,7 @@ class Delivery:
             if batch is not None:
                 kept = outcomes if batch.list_id is not None else [""] * len(outcomes)
                 noted = [each for pair in zip(positions, kept, strict=True) for each in pair]
-                NOTE(pipe, (batch.key,), settings.result_expires, *noted)
+                NOTE(pipe, (self._key(batch.key),), settings.result_expires, *noted)
             replies = pipe.execute()
         return [bool(reply) for reply in replies[: len(answers)]]
 

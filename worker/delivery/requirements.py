@@ -15,9 +15,11 @@ from worker.broker.keys import (
     DEAD_LETTERS,
     FAILURES,
     FAULTS,
+    NO_NAMESPACE,
     QUEUES,
     UNACKED,
     UNACKED_INDEX,
+    Namespace,
     counted,
     partial,
     queue_lists,
@@ -99,7 +101,7 @@ return refused
 """)
 
 
-def check(client: redis.Redis) -> None:
+def check(client: redis.Redis, namespace: Namespace = NO_NAMESPACE) -> None:
     """Make sure that Redis is recent enough and permits everything a worker does.
 
     Raises:
@@ -108,19 +110,19 @@ def check(client: redis.Redis) -> None:
     """
     try:
         check_redis_version(client)
-        check_permissions(client)
+        check_permissions(client, namespace)
     except redis.RedisError as error:
         if is_lasting(error):
             raise RedisUnfit(f"{describe(error)}: check the user in SQE_REDIS_URL") from None
         raise
 
 
-def check_permissions(client: redis.Redis) -> None:
+def check_permissions(client: redis.Redis, namespace: Namespace = NO_NAMESPACE) -> None:
     """Make sure that the connection leads to a primary that permits everything a worker does.
 
     Raises as `check`, except that a refusal of the script itself is a `redis.RedisError`.
     """
-    commands = [*WITHOUT_KEYS, *_with_keys()]
+    commands = [*WITHOUT_KEYS, *_with_keys(namespace)]
     refused = [commands[place - 1] for place in CHECK(client, [], json.dumps(commands))]
     if refused:
         user = client.connection_pool.connection_kwargs.get("username") or "default"
@@ -129,10 +131,10 @@ def check_permissions(client: redis.Redis) -> None:
         )
 
 
-def _with_keys() -> Iterator[tuple[str, ...]]:
+def _with_keys(namespace: Namespace) -> Iterator[tuple[str, ...]]:
     for command, keys in NEEDED.items():
         for key in keys:
-            yield (command, key, *_ARGUMENTS.get(command, ()))
+            yield (command, namespace.key(key), *_ARGUMENTS.get(command, ()))
 
 
 def _named(refused: Iterable[tuple[str, ...]]) -> str:

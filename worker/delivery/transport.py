@@ -37,6 +37,7 @@ from worker.broker.keys import (
     NOTED,
     QUEUES,
     UNACKED_INDEX,
+    Namespace,
     delivery_tag,
     queue_lists,
     queue_of,
@@ -70,7 +71,7 @@ UNWATCH = (("CLIENT", "TRACKING", "OFF"),)
 RESTORED_AT_ONCE = 100
 """Most items that one script puts back: some milliseconds in which Redis serves nobody else."""
 
-_WITH_QUEUES = (*NOTED, *(key for queue in QUEUES for key in (queue, suspects(queue))))
+_WITH_QUEUES = (*NOTED, *(name for queue in QUEUES for name in (queue, suspects(queue))))
 
 SUSPECTS_PAUSE = 1.0
 """Seconds after a suspect in which a busy worker takes messages as usual. To take the next one it
@@ -125,7 +126,7 @@ class QoS(redis.QoS):
         """Remove a message that has its outcome from Redis, and forget it."""
         try:
             with self.channel.conn_or_acquire() as connected:
-                ACKNOWLEDGE(connected, NOTED, tag)
+                ACKNOWLEDGE(connected, self.channel.namespace.all_keys(NOTED), tag)
         except self.channel.connection_errors as error:
             # The message will be delivered again; meanwhile it must not take up another's place.
             self.channel.trouble.failed(error)
@@ -163,13 +164,14 @@ class QoS(redis.QoS):
         """
         with self.channel.conn_or_acquire() as connected:
             arguments = (self.visibility_timeout, RESTORED_AT_ONCE)
-            while RESTORE(connected, _WITH_QUEUES, *arguments) == RESTORED_AT_ONCE:
+            keys = self.channel.namespace.all_keys(_WITH_QUEUES)
+            while RESTORE(connected, keys, *arguments) == RESTORED_AT_ONCE:
                 pass
 
     def _put_back(self, tag: str, client: Any = None, *, fault: bool) -> None:  # noqa: ANN401
         """Put a message back into its queue: in front after a drain, at the end after a fault."""
         with self.channel.conn_or_acquire(client) as connected:
-            PUT_BACK(connected, _WITH_QUEUES, tag, int(fault))
+            PUT_BACK(connected, self.channel.namespace.all_keys(_WITH_QUEUES), tag, int(fault))
 
     def renew(self) -> None:
         """Restart the visibility timeout of this process's messages."""
@@ -177,7 +179,7 @@ class QoS(redis.QoS):
         if not tags:
             return
         with self.channel.conn_or_acquire() as connected:
-            RENEW(connected, (UNACKED_INDEX,), *tags)
+            RENEW(connected, self.channel.namespace.all_keys((UNACKED_INDEX,)), *tags)
 
 
 class Channel(redis.Channel):
@@ -187,12 +189,14 @@ class Channel(redis.Channel):
 
     from_transport_options: Any = (
         *redis.Channel.from_transport_options,
+        "namespace",
         "connect",
         "trouble",
         "on_reply",
         "is_broken",
         "max_item_bytes",
     )
+    namespace: Namespace
     connect: Connect
     trouble: Trouble
     on_reply: OnReply
@@ -223,7 +227,7 @@ class Channel(redis.Channel):
         super().__init__(*args, **kwargs)
         try:
             with self.conn_or_acquire() as connected:
-                check(connected)
+                check(connected, self.namespace)
         except Exception:
             self.close()
             raise
@@ -250,7 +254,7 @@ class Channel(redis.Channel):
         A Redis 7.0 without free memory refuses every command in one, also those that only read.
         """
         with self.conn_or_acquire() as connected:
-            return sum(map(connected.llen, queue_lists(queue)))
+            return sum(map(connected.llen, self.namespace.all_keys(queue_lists(queue))))
 
     def look_again(self) -> None:
         """End the current wait, so that the event loop sends the next request."""
@@ -266,7 +270,7 @@ class Channel(redis.Channel):
     def ping(self) -> None:
         """Check on a separate connection that Redis replies, and takes what a worker writes."""
         with self.conn_or_acquire() as connected:
-            check_permissions(connected)
+            check_permissions(connected, self.namespace)
         self.on_reply()
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's
@@ -290,9 +294,9 @@ class Channel(redis.Channel):
         self._replies_before = len(before)
         unique = uuid.uuid4().hex
         apart = [(suspects(queue), queue) for queue in queues]
-        lists = [*apart, *((key, queue) for queue in queues for key in queue_lists(queue))]
-        keys = (*NOTED, *(key for key, _ in lists))
-        tags = (delivery_tag(queue, unique) for _, queue in lists)
+        lists = [*apart, *((name, queue) for queue in queues for name in queue_lists(queue))]
+        keys = self.namespace.all_keys((*NOTED, *(name for name, _ in lists)))
+        tags = (delivery_tag(self.namespace.key(queue), unique) for _, queue in lists)
         arguments = (len(apart), *tags, self.qos.suspects, self.max_item_bytes, KEPT_BYTES)
         script = ("EVAL", TAKE.text) if self._lacks_script else ("EVALSHA", TAKE.digest)
         self._lacks_script = False
@@ -349,7 +353,7 @@ class Channel(redis.Channel):
         self, item: bytes, tag: str, suspicion: Suspicion | None, original: Original | None
     ) -> Envelope | Refusal:
         """Read an item, or refuse it."""
-        queue = queue_of(tag)
+        queue = self.namespace.name_of(queue_of(tag))
         if original is not None:
             return refuse_oversized(item, queue, tag, original, self.max_item_bytes)
         if suspicion is not None and suspicion.is_unreadable:

@@ -54,6 +54,7 @@ def running_worker(redis_url: str, port: int, options: Sequence[str]) -> Iterato
         "SQE_CACHED_PREDICTIONS": "0",
         **os.environ,
         "SQE_REDIS_URL": redis_url,
+        "SQE_NAMESPACE": "",
         "SQE_METRICS_HOST": "127.0.0.1",
     }
     with start_worker(command, log=LOG, environ=environ) as worker:
@@ -89,7 +90,7 @@ def exchange(
     Raises:
         ChildWorkerError: The worker ended.
     """
-    with Client(redis_url) as client, redis.Redis.from_url(redis_url) as store:
+    with Client(redis_url, namespace="") as client, redis.Redis.from_url(redis_url) as store:
         letters_before = entries_added(store, keys.DEAD_LETTERS)
         waiting: dict[str, Sent] = {}
         tally.started = tally.last_answer = time.monotonic()

@@ -21,6 +21,7 @@ from redis.retry import Retry
 
 from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
 from worker.broker.backlog import read_backlog
+from worker.broker.keys import Namespace
 from worker.broker.urls import connections
 from worker.delivery.outcomes import Delivery
 from worker.delivery.requirements import check
@@ -99,6 +100,11 @@ class _Worker:
                 self._log_start(evaluator)
                 return self._consume(evaluator, watchdog)
 
+    @property
+    def namespace(self) -> Namespace:
+        """The beginning of all names in Redis. Raises `NamespaceError`."""
+        return Namespace(self.settings.namespace)
+
     def _check_redis(self) -> None:
         """Refuse a Redis that is not fit for a worker before anything is started.
 
@@ -106,7 +112,7 @@ class _Worker:
         """
         client = _client(self.redis_url, CONNECT_TIMEOUT)
         with client, contextlib.suppress(redis.RedisError):
-            check(client)
+            check(client, self.namespace)
 
     def _watch(self, evaluator: Evaluator, watchdog: Watchdog) -> None:
         """Show the evaluator and the queues in the metrics, and whether the engine hangs."""
@@ -117,7 +123,8 @@ class _Worker:
             stalled_seconds=lambda: watchdog.stalled_seconds,
             cached=self.settings.cached_predictions > 0,
         )
-        self.metrics.watch_queues(partial(read_backlog, _client(self.redis_url, SCRAPE_TIMEOUT)))
+        client = _client(self.redis_url, SCRAPE_TIMEOUT)
+        self.metrics.watch_queues(partial(read_backlog, client, self.namespace))
 
     def _log_start(self, evaluator: Evaluator) -> None:
         logger.info(
@@ -187,6 +194,7 @@ class _Worker:
                     health_check_interval=HEALTH_CHECK_SECONDS,
                     protocol=3,
                 ),
+                "namespace": self.namespace,
                 "trouble": trouble,
                 "on_reply": on_reply,
             },

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -30,7 +31,7 @@ from worker.cli.files import check_outputs
 from worker.cli.options import NEW_FILE, json_option, strict_option
 from worker.cli.outcome_file import AnsweredLines, Write, appending, read_outcomes
 from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client, ResultTimeout
-from worker.client.address import redis_url
+from worker.client.address import namespace, redis_url
 from worker.settings import Settings
 
 QUEUES = {"live": LIVE_QUEUE, "backfill": BACKFILL_QUEUE}
@@ -149,7 +150,7 @@ def command(
     with contextlib.ExitStack() as stack:
         url = redis_url()
         client = stack.enter_context(Client(url))
-        store = stack.enter_context(_store(url))
+        read_backlog = partial(Backlog.read, stack.enter_context(_store(url)), namespace())
         source = cast("BinaryIO", stack.enter_context(click.open_file(str(data_path), "rb")))
         stack.enter_context(_incomplete_if_it_fails(summary, output))
         write = (
@@ -167,7 +168,7 @@ def command(
             on_progress(summary)
             if no_wait:
                 continue
-            for line, outcome in _outcomes(client, store, window, timeout):
+            for line, outcome in _outcomes(client, read_backlog, window, timeout):
                 _report_outcome(line.number, outcome, summary, write)
                 on_progress(summary)
     _report(summary, as_json=as_json, waited=not no_wait)
@@ -243,7 +244,10 @@ def _store(url: str) -> redis.Redis:
 
 
 def _outcomes(
-    client: Client, store: redis.Redis, window: Mapping[str, _Line], timeout: float
+    client: Client,
+    read_backlog: Callable[[], Backlog],
+    window: Mapping[str, _Line],
+    timeout: float,
 ) -> Iterator[tuple[_Line, Verdict | Rejection]]:
     """Yield the outcome of each line of `window` as it arrives.
 
@@ -251,7 +255,7 @@ def _outcomes(
     a queue, none finished. The outcomes of a batch come all at once, perhaps later than that.
     """
     waiting = set(window)
-    backlog = Backlog.read(store)
+    backlog = read_backlog()
     last = time.monotonic()
     while waiting:
         pause = min(LOOK_SECONDS, max(0.0, last + timeout - time.monotonic()))
@@ -261,7 +265,7 @@ def _outcomes(
                 yield window[message_id], outcome
                 last = time.monotonic()
         except ResultTimeout:
-            before, backlog = backlog, Backlog.read(store)
+            before, backlog = backlog, read_backlog()
             if backlog.shrank_since(before):
                 last = time.monotonic()
             elif time.monotonic() >= last + timeout:
