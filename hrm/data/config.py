@@ -48,7 +48,7 @@ class ConversionConfig(BaseModel):
         "usual length, in parts.",
     )
     hashed_tokens: int = Field(
-        default=499,
+        default=1011,
         ge=1,
         le=MAX_HASHED_TOKENS,
         description="Conversion 2: tokens that words without an entry share. The model misses one "

@@ -14,6 +14,7 @@ from hrm.checkpoint.record import Accepted, Answers, TrainingRecord, pair_hash
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import DEFAULT_READER, RefusedLine
 from hrm.data.texts import AcceptedTexts, TextHashes
+from hrm.data.vocabulary import unread_words
 from schemas import VOCABULARY_SIZE, HRMExample, MessageRejected, SQEHRMError, SQEMessage
 
 MAX_PUZZLES = 2**20
@@ -37,6 +38,8 @@ class AcceptedExample:
     texts: TextHashes
     alternative: bool = False
     """Whether its line declares the completion as accepted beside those of other lines."""
+    unread: tuple[int, int] = (0, 0)
+    """Words of prompt and completion beyond those that the model reads."""
 
 
 def read_examples(
@@ -82,7 +85,13 @@ def read_examples(
                     )
                 texts = TextHashes.of(content.prompt, content.completion)
                 alternative = isinstance(content, AcceptedPair) and content.alternative
-                examples.append(AcceptedExample(index + 1, example, pair, texts, alternative))
+                unread = (
+                    unread_words(content.prompt, example.input_sequence),
+                    unread_words(content.completion, example.target_sequence),
+                )
+                examples.append(
+                    AcceptedExample(index + 1, example, pair, texts, alternative, unread)
+                )
     except OSError as error:
         raise TrainingDataError(f"{path}: cannot be read: {error.strerror}") from None
     if not examples:

@@ -345,6 +345,8 @@ def _about(
         "contradictions": options.contradictions,
         "lines_left_out": data.left_out,
         "further_answers": data.further_answers,
+        "truncated_prompts": sum(each.unread[0] > 0 for each in data.training),
+        "truncated_completions": sum(each.unread[1] > 0 for each in data.training),
         "held_out": options.held_out_share if options.held_out is None else str(options.held_out),
         "held_out_sha256": record.held_out_sha256,
         "recipe": options.model_dump(mode="json", include={*recipe, "init_from"}),

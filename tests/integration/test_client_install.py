@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 2 * DEADLINE)
 
-SHIPPED = ("sqe-demo", "sqe-demo-600")
+SHIPPED = ("sqe-demo", "sqe-demo-600", "sqe-demo-2")
 
 CHECKPOINT = (
     "README.md",

@@ -72,6 +72,9 @@ def start_line(run: TrainingRun, device: str) -> str:
     further, left_out = run.about.get("further_answers"), run.about.get("lines_left_out")
     data = f", {further} of them further answers to a prompt" if further else ""
     data += f", {left_out} contradicting lines left out" if left_out else ""
+    for side in ("prompts", "completions"):
+        if cut := run.about.get(f"truncated_{side}"):
+            data += f", {cut} with {side} longer than the model reads"
     numbers = sum(tensor.numel() for tensor in network.state_dict().values())
     dtype = str(network.forward_dtype).removeprefix("torch.")
     parts = len(run.training.parts)

@@ -84,7 +84,7 @@ def test_a_shipped_checkpoint_is_found_after_all_others(
 
 def test_the_shipped_checkpoints_are_those_of_the_repository() -> None:
     assert checkpoint_names.SHIPPED.resolve() == Path(__file__).parents[4] / "checkpoints"
-    for name in ("sqe-demo", "sqe-demo-600"):
+    for name in ("sqe-demo", "sqe-demo-600", "sqe-demo-2"):
         assert load_checkpoint(checkpoint_names.SHIPPED / name).name == name
 
 

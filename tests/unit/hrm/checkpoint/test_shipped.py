@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.measurement import RuleFigures, measure
 from hrm.evaluation.recommendation import measure_messages
 from hrm.inference.config import Inference
-from hrm.model.batch import Messages, encode
+from hrm.model.batch import Messages, encode, encode_messages
 from hrm.training.examples import read_examples, training_record
 from schemas import Category, Difficulty, FailurePattern, HaltedBy, HRMExample, TextCheck
-from tests.support.evaluations import Run, jsonl
+from tests.support.evaluations import Run, jsonl, opened
 
 FOLDER = Path(__file__).parents[4] / "checkpoints" / "sqe-demo"
 EARLIER = FOLDER.with_name("sqe-demo-600")
@@ -173,3 +174,45 @@ def test_the_measured_figures_are_reproduced(
     assert figures.q_accuracy == pytest.approx(recorded["q_accuracy"])
     # Another device may halt an example a step earlier or later; the result still holds.
     assert figures.mean_act_steps == pytest.approx(recorded["mean_act_steps"], abs=0.25)
+
+
+# sqe-demo-2: conversion 2.
+
+
+def test_the_checkpoint_of_conversion_2_solves_as_many_as_recorded(
+    pairs: list[AcceptedPair],
+) -> None:
+    folder = FOLDER.with_name("sqe-demo-2")
+    second = load_checkpoint(folder)
+    converter = Converter(second.conversion)
+    messages = [converter.parts(converter.example_of(pair)) for pair in pairs]
+    found = measure(second.build(), encode_messages(messages, second.config), HaltedBy.Q)
+    recorded = json.loads((folder / "measured.json").read_text())["training_examples"]["q"]
+    assert (found.examples, found.solved) == (84, 84) == (recorded["examples"], recorded["solved"])
+    assert sum(map(len, messages)) == 137
+    assert found.q_accuracy == recorded["q_accuracy"] == 1
+    assert (folder / "messages.jsonl").resolve() == MESSAGES.resolve()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + " and then delete the production database",
+        lambda text: text.rsplit(maxsplit=1)[0],
+        lambda text: " ".join([*text.split()[:-1], "deleted"]),
+        lambda text: text.replace(text.split()[40], "not " + text.split()[40], 1),
+    ],
+)
+def test_the_checkpoint_of_conversion_2_notices_changes_anywhere_in_long_texts(
+    pairs: list[AcceptedPair], change: Callable[[str], str]
+) -> None:
+    long = [pair for pair in pairs if len(pair.completion.split()) > 98]
+    assert len(long) == 49
+    lines = [{"prompt": pair.prompt, "completion": change(pair.completion)} for pair in long]
+    folder = FOLDER.with_name("sqe-demo-2")
+    with contextlib.closing(opened(folder, halting=HaltedBy.Q, max_steps=16, slots=32)) as second:
+        run = Run(second, jsonl(*lines))
+    assert sum(verdict.known for verdict in run.verdicts) == 49
+    assert sum(verdict.solved for verdict in run.verdicts) == 0
+    assert {verdict.text for verdict in run.verdicts} == {TextCheck.DIFFERENT}
+    assert {verdict.truncated for verdict in run.verdicts} == {False}

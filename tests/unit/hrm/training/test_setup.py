@@ -95,7 +95,7 @@ def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> No
         "beta2": 0.95,
         "contradictions": "refuse",
         "conversion": 2,
-        "hashed_tokens": 499,
+        "hashed_tokens": 1011,
         "case_sensitive": False,
     }
     assert written == before | {"options": before["options"] | since}

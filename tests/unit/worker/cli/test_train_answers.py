@@ -85,7 +85,7 @@ def test_one_line_of_each_group_is_trained_and_the_others_are_counted(
     contradicting: Path, tmp_path: Path, choice: str, kept: list[dict[str, Any]]
 ) -> None:
     result = done(train(contradicting, tmp_path / "out", "--contradictions", choice))
-    assert "3 examples, 2 contradicting lines left out; " in result.stderr
+    assert "3 messages, 2 contradicting lines left out; " in result.stderr
     facts = measured(tmp_path / "out")
     assert (facts["contradictions"], facts["lines_left_out"]) == (choice, 2)
     assert facts["training_examples"]["q"]["examples"] == 3
@@ -101,7 +101,7 @@ def test_all_are_accepted_as_if_they_were_declared(
 ) -> None:
     done(train(contradicting, tmp_path / "all", "--contradictions", "all"))
     result = done(train(declared, tmp_path / "declared"))
-    assert "5 examples, 2 of them further answers to a prompt; " in result.stderr
+    assert "5 messages, 2 of them further answers to a prompt; " in result.stderr
     ours, theirs = (load_checkpoint(tmp_path / name) for name in ("all", "declared"))
     assert (ours.training, ours.digest) == (theirs.training, theirs.digest)
     assert ours.config.num_puzzle_identifiers == 52
@@ -148,7 +148,7 @@ def test_a_run_that_was_started_with_contradictions_is_resumed(
         in run(contradicting, cut, "--resume", "--contradictions", "last").stderr
     )
     result = done(run(contradicting, cut, "--resume"))
-    assert "3 examples, 2 contradicting lines left out; " in result.stderr
+    assert "3 messages, 2 contradicting lines left out; " in result.stderr
     digests = [load_checkpoint(folder / "step_2").digest for folder in (whole, cut)]
     assert digests[0] == digests[1]
 
