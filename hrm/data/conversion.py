@@ -212,7 +212,8 @@ class Converter:
         return line_index % self.config.puzzle_space
 
     def _check_tokens(self, example: HRMExample) -> None:
-        size, version = self.tokenizer.vocabulary.size, self.config.version
+        vocabulary, version = self.tokenizer.vocabulary, self.config.version
+        size, ends = vocabulary.size, (vocabulary.start, vocabulary.end)
         for field, tokens in (
             ("input_sequence", example.input_sequence),
             ("target_sequence", example.target_sequence),
@@ -221,6 +222,11 @@ class Converter:
                 problem = f"token {max(tokens)}, but conversion {version} has {size}"
             elif len(tokens) > MAX_SEQUENCE_LENGTH and version == 1:
                 problem = f"{len(tokens)} tokens, but conversion 1 gives {MAX_SEQUENCE_LENGTH}"
+            elif version != 1 and (tokens[0], tokens[-1]) != ends:
+                # Files of conversion 1 may hold any tokens that others published.
+                problem = (
+                    f"not from the start {ends[0]} to the end {ends[1]} of conversion {version}"
+                )
             else:
                 continue
             raise MessageRejected(

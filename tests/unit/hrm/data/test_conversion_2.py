@@ -233,6 +233,13 @@ def test_an_example_of_another_conversion_is_refused() -> None:
         assert caught.value.reason is RejectionReason.INVALID_VALUE
 
 
+def test_an_example_of_conversion_1_is_refused() -> None:
+    example = Converter(ConversionConfig()).convert("test", "data")
+    with pytest.raises(MessageRejected, match="not from the start 1 to the end 2") as caught:
+        CONVERTER.example_of(example)
+    assert caught.value.reason is RejectionReason.INVALID_VALUE
+
+
 # Settings.
 
 
