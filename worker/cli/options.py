@@ -64,7 +64,7 @@ tokenizer_options = all_of(
         type=click.IntRange(1, 2),
         default=1,
         show_default=True,
-        help="1: 12 tokens, 98 words. 2: hashed tokens, whole texts.",
+        help="Version: 1 has 12 tokens and reads 98 words, 2 reads whole texts.",
     ),
     click.option(
         "--hashed-tokens",

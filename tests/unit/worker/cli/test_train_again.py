@@ -194,7 +194,7 @@ def test_held_out_examples_change_nothing_in_training(base: Path, tmp_path: Path
     options = ("--init-from", str(base), "--steps", "2", "--measure-every", "1")
     done(train(data, tmp_path / "without", *options))
     result = done(train(data, tmp_path / "with", *options, "--held-out", str(new)))
-    assert "4 examples, 1 held out; " in result.stderr
+    assert "4 messages, 1 held out; " in result.stderr
     assert "  |  held out  max_steps: " in result.stderr
     digests = [load_checkpoint(tmp_path / name).digest for name in ("with", "without")]
     assert digests[0] == digests[1]
