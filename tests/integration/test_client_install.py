@@ -116,7 +116,7 @@ def test_the_wheel_has_the_shipped_checkpoints_and_no_others(wheel: Path) -> Non
     with zipfile.ZipFile(wheel) as content:
         found = {name for name in content.namelist() if ".dist-info/" not in name}
     shipped = {f"hrm/shipped/{name}/{file}" for name in SHIPPED for file in CHECKPOINT}
-    shipped.add("hrm/shipped/sqe-demo/messages.jsonl")
+    shipped |= {f"hrm/shipped/{name}/messages.jsonl" for name in ("sqe-demo", "sqe-demo-2")}
     code = {
         *files_in("hrm", ".py", ".cpp", "py.typed"),
         *files_in("schemas", ".py", ".json", "py.typed"),

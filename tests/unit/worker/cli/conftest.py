@@ -1,12 +1,5 @@
-"""Commands pin a device for the rest of their process; here every module starts without a GPU."""
+"""Commands are invoked in this process, so every module starts without a GPU."""
 
-from collections.abc import Iterator
+from tests.support.commands import no_gpu
 
-import pytest
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_gpu() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        yield
+__all__ = ["no_gpu"]
