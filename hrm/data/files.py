@@ -222,20 +222,24 @@ def convert_file(
     """
     converted = 0
     refused: Counter[RejectionReason] = Counter()
+
+    def refuse(line: RefusedLine) -> None:
+        refused[line.reason] += 1
+        on_refused(line)
+
     for index, content in reader.messages(source):
-        if not isinstance(content, RefusedLine):
-            try:
-                example = converter.convert_to_json(
-                    content.prompt, content.completion, content.puzzle_id, index
-                )
-            except MessageRejected as rejected:
-                content = RefusedLine.of(index, rejected)  # noqa: PLW2901 - judged once more
-            else:
-                sink.write(example.encode() + b"\n")
-                converted += 1
-                continue
-        refused[content.reason] += 1
-        on_refused(content)
+        if isinstance(content, RefusedLine):
+            refuse(content)
+            continue
+        try:
+            example = converter.convert_to_json(
+                content.prompt, content.completion, content.puzzle_id, index
+            )
+        except MessageRejected as rejected:
+            refuse(RefusedLine.of(index, rejected))
+            continue
+        sink.write(example.encode() + b"\n")
+        converted += 1
     return ConvertedFile(converted, refused)
 
 

@@ -104,54 +104,53 @@ def vocabulary_of(config: ConversionConfig) -> Vocabulary:
 
 
 class _TokenCache(dict[str, str]):
-    """Words mapped to their tokens, in decimal as files hold them.
+    """Words mapped to their tokens by `rule`, in decimal as files hold them.
 
     A dict subclass, because a word seen before then costs one look-up in C.
     """
 
-    def __init__(self, word_hash: WordHash) -> None:
+    def __init__(self, rule: Callable[[str], int]) -> None:
         super().__init__()
-        self._digest = _DIGESTS[word_hash]
+        self._rule = rule
 
     def __missing__(self, word: str) -> str:
-        token = str(self._compute(word))
+        token = str(self._rule(word))
         if len(word) <= MAX_CACHED_WORD_LENGTH:
             if len(self) >= MAX_CACHED_WORDS:
                 self.clear()  # common words return at once; tracking their use would slow every hit
             self[word] = token
         return token
 
-    def _compute(self, word: str) -> int:
-        raise NotImplementedError
 
-    def _hashed(self, word: str, tokens: int) -> int:
-        digest = self._digest(word.encode(), usedforsecurity=False).digest()
-        return int.from_bytes(digest, "big") % tokens
+def _rule_1(word_hash: WordHash) -> Callable[[str], int]:
+    """Conversion 1: the first entry that occurs in a lower-case word, otherwise its digest's."""
 
-
-class _Tokens1(_TokenCache):
-    """The first vocabulary entry that occurs in a lower-case word, otherwise one by its digest."""
-
-    def _compute(self, word: str) -> int:
+    def token_of(word: str) -> int:
         for token, name in enumerate(VOCABULARY_1.names):
             if name in word:
                 return token
-        return self._hashed(word, HASHED_TOKENS_1) + 1
+        return _digest(word, word_hash) % HASHED_TOKENS_1 + 1
+
+    return token_of
 
 
-class _Tokens2(_TokenCache):
-    """The vocabulary entry that equals a word, otherwise one of the hashed tokens by its digest."""
+def _rule_2(word_hash: WordHash, vocabulary: Vocabulary) -> Callable[[str], int]:
+    """Conversion 2: the entry that equals a word, otherwise the hashed token of its digest."""
+    named = {word: vocabulary.names.index(word) for word in NAMED_WORDS}
+    first_hashed = len(vocabulary.names)
 
-    def __init__(self, word_hash: WordHash, vocabulary: Vocabulary) -> None:
-        super().__init__(word_hash)
-        self._named = {word: vocabulary.names.index(word) for word in NAMED_WORDS}
-        self._first_hashed, self._count = len(vocabulary.names), vocabulary.hashed
+    def token_of(word: str) -> int:
+        token = named.get(word)
+        if token is None:
+            token = first_hashed + _digest(word, word_hash) % vocabulary.hashed
+        return token
 
-    def _compute(self, word: str) -> int:
-        named = self._named.get(word)
-        if named is not None:
-            return named
-        return self._first_hashed + self._hashed(word, self._count)
+    return token_of
+
+
+def _digest(word: str, word_hash: WordHash) -> int:
+    digest = _DIGESTS[word_hash](word.encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest, "big")
 
 
 class Tokenizer:
@@ -162,12 +161,12 @@ class Tokenizer:
         self.vocabulary = vocabulary = vocabulary_of(config)
         self.max_target_words = PART_WORDS if config.version == 1 else MAX_TARGET_LENGTH - 2
         """Words of a completion that its sequence holds. Later words are cut."""
-        tokens = (
-            _Tokens1(config.word_hash)
+        rule = (
+            _rule_1(config.word_hash)
             if config.version == 1
-            else _Tokens2(config.word_hash, vocabulary)
+            else _rule_2(config.word_hash, vocabulary)
         )
-        self._lookup = tokens.__getitem__
+        self._lookup = _TokenCache(rule).__getitem__
         self._start, self._end = str(vocabulary.start), str(vocabulary.end)
         self._tokens = {str(token): token for token in range(vocabulary.size)}
         self._fold: Callable[[str], str] = str.lower
