@@ -42,7 +42,7 @@ class RejectionReason(StrEnum):
     UNKNOWN_FIELD = "unknown_field"
     """A field is not part of the contract."""
     EMPTY_TEXT = "empty_text"
-    """Prompt or completion is empty."""
+    """Prompt or completion is empty; in conversion 2, also if it is white space alone."""
     WRONG_TYPE = "wrong_type"
     """A field has the wrong JSON type."""
     INVALID_VALUE = "invalid_value"

@@ -1,4 +1,4 @@
-"""Conversion of messages and files to examples of 12 tokens.
+"""Conversion of messages and files to examples, which are sequences of tokens.
 
 - `config`: the choices that a checkpoint records: word hash, puzzle policy, puzzle space
 - `vocabulary`: words to tokens

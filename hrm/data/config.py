@@ -30,8 +30,8 @@ class PuzzlePolicy(StrEnum):
 
 
 MAX_HASHED_TOKENS = 8192
-"""Most hashed tokens of conversion 2. Changes are missed at a rate of one in that many, and the
-heads of a network have a row for each."""
+"""Most hashed tokens of conversion 2. With so many, one of 8,192 changed words is
+missed, and the token head takes a fifth of the products of an ACT step at full width."""
 
 _SINCE_VERSION_2 = ("version", "hashed_tokens", "case_sensitive")
 
@@ -51,8 +51,8 @@ class ConversionConfig(BaseModel):
         default=1011,
         ge=1,
         le=MAX_HASHED_TOKENS,
-        description="Conversion 2: tokens that words without an entry share. The model misses one "
-        "of so many changed words.",
+        description="Conversion 2: tokens that words without an entry share. Of as many changed "
+        "words, the model misses one.",
     )
     case_sensitive: bool = Field(
         default=False, description="Conversion 2: whether upper and lower case differ."

@@ -23,6 +23,7 @@ from tests.benchmarks import (
     bench_halting,
     bench_latency,
     bench_precision,
+    bench_vocabulary,
 )
 from tests.benchmarks.page import section, with_section
 from tests.benchmarks.setting import ON_GPU, Setting, hardware, quick
@@ -39,6 +40,7 @@ class Benchmark(Protocol):
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "conversion": bench_conversion,
+    "vocabulary": bench_vocabulary,
     "engine": bench_engine,
     "halting": bench_halting,
     "latency": bench_latency,
