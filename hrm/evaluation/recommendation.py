@@ -203,7 +203,7 @@ class _Answer(NamedTuple):
     """The answer to one example, with one puzzle row."""
 
     number: int
-    """Of the example in its batch."""
+    """Number of the example in its batch."""
     solved: bool
     correct: int
     targets: int

@@ -145,7 +145,7 @@ class Engine:
         """Futures cancelled since the last turn."""
         self._closed = False
         self._ended: SQEHRMError = EngineClosedError("the engine is closed")
-        """What examples get after the end."""
+        """The error that examples get after the end."""
         self._changed = threading.Condition()
         self._lanes: Lanes[_Ticket] = Lanes(
             self.networks,

@@ -1,4 +1,4 @@
-"""What a larger vocabulary costs: conversion 1 beside conversion 2 with more and more tokens."""
+"""The cost of a larger vocabulary: conversion 1 beside conversion 2 with more and more tokens."""
 
 from contextlib import ExitStack, closing
 from functools import partial

@@ -32,7 +32,7 @@ AGENTS = {
     "celery 5.4": ["celery[redis]==5.4.*", "kombu==5.4.*", "redis==5.0.1"],
     "celery 5.6": ["celery[redis]==5.6.*"],
 }
-"""What each agent's environment has beside the client."""
+"""Packages that each agent has beside the client."""
 
 FOREIGN = "raise ImportError('the client has to leave the modules of its user alone')\n"
 

@@ -72,7 +72,7 @@ class Proxy:
     target: int
     tls: ssl.SSLContext | None = None
     rewrite: Callable[[bytes], bytes] = field(default=lambda data: data)
-    """What becomes of the server's replies."""
+    """Changes a reply of the server on its way to the client."""
     port: int = 0
 
     @contextlib.contextmanager

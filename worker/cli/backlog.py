@@ -40,7 +40,7 @@ class Backlog:
         )
 
     def __str__(self) -> str:
-        """What is known about messages that have no outcome, and the fix."""
+        """Describe messages that have no outcome, and name the fix."""
         if self.taken:
             return (
                 f"{self.queued} tasks wait in the queues and workers have {self.taken}; "

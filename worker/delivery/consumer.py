@@ -60,7 +60,7 @@ class Consumer(consumer.Consumer):
 
     @property
     def _trouble(self) -> Trouble:
-        """What Redis does not accept; it ends with the first reply to a request for messages."""
+        """The trouble with taking messages; the first reply to a request for them ends it."""
         trouble: Trouble = self.app.conf.broker_transport_options["trouble"]
         return trouble
 

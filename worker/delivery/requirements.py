@@ -1,4 +1,4 @@
-"""What a worker needs of Redis: a version, and permissions for the commands it runs.
+"""A worker's requirements of Redis: a version, and permissions for the commands it runs.
 
 One script asks Redis about every command and key without running any of them. It is a script that
 may write, so a replica refuses it as it would refuse the others. Knows commands and keys; nothing
@@ -89,7 +89,7 @@ _ARGUMENTS = {
     "XADD": ["*", "", ""],
     "PUBLISH": [""],
 }
-"""What follows the key of a complete command."""
+"""The arguments that follow the key of a complete command."""
 
 CHECK = Script("""#!lua flags=allow-oom
 -- ARGV: a list of commands as JSON. Returns: the places of those that this user may not run.

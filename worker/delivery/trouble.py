@@ -1,4 +1,4 @@
-"""What Redis does not accept from this worker: one log line when it begins, and one when it ends.
+"""Work that Redis does not accept: one log line when the trouble begins, and one when it ends.
 
 Knows errors and times; nothing of what was sent. Readiness shows the reason.
 """
