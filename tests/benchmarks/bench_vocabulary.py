@@ -25,9 +25,13 @@ STEPS = (1, 16)
 
 
 def run(setting: Setting) -> str:
+    puzzles = setting.config.num_puzzle_identifiers
     conversions = [
-        ConversionConfig(),
-        *(ConversionConfig(version=2, hashed_tokens=count) for count in HASHED_TOKENS),
+        ConversionConfig(puzzle_space=puzzles),
+        *(
+            ConversionConfig(version=2, hashed_tokens=count, puzzle_space=puzzles)
+            for count in HASHED_TOKENS
+        ),
     ]
     messages = accepted_messages(setting.checkpoint())
     parts = [_parts(conversion, messages) for conversion in conversions]
