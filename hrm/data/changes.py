@@ -257,7 +257,8 @@ def _rests_with_end(text: str) -> Iterator[Span]:
 
 
 def _commas(text: str) -> Iterator[Span]:
-    return (Span(*match.span()) for match in re.finditer(r",(?=\s|$)", text))
+    """Commas that end a word. One that is a word itself may be all that a text has."""
+    return (Span(*match.span()) for match in re.finditer(r"(?<=\S),(?=\s|$)", text))
 
 
 def _rewritten_words(rewrite: Callable[[str], str]) -> Callable[[str], Iterator[Span]]:

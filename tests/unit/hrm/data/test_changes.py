@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hrm.data import changes
@@ -46,6 +46,7 @@ texts = st.one_of(
 
 @pytest.mark.parametrize("kind", [kind for kind in ChangeKind if not kind.harmless])
 @given(text=texts, seed=st.integers(0, 99))
+@example(text=",", seed=0)
 def test_a_change_alters_the_normal_form(kind: ChangeKind, text: str, seed: int) -> None:
     for change in all_changes(kind, text, seed):
         assert normalised(change.text) != normalised(text)
