@@ -90,6 +90,34 @@ def test_waiting_tasks_share_one_connection_and_none_is_left(
     wait_for(lambda: len(store.client_list()) == 1, "only this test's own connection is left")
 
 
+def test_a_cancellation_that_redis_py_forgets_ends_the_wait(
+    redis_url: str, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, forgot = asyncio.Event(), False
+
+    async def mget(keys: list[str]) -> list[None]:
+        nonlocal forgot
+        asked.set()
+        try:
+            await asyncio.sleep(DEADLINE)
+        except asyncio.CancelledError:  # as Python 3.11's wait_for does if it has just finished
+            forgot = True
+        return [None] * len(keys)
+
+    async def test(client: Client) -> None:
+        monkeypatch.setattr(client._redis, "mget", mget)
+        wait = asyncio.create_task(client.result("nobody"))
+        async with asyncio.timeout(DEADLINE):
+            await asked.wait()
+            wait.cancel()
+            await asyncio.wait([wait])
+        assert wait.cancelled()
+        await until(lambda: not store.pubsub_channels())
+
+    run(redis_url, test)
+    assert forgot
+
+
 def test_a_lost_connection_is_replaced_and_no_verdict_is_missed(
     redis_url: str, store: redis.Redis
 ) -> None:

@@ -10,8 +10,8 @@ Knows how to ask Redis; tasks are in `worker.client.tasks`, outcomes in `worker.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -155,7 +155,8 @@ class Client:
         found: dict[str, Outcome] = {}
         for asked in asked_at_once(message_ids):
             try:
-                stored = await self._redis.mget(list(map(self._outcome, asked)))
+                with _cancellation_kept():
+                    stored = await self._redis.mget(list(map(self._outcome, asked)))
             except redis.RedisError as error:
                 raise unreachable(error) from None
             found.update(parse_all(asked, stored))
@@ -171,9 +172,25 @@ class Client:
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(*map(self._outcome, task.message_ids))
                 pipe.lpush(self._namespace.key(task.queue), task.item)
-                await pipe.execute()
+                with _cancellation_kept():
+                    await pipe.execute()
         except redis.RedisError as error:
             raise unreachable(error) from None
+
+
+@contextmanager
+def _cancellation_kept() -> Iterator[None]:
+    """Raise a cancellation of this task that arrived in the block and was lost there.
+
+    redis-py sends with `asyncio.wait_for`, which in Python 3.11 forgets a cancellation if it has
+    just finished. The task would wait on, although it was told to end.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - coroutines run in tasks
+    before = task.cancelling()
+    yield
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 async def submit(message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
