@@ -2,6 +2,8 @@
 
 import functools
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +19,11 @@ from worker.client import BACKFILL_QUEUE, Client
 
 SHORT = 1.0
 """The shortest visibility timeout, so that a dead worker's messages move on soon."""
+
+
+CLOCK = "import runpy, time; now = time.time; time.time = lambda: now() + 3600"
+AN_HOUR_AHEAD = (sys.executable, "-c", f"{CLOCK}; runpy.run_module({STUB[-1]!r}, None, '__main__')")
+"""The stub worker with a wrong clock."""
 
 
 @pytest.fixture
@@ -258,3 +265,25 @@ def test_live_messages_overtake_a_backlog(
     verdicts = [client.result(message_id) for message_id in (held, *backlog, *live)]
     in_order = sorted(verdicts, key=lambda verdict: verdict.evaluated_at)
     assert [verdict.message_id for verdict in in_order] == [held, *live, *backlog]
+
+
+def test_a_worker_whose_clock_is_an_hour_ahead_delivers_nothing_twice(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, gate: Path
+) -> None:
+    commands = (STUB, AN_HOUR_AHEAD)
+    both = [
+        workers.enter_context(Worker.start(each, tmp_path, redis_url, visibility_timeout=SHORT))
+        for each in commands
+    ]
+    for worker in both:
+        worker.wait_until_ready()
+    held = [client.submit(message(f"hold {gate}")) for _ in range(6)]
+    with redis.Redis.from_url(redis_url) as store:
+        wait_for(lambda: in_hand(store) == 6, "both have some")
+        tags = store.hkeys(UNACKED)
+        time.sleep(3 * SHORT)
+        assert store.hkeys(UNACKED) == tags
+    gate.touch()
+    assert len(list(client.results(held))) == 6
+    wait_for(lambda: sum(each.total("evaluations_total") for each in both) == 6, "counted")
+    assert sum(each.total("duplicates_total") for each in both) == 0
