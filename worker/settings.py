@@ -35,6 +35,10 @@ class Settings(BaseModel):
     """Beginning of every key, so that several deployments share a Redis. `worker.broker.keys` says
     what may be in it."""
 
+    wait_replicas: Annotated[int, Field(ge=0)] = 0
+    """Replicas of Redis that have to confirm a message before `submit` returns, and an outcome
+    before its message is acknowledged. A write then takes at least a round trip to a replica."""
+
     checkpoint: str = "sqe-demo"
     """Name or path of the checkpoint, if the command line gives none."""
 

@@ -17,7 +17,8 @@ from worker.broker.app import EVALUATE_BATCH, create_app
 from worker.broker.errors import RedisUnfit
 from worker.broker.keys import LIVE_QUEUE, UNACKED
 from worker.client import Client
-from worker.delivery.requirements import NEEDED, WITHOUT_KEYS, check
+from worker.delivery.requirements import NEEDED, WITHOUT_KEYS, Requirements
+from worker.settings import Settings
 
 NAMES = ["~sqe.*", "~sqe:*", "~celery-task-meta-*"]
 CHANNELS = ["&celery-task-meta-*"]
@@ -88,7 +89,7 @@ def test_each_missing_command_is_named(user: User, command: str) -> None:
     url = user(*NAMES, *CHANNELS, *COMMANDS, command.replace("+", "-"))
     name = command.strip("+").replace("|", " ")
     with redis.Redis.from_url(url) as client, pytest.raises(RedisUnfit) as caught:
-        check(client)
+        Requirements(Settings()).check(client)
     assert name in str(caught.value).lower()
 
 
@@ -103,7 +104,7 @@ def test_each_missing_command_is_named(user: User, command: str) -> None:
 def test_missing_names_are_shown_with_a_command(user: User, name: str, missing: str) -> None:
     url = user(*(each for each in NAMES if each != name), *CHANNELS, *COMMANDS)
     with redis.Redis.from_url(url) as client, pytest.raises(RedisUnfit) as caught:
-        check(client)
+        Requirements(Settings()).check(client)
     assert missing in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400

@@ -65,7 +65,7 @@ def test_every_name_and_error_of_the_client_is_in_the_guide() -> None:
 
 def test_a_redis_url_of_the_guide_is_accepted() -> None:
     urls = re.findall(r"SQE_REDIS_URL=(\w+://\S+)", GUIDE)
-    assert {url.partition(":")[0] for url in urls} == {"redis", "rediss", "unix"}
+    assert {url.partition(":")[0] for url in urls} == {"redis", "rediss", "unix", "sentinel"}
     for url in urls:
         client.Client(url).close()
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +27,7 @@ class Server:
 
     port: int
     store: redis.Redis
+    process: subprocess.Popen[bytes]
 
     @property
     def url(self) -> str:
@@ -33,6 +37,9 @@ class Server:
         """Make this a replica of `primary`, or a primary."""
         to = ("NO", "ONE") if primary is None else ("127.0.0.1", str(primary.port))
         self.store.execute_command("REPLICAOF", *to)  # type: ignore[no-untyped-call]
+
+    def signal(self, number: signal.Signals) -> None:
+        os.killpg(self.process.pid, number)
 
     def is_following(self) -> bool:
         return self.store.info("replication").get("master_link_status") == "up"
@@ -44,20 +51,34 @@ def answers(client: redis.Redis) -> bool:
     return False
 
 
+def server(folder: Path, *options: str) -> contextlib.AbstractContextManager[Server]:
+    """A server with `options`, on data of its own and a free port."""
+    return _running(folder, "", *OPTIONS, *options)
+
+
+def sentinel(folder: Path, name: str, primary: Server) -> contextlib.AbstractContextManager[Server]:
+    """A Sentinel that soon decides alone that `primary` is down; `name` is what it calls it."""
+    config = (
+        f"sentinel monitor {name} 127.0.0.1 {primary.port} 1\n"
+        f"sentinel down-after-milliseconds {name} 500\n"
+        f"sentinel failover-timeout {name} 3000\n"
+    )
+    return _running(folder, config, "--sentinel")
+
+
 @contextlib.contextmanager
-def server(folder: Path, *options: str, config: str = "") -> Iterator[Server]:
-    """A server with `options`, on data of its own and a free port; `config` is its file."""
+def _running(folder: Path, config: str, *options: str) -> Iterator[Server]:
     port = embedded._free_port(0)
     place = folder / f"server-{port}"
     place.mkdir()
     (place / "server.conf").write_text(config)
-    command = [embedded._program(), "server.conf", "--port", str(port), *OPTIONS, *options]
+    command = [embedded._program(), "server.conf", "--port", str(port), *options]
     with (place / "log").open("wb") as log:
         process = start_child(command, log=log, cwd=place)
     with redis.Redis("127.0.0.1", port) as store:
         try:
             wait_for(lambda: answers(store), f"a server on port {port}")
-            yield Server(port, store)
+            yield Server(port, store, process)
         finally:
             end_child(process)
 

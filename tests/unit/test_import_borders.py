@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker.installation": set(),
     "worker.broker": {"schemas", "worker.settings", "worker.child", "worker.installation"},
     "worker.client": {"schemas", "worker.settings", "worker.broker"},
-    "worker.client_package.address": {"worker.broker"},
+    "worker.client_package.address": {"schemas", "worker.broker"},
     "worker.client_package.setup": set(),
     "worker.evaluator": {"schemas", "hrm.inference.prediction"},
     "worker.telemetry": {"schemas", "hrm.data", "worker.evaluator"},

@@ -21,5 +21,9 @@ ENQUEUED_AT = "sqe_enqueued_at"
 CONNECT_TIMEOUT = 5.0
 """Seconds to connect. A running Redis accepts within milliseconds, also across regions."""
 
+WAIT_SECONDS = 1.0
+"""Seconds for replicas to confirm a write, if they have to. They usually do within milliseconds; a
+replica that is synchronising again takes longer, and the write is then made once more."""
+
 SOCKET_TIMEOUT = 10.0
 """Seconds for any reply. After a longer pause (a fork, a failover) it is better to reconnect."""

@@ -15,7 +15,10 @@ import redis
 import redis.asyncio.sentinel
 import redis.sentinel
 from redis.asyncio.connection import parse_url as parse_async_url
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.connection import parse_url
+from redis.retry import Retry
 
 from schemas import SQEHRMError
 
@@ -45,22 +48,51 @@ class _Parsed:
     """Hosts and ports of the Sentinels; none for a URL that names a server."""
 
 
+class _Sentinels(redis.sentinel.Sentinel):
+    """Sentinels that are asked on new connections, by any number of threads at once.
+
+    redis-py changes their order when one answers, and threads that ask at that moment may miss it.
+    """
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Ask each in turn. Raises `redis.ConnectionError`."""
+        asked = redis.sentinel.Sentinel(_addresses(self), sentinel_kwargs=self.sentinel_kwargs)
+        try:
+            host, port = asked.discover_master(service_name)
+        except redis.sentinel.MasterNotFoundError:
+            raise _unknown(service_name) from None
+        finally:
+            for each in asked.sentinels:
+                each.close()
+        return host, port
+
+
 class _AsyncSentinels(redis.asyncio.sentinel.Sentinel):
-    """Sentinels that keep no connection: nobody would close it at the end of an event loop."""
+    """The same for asyncio: nobody would close their connections at the end of an event loop."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Ask each in turn on a new connection. Raises `redis.ConnectionError`."""
-        addresses = [each.connection_pool.connection_kwargs for each in self.sentinels]
+        """Ask each in turn. Raises `redis.ConnectionError`."""
         asked = redis.asyncio.sentinel.Sentinel(
-            [(each["host"], each["port"]) for each in addresses],
-            sentinel_kwargs=self.sentinel_kwargs,
+            _addresses(self), sentinel_kwargs=self.sentinel_kwargs
         )
         try:
             host, port = await asked.discover_master(service_name)
+        except redis.asyncio.sentinel.MasterNotFoundError:
+            raise _unknown(service_name) from None
         finally:
             for each in asked.sentinels:
                 await each.aclose()
         return host, port
+
+
+def _addresses(sentinels: _Sentinels | _AsyncSentinels) -> list[tuple[str, int]]:
+    asked = [each.connection_pool.connection_kwargs for each in sentinels.sentinels]
+    return [(each["host"], each["port"]) for each in asked]
+
+
+def _unknown(name: str) -> redis.ConnectionError:
+    # redis-py's own error quotes its connections in several hundred characters.
+    return redis.ConnectionError(f"no Sentinel knows where {name!r} is")
 
 
 def check_redis_url(url: str) -> None:
@@ -87,7 +119,8 @@ def connections(url: str, **defaults: Any) -> redis.ConnectionPool:  # noqa: ANN
     try:
         if parsed.sentinels:
             name, kwargs = _take_sentinel_options(options)
-            sentinels = redis.sentinel.Sentinel(parsed.sentinels, sentinel_kwargs=kwargs)
+            kwargs["retry"] = Retry(NoBackoff(), 0)
+            sentinels = _Sentinels(parsed.sentinels, sentinel_kwargs=kwargs)
             pool: redis.ConnectionPool = redis.sentinel.SentinelConnectionPool(
                 name, sentinels, **options
             )
@@ -112,6 +145,7 @@ def async_connections(
     if not parsed.sentinels:
         return redis.asyncio.ConnectionPool(**options)
     name, kwargs = _take_sentinel_options(options)
+    kwargs["retry"] = AsyncRetry(NoBackoff(), 0)
     sentinels = _AsyncSentinels(parsed.sentinels, sentinel_kwargs=kwargs)
     return redis.asyncio.sentinel.SentinelConnectionPool(name, sentinels, **options)
 

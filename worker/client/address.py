@@ -20,3 +20,8 @@ def redis_url() -> str:
 def namespace() -> Namespace:
     """Return the namespace in `SQE_NAMESPACE`. Raises `NamespaceError`."""
     return Namespace(Settings.from_env().namespace)
+
+
+def wait_replicas() -> int:
+    """Return the number of replicas that confirm each message. Raises `SettingsError`."""
+    return Settings.from_env().wait_replicas

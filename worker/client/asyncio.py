@@ -72,6 +72,7 @@ class Client:
             redis_url = address.redis_url()
         self._namespace = address.namespace() if namespace is None else Namespace(namespace)
         check_redis_url(redis_url)
+        self._replicas = address.wait_replicas()
         pool = async_connections(
             redis_url,
             socket_timeout=SOCKET_TIMEOUT,
@@ -167,15 +168,16 @@ class Client:
         return self._namespace.key(keys.result(message_id))
 
     async def _send(self, task: tasks.Task) -> None:
-        """Enqueue a task and discard earlier outcomes, in one transaction."""
+        """Enqueue a task, and discard what is stored under the ids of its messages."""
         try:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(*map(self._outcome, task.message_ids))
-                pipe.lpush(self._namespace.key(task.queue), task.item)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for command in task.commands(self._namespace, self._replicas):
+                    pipe.execute_command(*command)
                 with _cancellation_kept():
-                    await pipe.execute()
+                    replies = await pipe.execute()
         except redis.RedisError as error:
             raise unreachable(error) from None
+        tasks.check_sent(replies, self._replicas)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class Client:
         if redis_url is None:
             redis_url = address.redis_url()
         self._namespace = address.namespace() if namespace is None else Namespace(namespace)
+        self._replicas = address.wait_replicas()
         pool = connections(
             redis_url,
             socket_timeout=SOCKET_TIMEOUT,
@@ -156,18 +157,15 @@ class Client:
         return self._namespace.key(keys.result(message_id))
 
     def _send(self, task: tasks.Task) -> None:
-        """Enqueue a task, and discard what is stored under the ids of its messages.
-
-        Both happen in one transaction: nobody reads an earlier outcome after this sending, and a
-        Redis that refuses the task (a full memory) keeps the outcomes.
-        """
+        """Enqueue a task, and discard what is stored under the ids of its messages."""
         try:
-            with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(*map(self._outcome, task.message_ids))
-                pipe.lpush(self._namespace.key(task.queue), task.item)
-                pipe.execute()
+            with self._redis.pipeline(transaction=False) as pipe:
+                for command in task.commands(self._namespace, self._replicas):
+                    pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+                replies = pipe.execute()
         except redis.RedisError as error:
             raise unreachable(error) from None
+        tasks.check_sent(replies, self._replicas)
 
 
 def submit(message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:

@@ -8,11 +8,13 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from schemas import SQEHRMError, SQEMessage
 from worker.broker import keys
-from worker.broker.contract import ENQUEUED_AT, EVALUATE, EVALUATE_BATCH, MAX_BATCH
-from worker.client.errors import NotAMessageError
+from worker.broker.contract import ENQUEUED_AT, EVALUATE, EVALUATE_BATCH, MAX_BATCH, WAIT_SECONDS
+from worker.broker.keys import Namespace
+from worker.client.errors import BrokerUnreachable, NotAMessageError, unreachable
 
 MAX_BATCH_BYTES = 4_000_000
 """Limit of a batch of long messages, as they are in the item: half of a worker's limit
@@ -27,6 +29,35 @@ class Task:
     item: str
     message_ids: Sequence[str]
     """Ids of the task's messages, in order."""
+
+    def commands(self, namespace: Namespace, replicas: int) -> list[tuple[str | int, ...]]:
+        """Build the commands that enqueue the task and discard earlier outcomes of its messages.
+
+        Both happen in one transaction: nobody reads an earlier outcome after this sending, and a
+        Redis that refuses the task (a full memory) keeps the outcomes. On the same connection,
+        Redis can then wait for its replicas.
+        """
+        earlier = namespace.all_keys(map(keys.result, self.message_ids))
+        wait = [("WAIT", replicas, int(WAIT_SECONDS * 1000))] if replicas else []
+        return [
+            ("MULTI",),
+            ("DEL", *earlier),
+            ("LPUSH", namespace.key(self.queue), self.item),
+            ("EXEC",),
+            *wait,
+        ]
+
+
+def check_sent(replies: Sequence[Any], replicas: int) -> None:
+    """Look at the replies to `Task.commands`. Raises `BrokerUnreachable`."""
+    for reply in replies[3]:
+        if isinstance(reply, Exception):
+            raise unreachable(reply)
+    if replicas and replies[4] < replicas:
+        raise BrokerUnreachable(
+            f"the message is enqueued, but only {replies[4]} of {replicas} replicas of Redis have "
+            "it (SQE_WAIT_REPLICAS), so a failover may lose it: send it again"
+        )
 
 
 def evaluate(message: SQEMessage, queue: str) -> Task:

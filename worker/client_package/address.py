@@ -2,6 +2,7 @@
 
 import os
 
+from schemas import SQEHRMError
 from worker.broker.keys import Namespace
 from worker.broker.urls import RedisURLError
 
@@ -17,3 +18,11 @@ def redis_url() -> str:
 def namespace() -> Namespace:
     """Return the namespace in `SQE_NAMESPACE`. Raises `NamespaceError`."""
     return Namespace(os.environ.get("SQE_NAMESPACE", ""))
+
+
+def wait_replicas() -> int:
+    """Return the number of replicas that confirm each message. Raises `SQEHRMError`."""
+    text = os.environ.get("SQE_WAIT_REPLICAS") or "0"
+    if not text.isdecimal():
+        raise SQEHRMError(f"SQE_WAIT_REPLICAS {text!r}: give a number of replicas, such as 1")
+    return int(text)

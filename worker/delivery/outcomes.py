@@ -14,13 +14,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError
+from redis.client import Pipeline
+from redis.exceptions import NoScriptError, ResponseError
 
 from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
+from worker.broker.contract import WAIT_SECONDS
 from worker.broker.errors import describe
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
 from worker.delivery.envelope import Envelope, Refusal
@@ -271,8 +273,19 @@ class Delivery:
                 kept = outcomes if batch.list_id is not None else [""] * len(outcomes)
                 noted = [each for pair in zip(positions, kept, strict=True) for each in pair]
                 NOTE(pipe, (self._key(batch.key),), settings.result_expires, *noted)
-            replies = pipe.execute()
+            replies = self._execute(pipe)
         return [bool(reply) for reply in replies[: len(answers)]]
+
+    def _execute(self, pipe: Pipeline) -> list[Any]:
+        """Run `pipe`, and make sure that enough replicas have what it wrote."""
+        replicas = self._settings.wait_replicas
+        if not replicas:
+            return pipe.execute()
+        pipe.wait(replicas, int(WAIT_SECONDS * 1000))
+        *replies, confirmed = pipe.execute()
+        if confirmed < replicas:
+            raise ResponseError(f"NOREPLICAS {confirmed} of {replicas} replicas have an outcome")
+        return replies
 
     def _stream_arguments(self, record: Failure | DeadLetter | None) -> list[str | bytes | int]:
         if record is None:

@@ -6,7 +6,7 @@ of when they run.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import redis
 
@@ -15,7 +15,6 @@ from worker.broker.keys import (
     DEAD_LETTERS,
     FAILURES,
     FAULTS,
-    NO_NAMESPACE,
     QUEUES,
     UNACKED,
     UNACKED_INDEX,
@@ -28,6 +27,7 @@ from worker.broker.keys import (
 )
 from worker.broker.version import check_redis_version
 from worker.delivery.scripts import Script
+from worker.settings import Settings
 
 SHOWN = 6
 """Most missing permissions to name in an error; one wrong pattern of keys lacks dozens."""
@@ -101,40 +101,48 @@ return refused
 """)
 
 
-def check(client: redis.Redis, namespace: Namespace = NO_NAMESPACE) -> None:
-    """Make sure that Redis is recent enough and permits everything a worker does.
+class Requirements:
+    """What a worker with these settings needs of Redis."""
 
-    Raises:
-        RedisUnfit: It is not or does not; or it refuses this user altogether.
-        redis.RedisError: Redis cannot be asked at the moment.
-    """
-    try:
-        check_redis_version(client)
-        check_permissions(client, namespace)
-    except redis.RedisError as error:
-        if is_lasting(error):
-            raise RedisUnfit(f"{describe(error)}: check the user in SQE_REDIS_URL") from None
-        raise
+    def __init__(self, settings: Settings) -> None:
+        namespace = Namespace(settings.namespace)
+        self._commands = [
+            *WITHOUT_KEYS,
+            *([("WAIT", "1", "1")] if settings.wait_replicas else []),
+            *(
+                (command, namespace.key(key), *_ARGUMENTS.get(command, ()))
+                for command, keys in NEEDED.items()
+                for key in keys
+            ),
+        ]
+        self._text = json.dumps(self._commands)
 
+    def check(self, client: redis.Redis) -> None:
+        """Make sure that Redis is recent enough and permits everything a worker does.
 
-def check_permissions(client: redis.Redis, namespace: Namespace = NO_NAMESPACE) -> None:
-    """Make sure that the connection leads to a primary that permits everything a worker does.
+        Raises:
+            RedisUnfit: It is not or does not; or it refuses this user altogether.
+            redis.RedisError: Redis cannot be asked at the moment.
+        """
+        try:
+            check_redis_version(client)
+            self.check_permissions(client)
+        except redis.RedisError as error:
+            if is_lasting(error):
+                raise RedisUnfit(f"{describe(error)}: check the user in SQE_REDIS_URL") from None
+            raise
 
-    Raises as `check`, except that a refusal of the script itself is a `redis.RedisError`.
-    """
-    commands = [*WITHOUT_KEYS, *_with_keys(namespace)]
-    refused = [commands[place - 1] for place in CHECK(client, [], json.dumps(commands))]
-    if refused:
-        user = client.connection_pool.connection_kwargs.get("username") or "default"
-        raise RedisUnfit(
-            f"the Redis user {user!r} may not run {_named(refused)}: permit it with ACL SETUSER"
-        )
+    def check_permissions(self, client: redis.Redis) -> None:
+        """Make sure that the connection leads to a primary that permits everything a worker does.
 
-
-def _with_keys(namespace: Namespace) -> Iterator[tuple[str, ...]]:
-    for command, keys in NEEDED.items():
-        for key in keys:
-            yield (command, namespace.key(key), *_ARGUMENTS.get(command, ()))
+        Raises as `check`, except that a refusal of the script itself is a `redis.RedisError`.
+        """
+        refused = [self._commands[place - 1] for place in CHECK(client, [], self._text)]
+        if refused:
+            user = client.connection_pool.connection_kwargs.get("username") or "default"
+            raise RedisUnfit(
+                f"the Redis user {user!r} may not run {_named(refused)}: permit it with ACL SETUSER"
+            )
 
 
 def _named(refused: Iterable[tuple[str, ...]]) -> str:

@@ -45,7 +45,7 @@ from worker.broker.keys import (
 )
 from worker.broker.streams import KEPT_BYTES, Original
 from worker.delivery.envelope import Envelope, Refusal, read_item, refuse_item, refuse_oversized
-from worker.delivery.requirements import check, check_permissions
+from worker.delivery.requirements import Requirements
 from worker.delivery.scripts import ACKNOWLEDGE, PUT_BACK, RENEW, RESTORE, TAKE, Suspects
 from worker.delivery.suspicion import AFTER_FAULT, Suspicion
 from worker.delivery.trouble import Trouble
@@ -190,6 +190,7 @@ class Channel(redis.Channel):
     from_transport_options: Any = (
         *redis.Channel.from_transport_options,
         "namespace",
+        "requirements",
         "connect",
         "trouble",
         "on_reply",
@@ -197,6 +198,7 @@ class Channel(redis.Channel):
         "max_item_bytes",
     )
     namespace: Namespace
+    requirements: Requirements
     connect: Connect
     trouble: Trouble
     on_reply: OnReply
@@ -227,7 +229,7 @@ class Channel(redis.Channel):
         super().__init__(*args, **kwargs)
         try:
             with self.conn_or_acquire() as connected:
-                check(connected, self.namespace)
+                self.requirements.check(connected)
         except Exception:
             self.close()
             raise
@@ -270,7 +272,7 @@ class Channel(redis.Channel):
     def ping(self) -> None:
         """Check on a separate connection that Redis replies, and takes what a worker writes."""
         with self.conn_or_acquire() as connected:
-            check_permissions(connected, self.namespace)
+            self.requirements.check_permissions(connected)
         self.on_reply()
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's

@@ -24,7 +24,7 @@ from worker.broker.backlog import read_backlog
 from worker.broker.keys import Namespace
 from worker.broker.urls import connections
 from worker.delivery.outcomes import Delivery
-from worker.delivery.requirements import check
+from worker.delivery.requirements import Requirements
 from worker.delivery.service import Service
 from worker.delivery.tasks import register_tasks
 from worker.delivery.trouble import Trouble
@@ -112,7 +112,7 @@ class _Worker:
         """
         client = _client(self.redis_url, CONNECT_TIMEOUT)
         with client, contextlib.suppress(redis.RedisError):
-            check(client, self.namespace)
+            Requirements(self.settings).check(client)
 
     def _watch(self, evaluator: Evaluator, watchdog: Watchdog) -> None:
         """Show the evaluator and the queues in the metrics, and whether the engine hangs."""
@@ -195,6 +195,7 @@ class _Worker:
                     protocol=3,
                 ),
                 "namespace": self.namespace,
+                "requirements": Requirements(self.settings),
                 "trouble": trouble,
                 "on_reply": on_reply,
             },
