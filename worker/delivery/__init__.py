@@ -4,6 +4,7 @@
 - `scripts`: the steps of a delivery inside Redis; one script takes an item and notes it
 - `suspicion`: items whose deliveries ended in faults, and when they become dead letters
 - `envelope`: reads an item of a queue as a task, or refuses it
+- `options`: refuses or honours Celery's options of a task
 - `consumer`: Celery's consumer, which reconnects and renews its messages
 - `tasks`: takes the messages out of a task's arguments
 - `service`: gives each message one outcome

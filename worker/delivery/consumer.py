@@ -82,9 +82,8 @@ class Consumer(consumer.Consumer):
 def strategy(task: Task, app: Celery, consumer: Consumer, **_: Any) -> Callable[..., None]:  # noqa: ANN401
     """Build the function that turns a delivery into a request for the pool (a task's `Strategy`).
 
-    The request holds the item that was read, or refused, and nothing else. Celery's own options in
-    a message (`eta`, `expires`, `chain`, …) therefore have no effect and cause no error, whatever
-    they hold.
+    The request holds the item that was read, or refused, and nothing else. Celery's own code
+    therefore meets none of the options in a message, whatever they hold.
     """
 
     def handle(

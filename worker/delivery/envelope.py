@@ -13,11 +13,13 @@ import math
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from schemas import MessageRejected, RejectionReason
 from worker.broker.app import ENQUEUED_AT, TASKS
 from worker.broker.streams import Original
+from worker.delivery.options import check_headers, expires_at
 from worker.delivery.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ class Envelope:
     """Whether the sender wants the outcome under the task's id as well."""
     suspicion: Suspicion | None = None
     """The earlier faults of a task that has to be evaluated alone, message by message."""
+    expires_at: datetime | None = None
+    """Time after which no message of the task is to be evaluated; it has an offset."""
 
     def refuse(self, rejected: MessageRejected) -> "Refusal":
         """Build the refusal of the whole task."""
@@ -166,13 +170,16 @@ def read_envelope(item: bytes, queue: str) -> Envelope:
     with reading(task_id):
         _check_encoding(envelope, headers)
         body = _body(envelope.get("body"), properties.get("body_encoding"))
+        task = _task(headers.get("task"))
+        check_headers(headers)
         return Envelope(
-            task=_task(headers.get("task")),
+            task=task,
             task_id=task_id,
             queue=queue,
             body=body,
             enqueued_at=_seconds(headers.get(ENQUEUED_AT)),
             keep_result=headers.get("ignore_result") is not True,
+            expires_at=expires_at(headers),
         )
 
 

@@ -26,6 +26,7 @@ from schemas import (
     Verdict,
 )
 from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
+from worker.delivery.options import check_time
 from worker.delivery.outcomes import Answer, Batch, Delivery, Outcome
 from worker.delivery.suspicion import Suspicion
 from worker.evaluator import EngineClosedError, Evaluator, Pending
@@ -232,6 +233,7 @@ class Service:
         body = job.bodies[position]
 
         def submit() -> Pending:
+            check_time(job.envelope.expires_at)
             if not isinstance(body, str | dict):
                 raise MessageRejected(
                     RejectionReason.NOT_A_MESSAGE,

@@ -12,6 +12,7 @@ from celery.exceptions import Reject
 from schemas import MessageRejected, RejectionReason, SQEHRMError
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, MAX_BATCH
 from worker.delivery.envelope import Envelope, Refusal, read_json, reading
+from worker.delivery.options import check_embedded
 from worker.delivery.outcomes import DeliveryAborted
 from worker.delivery.service import NoOutcome, Service
 from worker.delivery.suspicion import AFTER_FAULT
@@ -86,6 +87,9 @@ def messages_of(body: bytes) -> list[Any]:
 
 def _argument(body: bytes, task: str, name: str, what: str) -> Any:  # noqa: ANN401
     arguments = read_json(body)
+    match arguments:
+        case [_, _, {**options}, *_]:
+            check_embedded(options)
     match arguments:
         case [[value], {**named}, *_] if not named:
             return value

@@ -35,7 +35,7 @@ def test_a_refusal_is_a_one_line_error_of_this_project() -> None:
 
 
 def test_reasons_are_suitable_as_metric_labels() -> None:
-    assert len(RejectionReason) == 15
+    assert len(RejectionReason) == 17
     assert all(reason.value == reason.name.lower() for reason in RejectionReason)
 
 

@@ -169,8 +169,6 @@ def test_any_bytes_are_read_or_refused(sent: bytes) -> None:
         *(
             ("headers", key)
             for key in (
-                "eta",
-                "expires",
                 "retries",
                 "timelimit",
                 "group",
@@ -225,6 +223,8 @@ def test_a_time_may_be_an_integer() -> None:
         ("headers", "task"),
         ("headers", "compression"),
         ("headers", "ignore_result"),
+        ("headers", "eta"),
+        ("headers", "expires"),
         ("properties", "body_encoding"),
     ],
 )
@@ -279,7 +279,9 @@ def test_an_interrupt_is_not_blamed_on_the_item(monkeypatch: pytest.MonkeyPatch)
 @example(part="body", key="task", value="\x80", whole=False)
 @given(
     part=st.sampled_from(["body", "content-type", "headers", "properties"]),
-    key=st.sampled_from(["task", "id", "compression", "sqe_enqueued_at", "body_encoding"]),
+    key=st.sampled_from(
+        ["task", "id", "compression", "eta", "expires", "sqe_enqueued_at", "body_encoding"]
+    ),
     value=json_values,
     whole=st.booleans(),
 )

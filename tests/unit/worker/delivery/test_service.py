@@ -84,9 +84,10 @@ class World:
         batch: bool = True,
         at: float | None = None,
         faults: str | None = None,
+        expires_at: datetime | None = None,
     ) -> list[Any]:
         suspicion = None if faults is None else Suspicion.read(b"digest", faults.encode())
-        envelope = Envelope("t", "task-1", "sqe.evaluate", b"", at, True, suspicion)
+        envelope = Envelope("t", "task-1", "sqe.evaluate", b"", at, True, suspicion, expires_at)
         self.delivery.by_position.clear()
         self.service.process(envelope, bodies, batch=batch)
         return [answer.outcome for _, answer in sorted(self.delivery.by_position.items())]
@@ -221,6 +222,26 @@ def test_a_refused_message_is_answered_under_its_own_id_if_one_can_be_read(
     assert isinstance(outcome, Rejection)
     assert outcome.message_id == own_id
     assert world.delivery.answers[0].result_ids == tuple(dict.fromkeys((own_id, "task-1")))
+
+
+@pytest.mark.parametrize("faults", [None, "- -"])
+def test_each_message_of_an_expired_task_is_refused_and_not_evaluated(
+    world: World, faults: str | None
+) -> None:
+    late = datetime.now(UTC) - timedelta(seconds=1)
+    sent = [text(message_id="m1"), text(message_id="m2")]
+    outcomes = world.process(*sent, faults=faults, expires_at=late)
+    assert [each.reason for each in outcomes] == [RejectionReason.EXPIRED] * 2
+    assert [answer.result_ids for answer in world.delivery.answers] == [("m1",), ("m2",)]
+    assert world.letter_bodies() == [each.encode() for each in sent]
+    assert world.evaluator.submitted == []
+    assert world.count("rejected_total", reason="expired") == 2
+
+
+def test_a_task_is_evaluated_until_it_expires(world: World) -> None:
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    (outcome,) = world.process(text(), expires_at=soon)
+    assert outcome.solved
 
 
 def test_a_dead_letter_holds_the_original_bytes(world: World) -> None:

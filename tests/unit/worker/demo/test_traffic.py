@@ -45,8 +45,10 @@ def test_the_malformed_messages_are_refused_for_different_reasons() -> None:
     others = {
         RejectionReason.DELIVERED_TOO_OFTEN,
         RejectionReason.EVALUATION_FAILED,
+        RejectionReason.EXPIRED,
         RejectionReason.NOT_A_MESSAGE,
         RejectionReason.UNKNOWN_TASK,
+        RejectionReason.UNSUPPORTED_OPTION,
     }
     assert reasons == set(RejectionReason) - others
 
