@@ -63,9 +63,13 @@ class MessageRejected(SQEHRMError):
     """A message cannot be evaluated: `reason` is from the fixed list, `detail` is one line."""
 
     def __init__(self, reason: RejectionReason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        # Both are arguments of the exception, so that pickle and Celery can build it again.
+        super().__init__(reason, detail)
+        self.reason = RejectionReason(reason)
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 class Rejection(BaseModel):

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from schemas import DeadLetter, RejectionReason, SQEMessage, Verdict
+from tests.support.celery_results import refusal
 from tests.support.permissions import limited_url, permit
 from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
@@ -99,10 +100,10 @@ def test_a_bad_message_is_a_dead_letter_and_an_answer(
 ) -> None:
     before = site.store.xlen(DEAD_LETTERS)
     counted = site.worker.metrics()[f"rejected_total{{reason={reason}}}"]
-    answer = create_app(site.redis_url).send_task(EVALUATE, args=[body]).get(timeout=30)
-    assert answer["reason"] == reason
+    why, detail = refusal(create_app(site.redis_url).send_task(EVALUATE, args=[body]))
+    assert why == reason
     (letter,) = new_letters(site, before)
-    assert (letter.reason, letter.detail) == (reason, answer["detail"])
+    assert (letter.reason, letter.detail) == (reason, detail)
     sent = (
         body.encode(errors="surrogatepass") if isinstance(body, str) else json.dumps(body).encode()
     )
@@ -128,17 +129,17 @@ def test_wrong_arguments_are_a_dead_letter(
     site: "Site", task: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     before = site.store.xlen(DEAD_LETTERS)
-    answer = create_app(site.redis_url).send_task(task, args=args, kwargs=kwargs).get(timeout=30)
-    assert answer["reason"] == "not_a_message"
-    assert "takes one argument" in answer["detail"]
+    reason, detail = refusal(create_app(site.redis_url).send_task(task, args=args, kwargs=kwargs))
+    assert reason == "not_a_message"
+    assert "takes one argument" in detail
     new_letters(site, before)
 
 
 def test_a_batch_over_256_is_one_dead_letter_with_all_of_it(site: "Site") -> None:
     before = site.store.xlen(DEAD_LETTERS)
     batch = [message().model_dump_json(exclude_none=True) for _ in range(257)]
-    answer = create_app(site.redis_url).send_task(EVALUATE_BATCH, args=[batch]).get(timeout=30)
-    assert "a batch may have 256" in answer["detail"]
+    _, detail = refusal(create_app(site.redis_url).send_task(EVALUATE_BATCH, args=[batch]))
+    assert "a batch may have 256" in detail
     (letter,) = new_letters(site, before)
     assert json.loads(letter.body)[0] == [batch]
 
@@ -212,7 +213,7 @@ TIMES = [
 
 NEEDLESS = [
     {key: text}
-    for key in ("eta", "expires", "retries", "timelimit")
+    for key in ("group", "retries", "timelimit")
     for text in (DIGITS, "NaN", str(10**400))
 ]
 
@@ -220,6 +221,11 @@ NO_TASKS = [
     *ITEMS,
     *(task_item("{}", id=text) for text in (DIGITS, "NaN", str(10**400), r'"\ud800"')),
     *(task_item("{}", task=text) for text in (DIGITS, r'"\ud800"', f'"{"x" * 100_000}"')),
+    *(
+        task_item("{}", **{key: text})
+        for key in ("eta", "expires")
+        for text in (DIGITS, "NaN", str(10**400))
+    ),
     task_item("{}", retries="[" * 200_000),
     b'{"body": ' + DIGITS.encode() + b', "headers": {}, "properties": {}}',
 ]
@@ -353,40 +359,56 @@ def test_an_unknown_task_is_answered_with_its_rejection(site: "Site") -> None:
     before = site.store.xlen(DEAD_LETTERS)
     app = create_app(site.redis_url)
     for name in ("celery.chord", "celery.backend_cleanup", "shutdown", "sqe.Evaluate"):
-        answer = app.send_task(name, args=[["text"]]).get(timeout=30)
-        assert answer["reason"] == "unknown_task"
+        reason, _ = refusal(app.send_task(name, args=[["text"]]))
+        assert reason == "unknown_task"
     new_letters(site, before, 4)
 
 
 @pytest.mark.parametrize("serializer", ["pickle", "yaml"])
 def test_other_serializers_are_never_read(site: "Site", serializer: str) -> None:
     before = site.store.xlen(DEAD_LETTERS)
-    answer = (
-        create_app(site.redis_url)
-        .send_task(EVALUATE, args=[changed()], serializer=serializer)
-        .get(timeout=30)
-    )
-    assert answer["reason"] == "not_json"
-    assert "send application/json" in answer["detail"]
+    app = create_app(site.redis_url)
+    reason, detail = refusal(app.send_task(EVALUATE, args=[changed()], serializer=serializer))
+    assert reason == "not_json"
+    assert "send application/json" in detail
     new_letters(site, before)
 
 
 OPTIONS: list[dict[str, Any]] = [
-    {"countdown": 10**6},
     {"expires": 10**6},
-    {"headers": {"eta": "soon", "expires": {}, "timelimit": 5, "retries": "x", "group": []}},
-    {"link": create_app("memory://").signature("other.task")},
+    {"headers": {"timelimit": 5, "retries": "x", "group": []}},
     {"priority": 9},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["eta", "expires", "broken", "link", "priority"])
-def test_celerys_own_options_have_no_effect(site: "Site", options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", OPTIONS, ids=["expires", "broken", "priority"])
+def test_options_that_need_nothing_of_a_worker_do_no_harm(
+    site: "Site", options: dict[str, Any]
+) -> None:
     sent = message(message_id=str(uuid.uuid4()))
     before = site.store.xlen(DEAD_LETTERS)
     create_app(site.redis_url).send_task(EVALUATE, args=[sent.model_dump_json()], **options)
     assert site.client.result(sent.message_id).message_id == sent.message_id
     assert site.store.xlen(DEAD_LETTERS) == before
+
+
+UNSUPPORTED: list[dict[str, Any]] = [
+    {"countdown": 10**6},
+    {"headers": {"eta": "soon"}},
+    {"headers": {"expires": ["soon"]}},
+    {"link": create_app("memory://").signature("other.task")},
+]
+
+
+@pytest.mark.parametrize("options", UNSUPPORTED, ids=["countdown", "eta", "expires", "link"])
+def test_options_that_workers_do_not_support_are_a_dead_letter(
+    site: "Site", options: dict[str, Any]
+) -> None:
+    before = site.store.xlen(DEAD_LETTERS)
+    app = create_app(site.redis_url)
+    reason, _ = refusal(app.send_task(EVALUATE, args=[message().model_dump_json()], **options))
+    assert reason == "unsupported_option"
+    new_letters(site, before)
 
 
 def test_no_text_of_a_message_is_in_the_log(site: "Site") -> None:

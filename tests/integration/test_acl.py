@@ -60,7 +60,7 @@ def test_agents_and_workers_need_no_more_than_the_file_gives(
         assert len(list(agent.results(ids))) == 2
         asyncio.run(also_awaited())
         code = example("python", "import Celery")
-        assert run(code, redis_url=url(redis_url, "worker"))["outcome"]["solved"]
+        assert run(code, redis_url=url(redis_url, "worker"))["verdict"]["solved"]
         # Nothing was refused. Without the channels, for example, a client would only be slower.
         assert admin.acl_log() == []
 

@@ -74,7 +74,7 @@ import os
 import sys
 
 import celery
-from sqe_hrm_client import SQEMessage, result, submit
+from sqe_hrm_client import MessageRejected, RejectionReason, SQEMessage, result, submit
 
 app = celery.Celery(broker=os.environ["SQE_REDIS_URL"], backend=os.environ["SQE_REDIS_URL"])
 message = SQEMessage.create(agent_id="planner", prompt="solve", completion="done")
@@ -82,6 +82,11 @@ task = app.send_task("sqe.evaluate", args=[message.model_dump_json()], queue="sq
 outcome = task.get(timeout=30)
 assert outcome["message_id"] == message.message_id
 assert result(submit(message), timeout=30).message_id == message.message_id
+try:
+    app.send_task("sqe.evaluate", args=["no json"], queue="sqe.evaluate").get(timeout=30)
+    raise AssertionError("not refused")
+except MessageRejected as rejected:
+    assert rejected.reason is RejectionReason.NOT_JSON
 assert not {"worker", "schemas"} & set(sys.modules)
 print(json.dumps({"solved": outcome["solved"], "celery": celery.__version__}))
 """

@@ -34,7 +34,7 @@ def fields(value: object) -> object:
 def test_the_agents_example_gets_its_verdict(site: "Site", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQE_REDIS_URL", site.redis_url)
     blocking._default.cache_clear()
-    names = run(example("python", "sqe_hrm_client import MessageRejected"))
+    names = run(example("python", "ResultTimeout, SQEMessage, result, submit"))
     assert names["verdict"].message_id == names["message_id"]
     assert client.poll([names["message_id"]]) == {names["message_id"]: names["verdict"]}
     blocking._default().close()
@@ -103,10 +103,19 @@ def test_the_example_for_node_gets_an_outcome(site: "Site", tmp_path: Path) -> N
 
 def test_a_celery_application_of_ones_own_gets_the_outcome(site: "Site") -> None:
     names = run(example("python", "import Celery"), redis_url=site.redis_url)
-    outcome = Verdict.model_validate_json(json.dumps(names["outcome"]))
+    outcome = Verdict.model_validate_json(json.dumps(names["verdict"]))
     assert outcome.message_id == names["message"].message_id
     again = names["app"].AsyncResult(names["task"].id)
-    assert (again.get(timeout=30), again.state) == (names["outcome"], "SUCCESS")
+    assert (again.get(timeout=30), again.state) == (names["verdict"], "SUCCESS")
+    names["app"].close()
+
+
+def test_a_celery_application_of_ones_own_gets_a_rejection(site: "Site") -> None:
+    code = example("python", "import Celery").replace('prompt="…"', 'prompt="…", puzzle_id=10**6')
+    names = run(code, redis_url=site.redis_url)
+    assert "verdict" not in names
+    assert names["reason"] is RejectionReason.PUZZLE_OUT_OF_RANGE
+    assert "puzzle_id" in names["detail"]
     names["app"].close()
 
 
@@ -118,6 +127,20 @@ def test_the_task_as_json_gets_the_outcome_as_json(site: "Site") -> None:
     shown = json.loads(example("json", '"date_done":'))
     assert fields(stored) == fields(shown)
     assert Verdict.model_validate_json(json.dumps(shown["result"])).message_id == "run-42"
+
+
+def test_a_rejection_as_json_is_that_of_the_guide(site: "Site") -> None:
+    sent = example("json", '"body":').replace("run-42", "run-43").replace("planner", "")
+    site.store.lpush(LIVE_QUEUE, sent)
+    with pytest.raises(schemas.MessageRejected):
+        site.client.result("run-43")
+    stored = json.loads(site.store.get(result("run-43")) or "")
+    shown = json.loads(example("json", '"exc_type":'))
+    assert stored["status"] == "FAILURE"
+    assert fields(stored["result"]) == fields(shown)
+    assert stored["result"]["exc_type"] == shown["exc_type"]
+    assert stored["result"]["exc_module"] == shown["exc_module"]
+    assert shown["exc_message"] == [shown["reason"], shown["detail"]]
 
 
 def test_the_client_sends_the_guides_task(redis_url: str, store: "redis.Redis") -> None:

@@ -18,6 +18,9 @@ matters; a larger batch could exceed a few megabytes and occupy one worker for l
 ENQUEUED_AT = "sqe_enqueued_at"
 """Task header with the time of enqueueing in Unix seconds. Any other value counts as absent."""
 
+CLIENT_MODULE = "sqe_hrm_client"
+"""Module in an agent's installation that has the error of a rejection, `MessageRejected`."""
+
 CONNECT_TIMEOUT = 5.0
 """Seconds to connect. A running Redis accepts within milliseconds, also across regions."""
 

@@ -107,4 +107,7 @@ def verdict_of(outcome: Outcome) -> Verdict:
 
 def _parse(stored: bytes | str) -> Outcome:
     outcome = json.loads(stored)["result"]
-    return (Rejection if "reason" in outcome else Verdict).model_validate_json(json.dumps(outcome))
+    if "reason" in outcome:
+        # Beside the rejection, there is what Celery needs to raise an error.
+        return Rejection.model_validate({name: outcome[name] for name in Rejection.model_fields})
+    return Verdict.model_validate_json(json.dumps(outcome))

@@ -22,7 +22,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
-from worker.broker.contract import WAIT_SECONDS
+from worker.broker.contract import CLIENT_MODULE, WAIT_SECONDS
 from worker.broker.errors import describe
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
 from worker.delivery.envelope import Envelope, Refusal
@@ -176,7 +176,7 @@ class Delivery:
     def _finish(self, batch: Batch, outcomes: Sequence[str]) -> None:
         if batch.list_id is not None:
             now = datetime.now(UTC).isoformat()
-            text = _result(f"[{','.join(outcomes)}]", batch.list_id, now)
+            text = _result("SUCCESS", f"[{','.join(outcomes)}]", batch.list_id, now)
             key = self._key(keys.result(batch.list_id))
             STORE_LIST(self._client, (key,), self._settings.result_expires, text)
         self._client.delete(self._key(batch.key))
@@ -259,6 +259,9 @@ class Delivery:
                 record = answer.record
                 stream = keys.FAILURES if record is None else stream_of(record)
                 results = map(keys.result, answer.result_ids)
+                status, result = "SUCCESS", outcome
+                if isinstance(answer.outcome, Rejection):
+                    status, result = "FAILURE", _failure(answer.outcome)
                 STORE(
                     pipe,
                     [*map(self._key, (*keys.NOTED, answer.marker, stream, *results))],
@@ -266,7 +269,7 @@ class Delivery:
                     f"{token}/{place}",
                     settings.counted_expires,
                     settings.result_expires,
-                    *(_result(outcome, task_id, now) for task_id in answer.result_ids),
+                    *(_result(status, result, task_id, now) for task_id in answer.result_ids),
                     *self._stream_arguments(record),
                 )
             if batch is not None:
@@ -299,9 +302,20 @@ def _distinct(*ids: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each for each in ids if each))
 
 
-def _result(outcome: str, task_id: str, now: str) -> str:
-    """Wrap `outcome` (JSON) as Celery's Redis result backend stores a successful task's result."""
+def _result(status: str, result: str, task_id: str, now: str) -> str:
+    """Wrap `result` (JSON) as Celery's Redis result backend stores it."""
     return (
-        f'{{"status":"SUCCESS","result":{outcome},"traceback":null,"children":[],'
+        f'{{"status":"{status}","result":{result},"traceback":null,"children":[],'
         f'"date_done":"{now}","task_id":{json.dumps(task_id)}}}'
     )
+
+
+def _failure(rejection: Rejection) -> str:
+    """Build the result of a failed task (JSON): the rejection, and the error that Celery raises."""
+    error = {
+        "exc_type": "MessageRejected",
+        "exc_message": [rejection.reason, rejection.detail],
+        # Celery looks for the class there if the module is loaded, and otherwise makes one.
+        "exc_module": CLIENT_MODULE,
+    }
+    return json.dumps({**rejection.model_dump(mode="json"), **error})

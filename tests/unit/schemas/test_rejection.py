@@ -2,6 +2,7 @@
 
 import base64
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -32,6 +33,14 @@ def test_a_refusal_is_a_one_line_error_of_this_project() -> None:
     assert str(refused) == "too_large: 9 bytes: shorten them"
     assert refused.reason is RejectionReason.TOO_LARGE
     assert refused.detail == "9 bytes: shorten them"
+
+
+def test_a_refusal_can_be_built_again_from_its_arguments() -> None:
+    refused = MessageRejected(RejectionReason.TOO_LARGE, "9 bytes: shorten them")
+    again = pickle.loads(pickle.dumps(refused))  # noqa: S301 - made here
+    assert (again.reason, str(again)) == (RejectionReason.TOO_LARGE, str(refused))
+    reason: Any = "too_large"  # as it is in JSON
+    assert MessageRejected(reason, "").reason is RejectionReason.TOO_LARGE
 
 
 def test_reasons_are_suitable_as_metric_labels() -> None:

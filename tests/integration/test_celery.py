@@ -1,0 +1,163 @@
+"""What the user of a plain Celery application finds: options, states and errors of its tasks."""
+
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery, chain, chord, group
+
+from tests.support.celery_results import refusal
+from tests.support.processes import DEADLINE, STUB, Worker, wait_for
+from tests.support.stubs import message
+from worker.broker.keys import BACKFILL_QUEUE, DEAD_LETTERS, LIVE_QUEUE
+from worker.client import Client, MessageRejected, Rejection
+
+if TYPE_CHECKING:
+    import redis
+
+    from tests.conftest import Site
+
+APPLICATION = """
+import json
+import sys
+
+from celery import Celery
+
+url, text = sys.argv[1:]
+app = Celery(broker=url, backend=url)
+app.conf.task_routes = {"sqe.evaluate*": {"queue": "sqe.evaluate"}}
+task = app.send_task("sqe.evaluate", args=[text])
+try:
+    task.get(timeout=30)
+except Exception as error:
+    kind = type(error)
+    shown = {"class": f"{kind.__module__}.{kind.__name__}", "args": error.args}
+shown |= {"state": task.state, "traceback": task.traceback, "failed": task.failed()}
+assert not {"sqe_hrm_client", "schemas", "worker"} & set(sys.modules)
+print(json.dumps(shown))
+"""
+"""An application that has nothing of this project."""
+
+
+@pytest.fixture
+def app(site: "Site") -> Iterator[Celery]:
+    app = Celery(broker=site.redis_url, backend=site.redis_url, set_as_current=False)
+    app.conf.task_routes = {"sqe.evaluate*": {"queue": LIVE_QUEUE}}
+    yield app
+    app.close()
+
+
+def evaluate(app: Celery, **options: Any) -> Any:  # noqa: ANN401
+    """A signature of the task, for canvas."""
+    return app.signature(
+        "sqe.evaluate", args=[message().model_dump_json()], immutable=True, **options
+    )
+
+
+def test_a_rejection_fails_the_task_of_an_application_without_this_project(
+    site: "Site", tmp_path: Path
+) -> None:
+    (tmp_path / "application.py").write_text(APPLICATION)
+    done = subprocess.run(
+        [sys.executable, "application.py", site.redis_url, "no json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    reason, detail = shown.pop("args")
+    assert reason == "not_json"
+    assert detail.startswith("Invalid JSON: ")
+    assert shown == {
+        "class": "celery.exceptions.MessageRejected",
+        "state": "FAILURE",
+        "traceback": None,
+        "failed": True,
+    }
+
+
+def test_the_client_reads_the_rejection_of_a_celery_task(site: "Site", app: Celery) -> None:
+    sent = message(message_id=str(uuid.uuid4()), puzzle_id=10**6)
+    task = app.send_task("sqe.evaluate", args=[sent.model_dump_json()])
+    with pytest.raises(MessageRejected) as caught:
+        site.client.result(sent.message_id)
+    (outcome,) = site.client.results([task.id])
+    assert isinstance(outcome, Rejection)
+    assert (outcome.message_id, outcome.reason) == (sent.message_id, caught.value.reason)
+    assert refusal(task) == (outcome.reason, outcome.detail)
+
+
+def test_a_batch_with_a_rejection_succeeds(app: Celery) -> None:
+    task = app.send_task("sqe.evaluate_batch", args=[[message().model_dump_json(), "no json"]])
+    verdict, rejection = task.get(timeout=30)
+    assert task.state == "SUCCESS"
+    assert "reason" not in verdict
+    assert rejection.keys() == {"message_id", "reason", "detail"}
+
+
+def test_a_group_is_its_tasks(app: Celery) -> None:
+    outcomes = group(evaluate(app) for _ in range(3)).apply_async().get(timeout=30)
+    assert len({outcome["message_id"] for outcome in outcomes}) == 3
+
+
+def test_a_chord_a_chain_and_callbacks_are_refused_by_name(site: "Site", app: Celery) -> None:
+    letters = site.store.xlen(DEAD_LETTERS)
+    other = app.signature("team.report", immutable=True)
+    header = [evaluate(app), evaluate(app)]
+    body = chord(header, other).apply_async()
+    assert body.parent is not None
+    first = chain(evaluate(app), other).apply_async().parent
+    linked = evaluate(app).apply_async(link=other)
+    with_errback = evaluate(app).apply_async(link_error=other)
+    late = evaluate(app).apply_async(countdown=60)
+    for named, tasks in (
+        ("'chord'", body.parent.results),
+        ("'chain'", [first]),
+        ("'link'", [linked]),
+        ("'link_error'", [with_errback]),
+        ("'eta' or 'countdown'", [late]),
+    ):
+        for task in tasks:
+            reason, detail = refusal(task)
+            assert reason == "unsupported_option"
+            assert f"do not support the option {named}: " in detail
+    assert site.store.xlen(DEAD_LETTERS) == letters + 6
+
+
+def test_what_expires_while_it_waits_is_not_evaluated(
+    tmp_path: Path, redis_url: str, store: "redis.Redis", client: Client
+) -> None:
+    app = Celery(broker=redis_url, backend=redis_url, set_as_current=False)
+    batch = [message(message_id="b1").model_dump_json(), message(message_id="b2").model_dump_json()]
+    late = app.send_task(
+        "sqe.evaluate", args=[message().model_dump_json()], queue=LIVE_QUEUE, expires=0.2
+    )
+    late_batch = app.send_task(
+        "sqe.evaluate_batch", args=[batch], queue=BACKFILL_QUEUE, expires=0.2
+    )
+    in_time = app.send_task(
+        "sqe.evaluate", args=[message().model_dump_json()], queue=LIVE_QUEUE, expires=600
+    )
+    expired = time.time() + 0.2
+    wait_for(lambda: time.time() > expired, "their time passes")
+    with Worker.start(STUB, tmp_path, redis_url) as worker:
+        worker.wait_until_ready()
+        assert in_time.get(timeout=30)["solved"]
+        assert refusal(late)[0] == "expired"
+        assert [each["reason"] for each in late_batch.get(timeout=30)] == ["expired"] * 2
+        for message_id in ("b1", "b2"):
+            with pytest.raises(MessageRejected, match="expired"):
+                client.result(message_id)
+        assert worker.metrics()["rejected_total{reason=expired}"] == 3
+        assert worker.total("evaluations_total") == 1
+    assert store.xlen(DEAD_LETTERS) == 3
+    app.close()
