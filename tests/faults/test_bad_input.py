@@ -396,7 +396,7 @@ UNSUPPORTED: list[dict[str, Any]] = [
     {"countdown": 10**6},
     {"headers": {"eta": "soon"}},
     {"headers": {"expires": ["soon"]}},
-    {"link": create_app("memory://").signature("other.task")},
+    {"link": create_app("redis://localhost").signature("other.task")},
 ]
 
 

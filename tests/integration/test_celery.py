@@ -1,6 +1,7 @@
 """What the user of a plain Celery application finds: options, states and errors of its tasks."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ import pytest
 from celery import Celery, chain, chord, group
 
 from tests.support.celery_results import refusal
-from tests.support.processes import DEADLINE, STUB, Worker, wait_for
+from tests.support.processes import DEADLINE, ROOT, STUB, Worker, wait_for
+from tests.support.servers import sentinel, server
 from tests.support.stubs import message
+from worker.broker.app import create_app
 from worker.broker.keys import BACKFILL_QUEUE, DEAD_LETTERS, LIVE_QUEUE
 from worker.client import Client, MessageRejected, Rejection
 
@@ -161,3 +164,36 @@ def test_what_expires_while_it_waits_is_not_evaluated(
         assert worker.total("evaluations_total") == 1
     assert store.xlen(DEAD_LETTERS) == 3
     app.close()
+
+
+PRODUCER = """
+from tests.support.servers import sentinel, server
+from tests.support.stubs import message
+from worker.broker.app import create_app
+from worker.broker.app import EVALUATE
+from worker.broker.producer import app
+
+task = app.send_task(EVALUATE, [message(message_id="m1").model_dump_json()])
+print(app.AsyncResult(task.id).get(timeout=30)["message_id"])
+"""
+
+
+def test_the_applications_of_producers_and_workers_meet_in_a_namespace(
+    tmp_path: Path, redis_url: str, store: "redis.Redis"
+) -> None:
+    with Worker.start(STUB, tmp_path, redis_url, namespace="staging") as worker:
+        worker.wait_until_ready()
+        environ = {**os.environ, "SQE_REDIS_URL": redis_url, "SQE_NAMESPACE": "staging"}
+        command = [sys.executable, "-c", PRODUCER]
+        done = subprocess.run(command, env=environ, capture_output=True, check=False, cwd=ROOT)
+        assert done.stdout == b"m1\n", done.stderr
+    assert [key for key in store.scan_iter() if not key.startswith(b"{staging}:")] == []
+
+
+def test_the_application_finds_the_primary_of_sentinels(tmp_path: Path) -> None:
+    with server(tmp_path) as primary, sentinel(tmp_path, "primary", primary) as watching:
+        url = f"sentinel://127.0.0.1:{watching.port}/0?master_name=primary"
+        with Worker.start(STUB, tmp_path, url) as worker, create_app(url) as app:
+            worker.wait_until_ready()
+            task = app.send_task("sqe.evaluate", [message().model_dump_json()])
+            assert task.get(timeout=30)["solved"]

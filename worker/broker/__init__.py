@@ -3,6 +3,7 @@
 - `keys`: every name this project uses in Redis
 - `contract`: tasks, batches and timeouts that producers and workers agree on
 - `app`: the Celery application that producers and workers agree on
+- `producer`: this application for producers and for the command `celery`, by the environment
 - `urls`: the URL of Redis, checked and turned into connections
 - `errors`: which errors of Redis pass by themselves, and how they are worded
 - `version`: the check of a server's version

@@ -93,7 +93,7 @@ def test_headers_say_when_an_item_was_enqueued_and_whether_its_result_is_wanted(
 
 
 def test_an_item_that_celery_made_is_read() -> None:
-    app = create_app("memory://")
+    app = create_app("redis://localhost")
     message = app.amqp.as_task_v2("t1", EVALUATE, args=["text"], kwargs={})
     body = base64.b64encode(json.dumps(message.body).encode()).decode()
     made = item(body=body, headers=message.headers, properties=message.properties)

@@ -19,7 +19,7 @@ SOON = datetime.now(UTC) + timedelta(hours=1)
 
 def sent(**options: Any) -> bytes:  # noqa: ANN401
     """An item as Celery makes it of a task with `options`."""
-    made = create_app("memory://").amqp.as_task_v2("t1", EVALUATE, args=["text"], **options)
+    made = create_app("redis://localhost").amqp.as_task_v2("t1", EVALUATE, args=["text"], **options)
     item = {
         "body": json.dumps(made.body),
         "content-type": "application/json",
@@ -42,7 +42,7 @@ def read(item: bytes) -> object:
 
 
 def other() -> Any:  # noqa: ANN401
-    return signature("team.report", app=create_app("memory://"))
+    return signature("team.report", app=create_app("redis://localhost"))
 
 
 @pytest.mark.parametrize(

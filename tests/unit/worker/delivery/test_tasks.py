@@ -79,7 +79,7 @@ def test_an_error_while_arguments_are_read_refuses_the_task(
         raise OverflowError("hush")
 
     monkeypatch.setattr(tasks, "read_json", broken)
-    app = create_app("memory://")
+    app = create_app("redis://localhost")
     service: Any = Service()
     register_tasks(app, service)
     for task in (EVALUATE, EVALUATE_BATCH):
