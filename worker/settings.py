@@ -91,8 +91,9 @@ class Settings(BaseModel):
     dead_letters_maxlen: Annotated[int, Field(ge=1)] = 10_000
     """Approximate length of the dead-letter stream. The oldest entries are dropped first."""
 
-    metrics_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another machine
-    """Address of /metrics, /healthz and /readyz, which contain no message text."""
+    metrics_host: str = "127.0.0.1"
+    """Address of /metrics, /healthz and /readyz. They contain no message text, but need no password
+    either. 0.0.0.0 opens them to other machines."""
 
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 9108
     """Port of /metrics, /healthz and /readyz. 0 takes a free one."""

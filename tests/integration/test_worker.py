@@ -233,7 +233,7 @@ def test_a_worker_without_its_checkpoint_starts_nothing(
         done = subprocess.run(
             [*REAL, *options.split(), "--metrics-port", str(taken.getsockname()[1])],
             cwd=tmp_path,
-            env={**os.environ, "SQE_REDIS_URL": "", "SQE_METRICS_HOST": "127.0.0.1"},
+            env={**os.environ, "SQE_REDIS_URL": ""},
             capture_output=True,
             text=True,
             timeout=DEADLINE,

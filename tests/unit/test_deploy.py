@@ -200,6 +200,12 @@ def test_all_files_agree_on_the_metrics_port() -> None:
     assert f"EXPOSE {PORT}\n" in (DEPLOY / "Dockerfile").read_text()
 
 
+def test_prometheus_reaches_workers_which_listen_on_loopback_by_default() -> None:
+    assert Settings().metrics_host == "127.0.0.1"
+    assert COMPOSE["services"]["worker"]["environment"]["SQE_METRICS_HOST"] == "0.0.0.0"  # noqa: S104
+    assert "ENV SQE_METRICS_HOST=0.0.0.0\n" in (DEPLOY / "Dockerfile").read_text()
+
+
 def test_rules_and_dashboard_use_metrics_and_labels_that_a_worker_exposes(
     exposed: dict[str, set[str]],
 ) -> None:

@@ -2,6 +2,7 @@
 
 - `metrics`: the figures that Prometheus scrapes
 - `health`: serves `/metrics`, `/healthz` and `/readyz`
+- `server`: the HTTP server for them
 - `logs`: the log's format
 - `scrape`: reads a worker's `/metrics` and other pages
 

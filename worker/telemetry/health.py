@@ -1,27 +1,23 @@
-"""The worker's HTTP server: /metrics, /healthz and /readyz.
+"""The worker's pages: /metrics, /healthz and /readyz.
 
 Knows whether this process is alive and takes messages; nothing of the figures, which are
-`worker.telemetry.metrics`'s.
+`worker.telemetry.metrics`'s, nor of HTTP, which is `worker.telemetry.server`'s.
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from schemas import SQEHRMError
+from worker.telemetry.server import Answer, Page, serving
 
 FRESH_SECONDS = 5.0
 """Longest time without a reply from Redis. An idle worker gets one twice a second and a busy one
 every second, so after five seconds the worker is cut off or stuck."""
-
-REQUEST_TIMEOUT = 10.0
-"""Seconds until a silent client is disconnected, so that it does not hold a thread forever."""
 
 
 class HealthError(SQEHRMError):
@@ -106,51 +102,29 @@ def serve(host: str, port: int, registry: CollectorRegistry, readiness: Readines
         HealthError: The port is taken, or the address does not belong to this machine.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = REQUEST_TIMEOUT
+    def metrics(accept: str) -> Answer:
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
+        return Answer(HTTPStatus.OK, encode(registry), content_type)
 
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-                self._answer(HTTPStatus.OK, encode(registry), content_type)
-            elif path == "/healthz":
-                self._answer_state("alive", readiness.not_alive_reason())
-            elif path == "/readyz":
-                self._answer_state("ready", readiness.not_ready_reason())
-            else:
-                self._answer(HTTPStatus.NOT_FOUND, b"/metrics, /healthz or /readyz\n")
+    pages = {
+        "/metrics": Page(metrics, takes_time=True),
+        "/healthz": Page(lambda _: _state("alive", readiness.not_alive_reason())),
+        "/readyz": Page(lambda _: _state("ready", readiness.not_ready_reason())),
+    }
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(serving(host, port, pages))
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise HealthError(
+                f"cannot serve metrics on {host}:{port} ({error}): give another --metrics-port, "
+                "or 0; or another SQE_METRICS_HOST"
+            ) from None
+        yield url
 
-        def _answer_state(self, good: str, reason: str | None) -> None:
-            status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
-            self._answer(status, f"{reason or good}\n".encode())
 
-        def _answer(
-            self, status: HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8"
-        ) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's
-            """Log nothing: a scrape every few seconds is not worth a line."""
-
-    try:
-        server = ThreadingHTTPServer((host, port), Handler)
-    except (OSError, OverflowError) as error:
-        raise HealthError(
-            f"cannot serve metrics on {host}:{port} ({error}): give another --metrics-port, or 0"
-        ) from None
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
-    thread.start()
-    shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
-    try:
-        yield f"http://{shown}:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def _state(good: str, reason: str | None) -> Answer:
+    status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+    return Answer(status, f"{reason or good}\n".encode())

@@ -20,7 +20,7 @@ def test_a_worker_of_an_old_redis_loads_no_checkpoint(monkeypatch: pytest.Monkey
     with pytest.raises(RedisVersionError):
         run(
             redis_url="redis://localhost:1/0",
-            settings=Settings(metrics_port=0, metrics_host="127.0.0.1"),
+            settings=Settings(metrics_port=0),
             device=Device("cpu", "cpu"),
             queues=QUEUES,
             open_evaluator=loading,

@@ -42,6 +42,16 @@ def test_metrics_are_served_in_the_requested_format(url: str) -> None:
     assert get(f"{url}/metrics", "application/openmetrics-text")[1].endswith("# EOF\n")
 
 
+@pytest.mark.parametrize("version", ["abc", "", "1.x", "9.9.9", "-1", "\xff", "1.0;escaping=no"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+def test_metrics_are_served_whatever_version_of_a_format_is_asked_for(
+    url: str, kind: str, version: str
+) -> None:
+    status, text, _ = get(f"{url}/metrics", f"{kind};version={version}")
+    assert status == 200
+    assert "\nanswer 42.0\n" in text
+
+
 def test_a_worker_is_ready_once_loaded_and_consuming(
     url: str, readiness: Readiness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
