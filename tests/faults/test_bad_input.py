@@ -308,8 +308,9 @@ def test_foreign_entries_of_the_unacknowledged_index_are_one_series(site: "Site"
     before = site.worker.metrics()
     # Delivered in the far future, so that no worker puts them back meanwhile.
     site.store.zadd(UNACKED_INDEX, dict.fromkeys(foreign, float("inf")))
-    after = site.worker.metrics()
     series = "queue_messages{queue=other}{state=unacked}"
+    wait_for(lambda: series in site.worker.metrics(), "counted")
+    after = site.worker.metrics()
     assert after.keys() - before.keys() == {series}
     assert after[series] == len(foreign)
     assert after["errors_total{kind=scrape_redis}"] == before["errors_total{kind=scrape_redis}"]
@@ -319,7 +320,7 @@ def test_foreign_entries_of_the_unacknowledged_index_are_one_series(site: "Site"
     wait_for(lambda: not site.store.exists(UNACKED_INDEX), "all of them handled")
     site.client.result(site.client.submit(message()))
     assert site.worker.is_ready()
-    assert series not in site.worker.metrics()
+    wait_for(lambda: series not in site.worker.metrics(), "counted again")
 
 
 def test_an_item_under_a_foreign_tag_is_evaluated_or_a_dead_letter(site: "Site") -> None:

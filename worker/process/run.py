@@ -34,6 +34,7 @@ from worker.process.shutdown import Shutdown
 from worker.process.watchdog import Watchdog
 from worker.settings import Settings
 from worker.telemetry import health
+from worker.telemetry.latest import Latest
 from worker.telemetry.metrics import ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ HEALTH_CHECK_SECONDS = 10
 """Idle time after which a connection is tried before it is used: it may have died meanwhile."""
 
 SCRAPE_TIMEOUT = 1.0
-"""Seconds to read the queues' lengths. A scrape has ten, and must not wait long without Redis."""
+"""Seconds to read the queues' lengths, of which a new try is worth more than a longer wait."""
 
 RESTORE_SECONDS = 10.0
 """Longest time between two searches for the messages of dead workers."""
@@ -124,7 +125,9 @@ class _Worker:
             cached=self.settings.cached_predictions > 0,
         )
         client = _client(self.redis_url, SCRAPE_TIMEOUT)
-        self.metrics.watch_queues(partial(read_backlog, client, self.namespace))
+        backlog = Latest(partial(read_backlog, client, self.namespace))
+        backlog.start()
+        self.metrics.watch_queues(backlog)
 
     def _log_start(self, evaluator: Evaluator) -> None:
         logger.info(

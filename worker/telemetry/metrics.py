@@ -57,7 +57,7 @@ class ErrorKind(StrEnum):
     REDIS = "redis"
     """Redis did not accept an outcome; the worker tried again."""
     SCRAPE_REDIS = "scrape_redis"
-    """The queues could not be read, so a scrape lacks them."""
+    """The queues could not be read for a while, so a scrape lacks them."""
 
 
 class Metrics:
@@ -208,7 +208,7 @@ class Metrics:
     def watch_queues(self, read: Callable[[], Counts[tuple[str, str]] | None]) -> None:
         """Show the number of messages by (queue, state) at every scrape from now on.
 
-        `read` counts them, and returns None if it cannot.
+        `read` returns the counts at once, or None if they are not known.
         """
 
         def collect() -> Iterable[Metric]:
