@@ -106,8 +106,8 @@ class Namespace:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", self.name):
             raise NamespaceError(
-                f"SQE_NAMESPACE {self.name!r}: use at most 64 letters, digits, dots, dashes and "
-                "underscores"
+                "SQE_NAMESPACE is too long or has other characters: use at most 64 letters, "
+                "digits, dots, dashes and underscores"
             )
 
     @property

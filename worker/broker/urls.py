@@ -28,6 +28,14 @@ SENTINEL_PORT = 26379
 SENTINEL_TIMEOUT = 1.0
 """Seconds for a Sentinel to answer, after which another one is asked."""
 
+_MAX_SHOWN = 120
+"""Characters of redis-py's error about an option, which quotes the option."""
+
+_OPTION = "[a-z0-9_]+=[!-%'->A-~]*"
+_QUERY = re.compile(f"({_OPTION}(&{_OPTION})*)?")
+"""Options as redis-py names them, without ? and @: what follows an unescaped ? in a password is
+none, and would be shown in the error about it."""
+
 _FIX = (
     "give one such as redis://user:password@host:6379/0, and write / ? # @ and % in a password as "
     "%2F %3F %23 %40 and %25"
@@ -128,9 +136,10 @@ def connections(url: str, **defaults: Any) -> redis.ConnectionPool:  # noqa: ANN
             pool = redis.ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)
     except (TypeError, redis.RedisError) as error:
+        problem = str(error)[:_MAX_SHOWN]
         raise RedisURLError(
-            f"SQE_REDIS_URL has an option that redis-py does not take ({error}): correct the part "
-            "after the question mark"
+            f"SQE_REDIS_URL has an option that redis-py does not take ({problem}): correct the "
+            "part after the question mark"
         ) from None
     return pool
 
@@ -159,10 +168,10 @@ def _parse(url: str) -> _Parsed:
     parsed = _parse_sentinels(url) if url.startswith("sentinel://") else _Parsed(url)
     parts = urlsplit(parsed.url)
     if parts.scheme == "unix":
-        is_sound = bool(parts.path) and not parts.hostname
+        is_sound = bool(parts.path) and "@" not in parts.path and not parts.hostname
     else:
         is_sound = bool(re.fullmatch(r"/?[0-9]*", parts.path))
-    if not is_sound or "#" in url or "@" in parts.query:
+    if not is_sound or "#" in url or not _QUERY.fullmatch(parts.query):
         raise ValueError
     for host in (parts.hostname or "", *(host for host, _ in parsed.sentinels)):
         host.encode("idna")

@@ -98,6 +98,8 @@ def test_only_messages_can_be_sent(wrong: Any) -> None:  # noqa: ANN401
         "rediss://user:s3cret@host/0?ssl_cert_reqs=CERT_SOMETIMES",
         "unix://user:s3cret@host/redis.sock",
         "unix://user:s3cret@",
+        "unix://user:x/s3cret@/run/redis.sock",
+        "redis://user:x@y?s3cret=z[::1]:6379/0?socket_timeout=5",
         "sentinel://user:s3cret@host:26379/0",
         "sentinel://user:5432;1@host:26379/0?master_name=primary",
         "sentinel://user:s3cret/1@host:26379/0?master_name=primary",
