@@ -4,9 +4,13 @@ It lives in the lowest package so that all others can use it. The command line p
 as one line; any other exception is a bug and keeps its traceback.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pydantic import ValidationError
+
+_MAX_NAME_LENGTH = 80
+"""Characters of a field's name in an error: an unknown field's name can have any length."""
 
 
 class SQEHRMError(Exception):
@@ -19,7 +23,7 @@ class Problem(NamedTuple):
     kind: str
     """Pydantic's error type, for example `missing`."""
     field: str
-    """Dotted path of the field; empty if the problem concerns the input as a whole."""
+    """Dotted path of the field, cut if it is long; empty if the whole input is meant."""
     message: str
 
     def __str__(self) -> str:
@@ -33,6 +37,12 @@ def first_problem(error: ValidationError) -> Problem:
     details = error.errors(include_url=False, include_input=False)[0]
     return Problem(
         kind=details["type"],
-        field=".".join(map(str, details["loc"])),
+        field=field_name(details["loc"]),
         message=details["msg"].removeprefix("Value error, "),
     )
+
+
+def field_name(location: Sequence[str | int]) -> str:
+    """The dotted path of a field, cut if it is long."""
+    name = ".".join(map(str, location))
+    return name if len(name) <= _MAX_NAME_LENGTH else name[:_MAX_NAME_LENGTH] + "…"

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from schemas.categories import Category
+from schemas.errors import field_name
 from schemas.rejection import MessageRejected, RejectionReason
 
 DEFAULT_MAX_MESSAGE_BYTES = 256 * 1024
@@ -181,9 +182,6 @@ def _rejection(error: ValidationError) -> MessageRejected:
 _MAX_PROBLEMS = 5
 """Problems listed in a detail, which is one line: a message may have a thousand unknown fields."""
 
-_MAX_NAME_LENGTH = 80
-"""Characters of a field's name in a detail: an unknown field's name can have any length."""
-
 _REASONS = {
     "missing": RejectionReason.MISSING_FIELD,
     "extra_forbidden": RejectionReason.UNKNOWN_FIELD,
@@ -223,9 +221,7 @@ def _reason_of_invalid_json(message: str) -> RejectionReason:
 
 def _describe(problem: ErrorDetails) -> str:
     reason = _reason(problem)
-    name = ".".join(str(part) for part in problem["loc"])
-    if len(name) > _MAX_NAME_LENGTH:
-        name = name[:_MAX_NAME_LENGTH] + "…"
+    name = field_name(problem["loc"])
     # !a keeps control characters and surrogates out of logs and JSON.
     text = f"field {name!a}: {problem['msg']}" if name else problem["msg"]
     fix = _FIXES.get(reason)
