@@ -29,7 +29,12 @@ from schemas import (
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
 from worker.broker.urls import RedisURLError
 from worker.client.blocking import Client, poll, result, results, submit, submit_many
-from worker.client.errors import BrokerUnreachable, NotAMessageError, ResultTimeout
+from worker.client.errors import (
+    BrokerUnreachable,
+    NotAMessageError,
+    ResultTimeout,
+    UnreadableOutcome,
+)
 
 __all__ = [
     "BACKFILL_QUEUE",
@@ -44,6 +49,7 @@ __all__ = [
     "ResultTimeout",
     "SQEHRMError",
     "SQEMessage",
+    "UnreadableOutcome",
     "Verdict",
     "parse_message",
     "poll",

@@ -35,7 +35,13 @@ from worker.broker.urls import RedisURLError, async_connections, check_redis_url
 from worker.client import address, tasks
 from worker.client.announcements import AsyncAnnouncements
 from worker.client.blocking import FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, RETRIES
-from worker.client.errors import BrokerUnreachable, NotAMessageError, ResultTimeout, unreachable
+from worker.client.errors import (
+    BrokerUnreachable,
+    NotAMessageError,
+    ResultTimeout,
+    UnreadableOutcome,
+    unreachable,
+)
 from worker.client.outcomes import Outcome, Waiting, asked_at_once, parse_all, verdict_of
 
 __all__ = [
@@ -51,6 +57,7 @@ __all__ = [
     "ResultTimeout",
     "SQEHRMError",
     "SQEMessage",
+    "UnreadableOutcome",
     "Verdict",
     "parse_message",
     "poll",

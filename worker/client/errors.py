@@ -15,6 +15,10 @@ class NotAMessageError(SQEHRMError, TypeError):
     """Something else than an `SQEMessage` was to be sent."""
 
 
+class UnreadableOutcome(SQEHRMError):
+    """Redis holds something else than an outcome in the place of a message's outcome."""
+
+
 def unreachable(error: Exception) -> BrokerUnreachable:
     """Word an error of redis-py for an agent."""
     # In a transaction, redis-py quotes the command before the problem, and with it the message.

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from schemas import MessageRejected, Rejection, Verdict
-from worker.client.errors import ResultTimeout
+from worker.client.errors import ResultTimeout, UnreadableOutcome
 
 WINDOW = 10_000
 """Outcomes to wait for at a time; bounds the memory for any number of ids."""
@@ -24,6 +24,9 @@ announcements that were lost, and seldom enough that 1,000 waiting agents send 2
 second together."""
 
 Outcome = Verdict | Rejection
+
+_MAX_SHOWN = 128
+"""Characters of a message id in an error: as many as one may have."""
 
 
 class Waiting:
@@ -90,9 +93,12 @@ def asked_at_once(message_ids: Sequence[str]) -> Iterator[Sequence[str]]:
 def parse_all(
     message_ids: Sequence[str], stored: Sequence[bytes | str | None]
 ) -> dict[str, Outcome]:
-    """Parse what is stored under these ids; ids without an outcome are absent."""
+    """Parse what is stored under these ids; ids without an outcome are absent.
+
+    Raises `UnreadableOutcome`.
+    """
     return {
-        message_id: _parse(each)
+        message_id: _parse(each, message_id)
         for message_id, each in zip(message_ids, stored, strict=True)
         if each is not None
     }
@@ -105,9 +111,17 @@ def verdict_of(outcome: Outcome) -> Verdict:
     return outcome
 
 
-def _parse(stored: bytes | str) -> Outcome:
-    outcome = json.loads(stored)["result"]
-    if "reason" in outcome:
-        # Beside the rejection, there is what Celery needs to raise an error.
-        return Rejection.model_validate({name: outcome[name] for name in Rejection.model_fields})
-    return Verdict.model_validate_json(json.dumps(outcome))
+def _parse(stored: bytes | str, message_id: str) -> Outcome:
+    try:
+        outcome = json.loads(stored)["result"]
+        if "reason" in outcome:
+            # Beside the rejection, there is what Celery needs to raise an error.
+            fields = {name: outcome[name] for name in Rejection.model_fields}
+            return Rejection.model_validate(fields)
+        return Verdict.model_validate_json(json.dumps(outcome))
+    # A key in Redis may hold anything, and JSON that is no outcome has many ways to fail.
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UnreadableOutcome(
+            f"what Redis holds for {message_id[:_MAX_SHOWN]!a} is no outcome of this version: "
+            "install the client of the workers' version, and let no other program write its key"
+        ) from None
