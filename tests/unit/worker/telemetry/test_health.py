@@ -1,9 +1,12 @@
 """worker.telemetry.health: the pages for supervisors and Prometheus."""
 
+import socket
+import struct
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -104,3 +107,23 @@ def test_a_port_that_is_taken_is_reported_in_one_line(url: str, readiness: Readi
         health.serve("127.0.0.1", port, CollectorRegistry(), readiness),
     ):
         pass
+
+
+@pytest.mark.parametrize("version", ["one", "1.0.0.0.0", "", "1.0.0; escaping=all"])
+def test_a_malformed_accept_header_gets_an_answer(url: str, version: str) -> None:
+    status, text, _ = get(f"{url}/metrics", f"application/openmetrics-text; version={version}")
+    assert status == 200
+    assert "\nanswer 42.0\n" in text
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = urlsplit(url)
+    for _ in range(20):
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\r\n")
+            # Without reading anything: the server's next read fails.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert get(f"{url}/healthz")[0] == 200
+    assert not capsys.readouterr().err
