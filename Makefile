@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fmt lint bench schemas clean
+.PHONY: help demo test fmt lint fuzz bench schemas clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -29,6 +29,9 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(READY)  ## feed 120,000 damaged inputs to every reader; SEED=… repeats a run
+	$(BIN)/python -m tests.fuzz $(if $(SEED),--seed $(SEED))
 
 bench: $(READY)  ## measure speed ratios, side by side in one run
 	$(BIN)/python -m tests.benchmarks
