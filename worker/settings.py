@@ -98,6 +98,10 @@ class Settings(BaseModel):
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 9108
     """Port of /metrics, /healthz and /readyz. 0 takes a free one."""
 
+    celery_events: Literal["on", "off"] = "off"
+    """Whether to answer Celery's `inspect` commands and publish its events. Off by default: anyone
+    who may publish in Redis could ask, and each task has three events."""
+
     shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 25.0
     """Seconds from SIGTERM until unfinished messages go back to the queue. The default is within
     the 30 s after which Kubernetes kills the process."""

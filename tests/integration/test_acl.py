@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.support.guide import example, run
 from tests.support.processes import ROOT, STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker import embedded
+from worker.broker.app import create_app
 from worker.broker.backlog import READY, read_backlog
 from worker.broker.keys import (
     DEAD_LETTERS,
@@ -82,9 +84,12 @@ def test_each_user_needs_no_more_than_the_file_gives(
 
     as_worker, as_viewer = url(redis_url, "worker"), url(redis_url, "viewer")
     with (
-        Worker.start(STUB, tmp_path, as_worker, namespace=namespace.name) as worker,
+        Worker.start(
+            STUB, tmp_path, as_worker, namespace=namespace.name, celery_events="on"
+        ) as worker,
         Client(url(redis_url, "agent"), namespace.name) as agent,
         redis.Redis.from_url(as_viewer) as viewer,
+        create_app(as_worker, namespace) as app,
     ):
         worker.wait_until_ready()
         agent.result(agent.submit(message()))
@@ -95,6 +100,9 @@ def test_each_user_needs_no_more_than_the_file_gives(
         if namespace == NO_NAMESPACE:
             code = example("python", "import Celery")
             assert run(code, redis_url=as_worker)["verdict"]["solved"]
+        name = f"{socket.gethostname()}:{worker.process.pid}"
+        asked = app.control.inspect(destination=[name], timeout=30)
+        assert asked.ping() == {name: {"ok": "pong"}}
         # Nothing was refused. Without the channels, for example, a client would only be slower.
         assert admin.acl_log() == []
 
@@ -229,7 +237,8 @@ def test_a_worker_may_neither_rule_the_server_nor_touch_or_list_the_keys_of_othe
     without_keys = {name for name in may[""] if not name.startswith(("CLIENT|", "COMMAND|"))}
     assert without_keys == ANYONE | {
         *("ASKING", "ECHO", "INFO", "PING", "READONLY", "READWRITE", "SELECT", "TIME"),
-        *("MULTI", "EXEC", "DISCARD", "UNWATCH", "WAIT", "WAITAOF", "SCRIPT|LOAD", "XGROUP|HELP"),
+        *("MULTI", "EXEC", "DISCARD", "UNWATCH", "WAIT", "WAITAOF", "SCRIPT|LOAD"),
+        *("SCRIPT|EXISTS", "XGROUP|HELP"),
         *("XINFO|HELP", "PUBLISH", "SPUBLISH", "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"),
         *("UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"),
         *(name for name in may[""] if name.startswith("PUBSUB|")),

@@ -1,11 +1,16 @@
 """What the user of a plain Celery application finds: options, states and errors of its tasks."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
+from collections import ChainMap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +22,7 @@ from tests.support.celery_results import refusal
 from tests.support.processes import DEADLINE, ROOT, STUB, Worker, wait_for
 from tests.support.servers import sentinel, server
 from tests.support.stubs import message
+from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.keys import BACKFILL_QUEUE, DEAD_LETTERS, LIVE_QUEUE
 from worker.client import Client, MessageRejected, Rejection
@@ -169,6 +175,7 @@ def test_what_expires_while_it_waits_is_not_evaluated(
 PRODUCER = """
 from tests.support.servers import sentinel, server
 from tests.support.stubs import message
+from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.app import EVALUATE
 from worker.broker.producer import app
@@ -197,3 +204,124 @@ def test_the_application_finds_the_primary_of_sentinels(tmp_path: Path) -> None:
             worker.wait_until_ready()
             task = app.send_task("sqe.evaluate", [message().model_dump_json()])
             assert task.get(timeout=30)["solved"]
+
+
+def celery(site_url: str, *arguments: str, namespace: str = "") -> dict[str, Any]:
+    """What the command says, as JSON, by worker."""
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "worker.broker.producer", *arguments, "--json"],
+        cwd=ROOT,
+        env={**os.environ, "SQE_REDIS_URL": site_url, "SQE_NAMESPACE": namespace},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    found = json.loads(done.stdout) if done.stdout else {}
+    # `inspect` prints one object, `control` a list of them.
+    answered: dict[str, Any] = found if isinstance(found, dict) else dict(ChainMap(*found))
+    return answered
+
+
+def test_a_worker_answers_celerys_questions_and_takes_no_commands(
+    tmp_path: Path, redis_url: str, store: "redis.Redis"
+) -> None:
+    options = {"celery_events": "on", "namespace": "staging"}
+    gate = tmp_path / "gate"
+    with (
+        Worker.start(STUB, tmp_path, redis_url, **options) as worker,
+        Client(redis_url, namespace="staging") as client,
+    ):
+        worker.wait_until_ready()
+        held = client.submit(message(f"hold {gate}"))
+        wait_for(lambda: store.hlen("{staging}:sqe:unacked") == 1, "taken")
+
+        def asked(kind: str, *arguments: str) -> Any:  # noqa: ANN401
+            name = f"{socket.gethostname()}:{worker.process.pid}"
+            # The reply of the one destination ends the time.
+            to = (f"--destination={name}", f"--timeout={DEADLINE}")
+            return celery(redis_url, kind, *to, *arguments, namespace="staging")[name]
+
+        assert asked("inspect", "ping") == {"ok": "pong"}
+        (active,) = asked("inspect", "active")
+        assert (active["id"], active["name"], active["args"]) == (held, "sqe.evaluate", "(...)")
+        assert [each["name"] for each in asked("inspect", "active_queues")] == [
+            LIVE_QUEUE,
+            BACKFILL_QUEUE,
+        ]
+        assert asked("inspect", "registered") == ["sqe.evaluate", "sqe.evaluate_batch"]
+        assert asked("inspect", "stats")["pool"]["max-concurrency"] == 4
+        assert "redis_url" not in asked("inspect", "conf")
+        for command in (["shutdown"], ["pool_shrink", "3"], ["cancel_consumer", LIVE_QUEUE]):
+            assert "not a question that workers answer" in asked("control", *command)["error"]
+        gate.touch()
+        assert client.result(held).solved
+        assert asked("inspect", "stats")["total"] == {"sqe.evaluate": 1}
+    assert [key for key in store.scan_iter() if not key.startswith(b"{staging}:")] == []
+
+
+def test_a_worker_answers_no_questions_by_default(site: "Site") -> None:
+    assert celery(site.redis_url, "inspect", "ping") == {}
+    assert not site.store.keys("_kombu.binding.celery*")
+
+
+def test_flower_shows_workers_and_tasks(tmp_path: Path, redis_url: str, client: Client) -> None:
+    port = embedded._free_port(0)
+    command = [sys.executable, "-m", "celery", "-A", "worker.broker.producer", "flower"]
+    environ = {
+        **os.environ,
+        "SQE_REDIS_URL": redis_url,
+        "FLOWER_UNAUTHENTICATED_API": "true",
+        "PYTHONPATH": str(ROOT),
+    }
+    with (
+        (tmp_path / "flower.log").open("wb") as log,
+        subprocess.Popen(
+            [*command, f"--port={port}", "--address=127.0.0.1"],
+            env=environ,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        ) as flower,
+    ):
+        url = f"http://127.0.0.1:{port}/api"
+        try:
+            wait_for(lambda: answers(f"{url}/workers"), "Flower answers")
+            with Worker.start(STUB, tmp_path, redis_url, celery_events="on") as worker:
+                name = f"{socket.gethostname()}:{worker.process.pid}"
+                wait_for(lambda: name in fetch(f"{url}/workers?refresh=1"), "Flower sees it")
+                shown = fetch(f"{url}/workers?refresh=1&workername={name}")[name]
+                assert shown["registered"] == ["sqe.evaluate", "sqe.evaluate_batch"]
+                assert shown["stats"]["pool"]["max-concurrency"] == 4
+                solved = client.submit(message("solve hush-hush"))
+                refused = client.submit(message("nan hush-hush"))
+                wait_for(
+                    lambda: states(f"{url}/tasks") == {solved: "SUCCESS", refused: "FAILURE"},
+                    "Flower sees how they ended",
+                )
+                task = fetch(f"{url}/tasks")[solved]
+                assert (task["name"], task["worker"]) == ("sqe.evaluate", name)
+                assert task["received"] <= task["started"] <= task["succeeded"]
+                assert "hush-hush" not in str(fetch(f"{url}/tasks"))
+                worker.signal(signal.SIGTERM)
+                assert worker.wait() == 0
+            wait_for(lambda: fetch(f"{url}/workers?status=1") == {name: False}, "it is offline")
+        finally:
+            flower.terminate()
+
+
+def fetch(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url) as reply:  # noqa: S310 - made here
+        found: dict[str, Any] = json.load(reply)
+    return found
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError):
+        fetch(url)
+        return True
+    return False
+
+
+def states(url: str) -> dict[str, str]:
+    return {task_id: task["state"] for task_id, task in fetch(url).items()}

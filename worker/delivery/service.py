@@ -14,9 +14,10 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from schemas import (
     MessageRejected,
@@ -60,6 +61,37 @@ far less, and Kerberos allows the same. Milliseconds mistaken for seconds are fa
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+class Ending(StrEnum):
+    """How a delivery ends."""
+
+    ANSWERED = "answered"
+    """Every message has an outcome. A single message was not refused."""
+    REFUSED = "refused"
+    """The whole item or task, or its single message, became one dead letter."""
+    GIVEN_BACK = "given back"
+    """It is in its queue again."""
+
+
+class Observer(Protocol):
+    """Told about tasks by the service's threads. It must be quick, and must not raise."""
+
+    def accepted(self, envelope: Envelope) -> None:
+        """A task was read, and its messages are evaluated from now on."""
+
+    def finished(self, envelope: Envelope, ending: Ending) -> None:
+        """An accepted task has left this worker."""
+
+
+class _Nobody:
+    """Watches nothing."""
+
+    def accepted(self, envelope: Envelope) -> None:
+        """Do nothing."""
+
+    def finished(self, envelope: Envelope, ending: Ending) -> None:
+        """Do nothing."""
+
+
 class NoOutcome(SQEHRMError):
     """Messages of a task met unexpected errors. It has to be delivered again: this was a fault."""
 
@@ -85,6 +117,8 @@ class _Job:
     """The first reason why a message has no outcome."""
     has_failed: bool = False
     """Whether there was an unexpected error."""
+    ending: Ending = Ending.GIVEN_BACK
+    """How it ends, if it ended now."""
 
     @property
     def has_ready(self) -> bool:
@@ -100,6 +134,7 @@ class Service:
         delivery: Stores outcomes.
         metrics: Counts outcomes and errors.
         on_broken: Called with the reason when this worker should stop.
+        observer: Told about tasks.
     """
 
     def __init__(
@@ -109,11 +144,13 @@ class Service:
         metrics: Metrics,
         *,
         on_broken: Callable[[str], None],
+        observer: Observer | None = None,
     ) -> None:
         self._evaluator = evaluator
         self._delivery = delivery
         self._metrics = metrics
         self._on_broken = on_broken
+        self._observer: Observer = observer or _Nobody()
         self._errors_in_a_row = 0
         self._answered = 0
         """Answers of the engine before the last unexpected error."""
@@ -150,8 +187,10 @@ class Service:
             else:
                 for position in missing:
                     self._evaluate_alone(job, envelope.suspicion, position)
-        if job.batch is not None:
-            self._delivery.finish(job.batch, [job.outcomes[place] for place in range(len(bodies))])
+            if job.batch is not None:
+                outcomes = [job.outcomes[place] for place in range(len(bodies))]
+                self._delivery.finish(job.batch, outcomes)
+                job.ending = Ending.ANSWERED
 
     def refuse(self, refusal: Refusal) -> Outcome:
         """Turn a whole item or task into one dead letter; returns the rejection."""
@@ -200,11 +239,13 @@ class Service:
         """Note that `job` may wait for the engine."""
         with self._lock:
             self._jobs[id(job)] = job
+        self._observer.accepted(job.envelope)
         try:
             yield
         finally:
             with self._lock:
                 del self._jobs[id(job)]
+            self._observer.finished(job.envelope, job.ending)
 
     def _evaluate_alone(self, job: _Job, suspicion: Suspicion, position: int) -> None:
         """Evaluate one body and store its outcome. If it ends this worker, Redis knows which."""
@@ -275,6 +316,9 @@ class Service:
         is_list = job.batch is not None and job.batch.list_id is not None
         for (position, (answer, wrong)), first in zip(answered.items(), firsts, strict=True):
             job.outcomes[position] = answer.outcome.model_dump_json() if is_list else ""
+            if job.batch is None:
+                is_verdict = isinstance(answer.outcome, Verdict)
+                job.ending = Ending.ANSWERED if is_verdict else Ending.REFUSED
             self._count(answer.outcome, wrong, first=first)
 
     def _answer(

@@ -3,6 +3,7 @@
 - `devices`: pins the process to one device, before torch is imported
 - `run`: joins evaluator, delivery and telemetry, from start to drain
 - `shutdown`: the ways in which a worker ends
+- `remote`: answers Celery's `inspect` commands and publishes its events, if that is wanted
 - `watchdog`: notices an engine that hangs
 - `child_worker`: starts a worker in a process of its own, waits for it and ends it
 

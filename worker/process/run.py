@@ -30,6 +30,7 @@ from worker.delivery.tasks import register_tasks
 from worker.delivery.trouble import Trouble
 from worker.evaluator import Evaluator
 from worker.process import devices
+from worker.process.remote import Remote
 from worker.process.shutdown import Shutdown
 from worker.process.watchdog import Watchdog
 from worker.settings import Settings
@@ -44,6 +45,9 @@ HEALTH_CHECK_SECONDS = 10
 
 SCRAPE_TIMEOUT = 1.0
 """Seconds to read the queues' lengths, of which a new try is worth more than a longer wait."""
+
+REMOTE_SECONDS = 2.0
+"""Longest time to publish the last events before a worker ends."""
 
 RESTORE_SECONDS = 10.0
 """Longest time between two searches for the messages of dead workers."""
@@ -162,15 +166,34 @@ class _Worker:
             service.abandon()
 
         shutdown = Shutdown(self.settings.shutdown_grace_seconds, self.readiness, give_up, abandon)
-        service = Service(evaluator, delivery, self.metrics, on_broken=shutdown.on_broken)
+        remote = self._remote(slots)
+        service = Service(
+            evaluator, delivery, self.metrics, on_broken=shutdown.on_broken, observer=remote
+        )
         controller = self._controller(service, shutdown, concurrency=slots)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, shutdown.on_signal)
         watchdog.start(shutdown.on_stalled)
+        if remote is not None:
+            remote.start()
         controller.start()
+        if remote is not None:
+            remote.stop(REMOTE_SECONDS)
         logger.info("stopped")
         shutdown.end()
         return controller.exitcode or shutdown.status
+
+    def _remote(self, slots: int) -> Remote | None:
+        """Build what answers Celery's questions, if the operator wants it."""
+        if self.settings.celery_events == "off":
+            return None
+        return Remote(
+            create_app(self.redis_url, self.namespace),
+            name=self.name,
+            queues=self.queues,
+            slots=slots,
+            settings=self.settings,
+        )
 
     def _controller(self, service: Service, shutdown: Shutdown, concurrency: int) -> WorkController:
         """Build Celery's worker: the consumer of the queues, and one thread per slot."""
@@ -245,7 +268,7 @@ def _configure(
         worker_enable_prefetch_count_reduction=False,
         # Threads cannot be ended; a message that is evaluated twice is counted once.
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # Anyone who can write to Redis must not command the worker.
+        # Anyone who can write to Redis must not command the worker. `Remote` answers questions.
         worker_enable_remote_control=False,
         worker_send_task_events=False,
     )

@@ -27,6 +27,7 @@ from worker.delivery.service import (
     CLOCK_SKEW,
     LONGEST_WAIT,
     MAX_ERRORS_IN_A_ROW,
+    Ending,
     NoOutcome,
     Service,
 )
@@ -74,9 +75,20 @@ class World:
         self.delivery = Recorder()
         self.metrics = Metrics()
         self.broken: list[str] = []
+        self.told: list[Any] = []
         self.service = Service(
-            self.evaluator, self.delivery, self.metrics, on_broken=self.broken.append
+            self.evaluator,
+            self.delivery,
+            self.metrics,
+            on_broken=self.broken.append,
+            observer=self,
         )
+
+    def accepted(self, envelope: Envelope) -> None:
+        self.told.append(envelope.task_id)
+
+    def finished(self, envelope: Envelope, ending: Ending) -> None:
+        self.told.append((envelope.task_id, ending))
 
     def process(
         self,
@@ -236,6 +248,28 @@ def test_each_message_of_an_expired_task_is_refused_and_not_evaluated(
     assert world.letter_bodies() == [each.encode() for each in sent]
     assert world.evaluator.submitted == []
     assert world.count("rejected_total", reason="expired") == 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "batch", "ending"),
+    [
+        (["solve"], False, Ending.ANSWERED),
+        (["nan"], False, Ending.REFUSED),
+        (["solve", "nan"], True, Ending.ANSWERED),
+        ([], True, Ending.ANSWERED),
+    ],
+)
+def test_an_observer_is_told_of_a_task_and_of_its_end(
+    world: World, sent: list[str], ending: Ending, *, batch: bool
+) -> None:
+    world.process(*map(text, sent), batch=batch)
+    assert world.told == ["task-1", ("task-1", ending)]
+
+
+def test_an_observer_is_told_that_a_task_goes_back(world: World) -> None:
+    with pytest.raises(NoOutcome):
+        world.process(text("bug"), text())
+    assert world.told == ["task-1", ("task-1", Ending.GIVEN_BACK)]
 
 
 def test_a_task_is_evaluated_until_it_expires(world: World) -> None:
