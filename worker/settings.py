@@ -82,8 +82,9 @@ class Settings(BaseModel):
     """Seconds for which an outcome can be fetched. A million outcomes take about 1 GB of Redis."""
 
     counted_expires: Annotated[int, Field(ge=1)] = 86_400
-    """Seconds for which a message that is delivered again is not counted again. A day outlasts
-    every redelivery, and also agents that send again after an outage."""
+    """Seconds for which a message that is delivered again is not counted again, and at most half
+    of them more. A day outlasts every redelivery, and also agents that send again after an outage.
+    Workers with different values do not see each other's markers."""
 
     failures_maxlen: Annotated[int, Field(ge=1)] = 10_000
     """Approximate length of the failure stream. The oldest entries are dropped first."""

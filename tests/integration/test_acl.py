@@ -18,6 +18,7 @@ from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.backlog import READY, read_backlog
 from worker.broker.keys import (
+    COUNTED,
     DEAD_LETTERS,
     FAILURES,
     FAULTS,
@@ -26,7 +27,7 @@ from worker.broker.keys import (
     UNACKED,
     UNACKED_INDEX,
     Namespace,
-    counted,
+    attempt,
     partial,
     queue_lists,
     result,
@@ -132,7 +133,7 @@ NAMES = {
     "unacked": (UNACKED,),
     "index": (UNACKED_INDEX,),
     "faults": (FAULTS,),
-    "marker": (counted("digest", "id"), partial("id")),
+    "marker": (f"{COUNTED}:1:2", attempt("thread"), partial("id")),
     "other": ("other", "celery", "unacked", "sqehrm.evaluate"),
 }
 """The names in Redis by kind."""

@@ -8,7 +8,7 @@ import pytest
 import redis
 from celery.result import AsyncResult
 
-from schemas import MessageRejected, RejectionReason
+from schemas import Category, MessageRejected, RejectionReason
 from tests.support.stubs import message, verdict
 from worker.broker import embedded
 from worker.broker.app import create_app
@@ -18,6 +18,7 @@ from worker.broker.keys import (
     FAILURES,
     LIVE_QUEUE,
     UNACKED_INDEX,
+    attempt,
     delivery_tag,
     result,
 )
@@ -72,6 +73,46 @@ def test_an_attempt_whose_reply_was_lost_still_counts(
     assert delivery._attempt(answers, "token") == [True]
     assert delivery._attempt(answers, "token") == [True]
     assert store.xlen(FAILURES) == 1
+
+
+def test_a_reply_that_is_lost_leaves_an_outcome_that_was_counted_before(
+    delivery: Delivery, store: redis.Redis
+) -> None:
+    delivery.deliver([failure(delivery)])
+    answers = [failure(delivery), failure(delivery, "m2")]
+    assert delivery._attempt(answers, "token") == [False, True]
+    assert delivery._attempt(answers, "token") == [False, True]
+    assert delivery._attempt(answers, "another") == [False, False]
+    assert store.xlen(FAILURES) == 2
+
+
+def test_one_attempt_of_a_thread_is_noted_however_many_there_were(
+    delivery: Delivery, store: redis.Redis
+) -> None:
+    for number in range(5):
+        assert delivery.deliver([failure(delivery, f"m{number}")]) == [True]
+    assert len(store.keys(attempt("*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "first"),
+    [
+        ({"completion": "other"}, True),
+        ({"prompt": "fail again"}, True),
+        ({"agent_id": "other"}, True),
+        ({"puzzle_id": 3}, True),
+        ({"category": Category.CI_CD}, True),
+        ({"created_at": None}, False),
+        ({"tags": {"run": "2"}}, False),
+    ],
+)
+def test_an_id_that_comes_again_counts_if_the_content_is_another(
+    delivery: Delivery, other: dict[str, object], *, first: bool
+) -> None:
+    sent = message(message_id="m1")
+    again = sent.model_copy(update=other)
+    answers = [delivery.verdict(verdict(each), each, None) for each in (sent, again)]
+    assert delivery.deliver(answers) == [True, first]
 
 
 def test_another_checkpoint_counts_for_itself(delivery: Delivery) -> None:

@@ -9,12 +9,14 @@ import redis
 
 from tests.support.permissions import limited_url
 from worker.broker.keys import (
+    COUNTED,
     DEAD_LETTERS,
     FAULTS,
     LIVE_QUEUE,
     NOTED,
     UNACKED,
     UNACKED_INDEX,
+    attempt,
     delivery_tag,
     suspects,
 )
@@ -140,9 +142,12 @@ def test_a_fault_before_any_message_is_evaluated_is_blamed_on_none(store: redis.
 
 
 def store_letter(store: redis.Redis, unique: str, token: str) -> int:
-    keys = (*NOTED, "marker", DEAD_LETTERS)
-    reply: int = STORE(store, keys, delivery_tag(LIVE_QUEUE, unique), token, 9, 9, 99, "*", "a", 1)
-    return reply
+    names = (*NOTED, COUNTED, attempt(token))
+    letter = (DEAD_LETTERS, 99, "*", "a", 1)
+    tag = delivery_tag(LIVE_QUEUE, unique)
+    (reply,) = STORE(store, names, 9, token, "", tag, 9, 0, len(letter), *letter)
+    first: int = reply
+    return first
 
 
 def test_a_refused_item_is_acknowledged_together_with_its_dead_letter(store: redis.Redis) -> None:

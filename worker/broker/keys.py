@@ -31,6 +31,10 @@ FAULTS = "sqe:faults"
 """Hash from the SHA-1 of an item to its deliveries that ended in a fault, until it is acknowledged.
 The field `SHA-1/at` holds the position of the message of a batch that is evaluated alone."""
 
+COUNTED = "sqe:counted"
+"""Beginning of the names of the markers that messages were counted; `worker.delivery.markers` adds
+the number of a slice of time, and of a set."""
+
 NOTED = (UNACKED, UNACKED_INDEX, FAULTS)
 """Everything that Redis notes about items that were delivered but not acknowledged."""
 
@@ -42,9 +46,6 @@ DEAD_LETTERS = "sqe:dead-letters"
 
 _PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 """Suffixes of a queue's lists: kombu's Redis transport appends a task's priority to the queue."""
-
-_DIGEST_LENGTH = 12
-"""Hexadecimal digits of a checkpoint's digest in a marker. 48 bits tell checkpoints apart."""
 
 
 def queue_lists(queue: str) -> tuple[str, ...]:
@@ -67,14 +68,9 @@ def queue_of(tag: str) -> str:
     return tag.partition("/")[0]
 
 
-def counted(checkpoint_digest: str, message_id: str) -> str:
-    """Name the marker that says this message was counted for this checkpoint."""
-    return f"sqe:counted:{checkpoint_digest[:_DIGEST_LENGTH]}:{message_id}"
-
-
-def refused(identity: str) -> str:
-    """Name the marker that says this delivery was counted as a dead letter."""
-    return f"sqe:counted:refused:{identity}"
+def attempt(name: str) -> str:
+    """Name the note of the last attempt to store outcomes by the thread called `name`."""
+    return f"sqe:attempt:{name}"
 
 
 def partial(identity: str) -> str:

@@ -9,6 +9,7 @@
 - `tasks`: takes the messages out of a task's arguments
 - `service`: gives each message one outcome
 - `outcomes`: stores outcomes before their messages are acknowledged
+- `markers`: what Redis remembers of counted messages, in few bytes
 - `requirements`: the version and the permissions that a worker needs of Redis
 - `trouble`: what Redis does not accept at the moment, for readiness and the log
 

@@ -26,12 +26,17 @@ from worker.broker.contract import CLIENT_MODULE, WAIT_SECONDS
 from worker.broker.errors import describe
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
 from worker.delivery.envelope import Envelope, Refusal
+from worker.delivery.markers import marker_of
 from worker.delivery.scripts import MARK, NOTE, STORE, STORE_LIST
 from worker.delivery.suspicion import Suspicion
 from worker.delivery.trouble import Trouble
 from worker.settings import Settings
 
 Outcome = Verdict | Rejection
+
+CONTENT = {"agent_id", "prompt", "completion", "puzzle_id", "category"}
+"""Fields that a verdict follows from. A message with other content counts for itself, even if it
+has the id of an earlier one. A resent message may have another `created_at`."""
 
 T = TypeVar("T")
 
@@ -52,7 +57,8 @@ class Answer:
 
     outcome: Outcome
     marker: str
-    """Redis key from `keys.counted` or `keys.refused`."""
+    """Equal for deliveries that count once, from `marker_of`; empty if the outcome is counted by
+    its delivery, which is in `tag`."""
     result_ids: tuple[str, ...]
     """Ids under which someone may wait for it."""
     record: Failure | DeadLetter | None = None
@@ -107,6 +113,7 @@ class Delivery:
         self._key = keys.Namespace(settings.namespace).key
         self._worker = worker
         self._on_error = on_error
+        self._thread = _Thread()
         self._giving_up = threading.Event()
         self.trouble = Trouble("store outcomes")
 
@@ -124,7 +131,11 @@ class Delivery:
         """
         return Answer(
             outcome=verdict,
-            marker=keys.counted(verdict.checkpoint_digest, verdict.message_id),
+            marker=marker_of(
+                verdict.checkpoint_digest.encode(),
+                verdict.message_id.encode(),
+                message.model_dump_json(include=CONTENT).encode(),
+            ),
             result_ids=_distinct(verdict.message_id, task_id),
             record=None if verdict.solved else Failure.of(verdict, message),
         )
@@ -139,10 +150,9 @@ class Delivery:
         body, original = refusal.body, refusal.original
         if original is None and len(body) > KEPT_BYTES:
             body, original = body[:KEPT_BYTES], Original.of(body)
-        digest = hashlib.sha256(refusal.identity.encode() + b"\0" + refusal.body).hexdigest()
         return Answer(
             outcome=rejection,
-            marker=keys.refused(digest[:32]),  # 128 bits: no two deliveries share one
+            marker="" if refusal.tag else marker_of(refusal.identity.encode(), refusal.body),
             result_ids=_distinct(*refusal.result_ids),
             record=DeadLetter(
                 **rejection.model_dump(),
@@ -254,30 +264,31 @@ class Delivery:
         settings = self._settings
         now = datetime.now(UTC).isoformat()
         outcomes = [answer.outcome.model_dump_json() for answer in answers]
+        names = [*keys.NOTED, keys.COUNTED, keys.attempt(self._thread.name)]
+        arguments: list[str | bytes | int] = [settings.counted_expires, token]
+        for answer, outcome in zip(answers, outcomes, strict=True):
+            status, result = "SUCCESS", outcome
+            if isinstance(answer.outcome, Rejection):
+                status, result = "FAILURE", _failure(answer.outcome)
+            names += map(keys.result, answer.result_ids)
+            stream = self._stream_arguments(answer.record)
+            arguments += [
+                answer.marker,
+                answer.tag,
+                settings.result_expires * 1000,
+                len(answer.result_ids),
+                *(_result(status, result, task_id, now) for task_id in answer.result_ids),
+                len(stream),
+                *stream,
+            ]
         with self._client.pipeline(transaction=False) as pipe:
-            for place, (answer, outcome) in enumerate(zip(answers, outcomes, strict=True)):
-                record = answer.record
-                stream = keys.FAILURES if record is None else stream_of(record)
-                results = map(keys.result, answer.result_ids)
-                status, result = "SUCCESS", outcome
-                if isinstance(answer.outcome, Rejection):
-                    status, result = "FAILURE", _failure(answer.outcome)
-                STORE(
-                    pipe,
-                    [*map(self._key, (*keys.NOTED, answer.marker, stream, *results))],
-                    answer.tag,
-                    f"{token}/{place}",
-                    settings.counted_expires,
-                    settings.result_expires,
-                    *(_result(status, result, task_id, now) for task_id in answer.result_ids),
-                    *self._stream_arguments(record),
-                )
+            STORE(pipe, [*map(self._key, names)], *arguments)
             if batch is not None:
                 kept = outcomes if batch.list_id is not None else [""] * len(outcomes)
                 noted = [each for pair in zip(positions, kept, strict=True) for each in pair]
                 NOTE(pipe, (self._key(batch.key),), settings.result_expires, *noted)
-            replies = self._execute(pipe)
-        return [bool(reply) for reply in replies[: len(answers)]]
+            firsts = self._execute(pipe)[0]
+        return [bool(first) for first in firsts]
 
     def _execute(self, pipe: Pipeline) -> list[Any]:
         """Run `pipe`, and make sure that enough replicas have what it wrote."""
@@ -295,7 +306,15 @@ class Delivery:
             return []
         dead = isinstance(record, DeadLetter)
         length = self._settings.dead_letters_maxlen if dead else self._settings.failures_maxlen
-        return [length, "*", *itertools.chain.from_iterable(fields_of(record).items())]
+        fields = itertools.chain.from_iterable(fields_of(record).items())
+        return [self._key(stream_of(record)), length, "*", *fields]
+
+
+class _Thread(threading.local):
+    """A thread that stores outcomes."""
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex
 
 
 def _distinct(*ids: str | None) -> tuple[str, ...]:

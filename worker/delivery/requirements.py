@@ -12,6 +12,7 @@ import redis
 
 from worker.broker.errors import RedisUnfit, describe, is_lasting
 from worker.broker.keys import (
+    COUNTED,
     DEAD_LETTERS,
     FAILURES,
     FAULTS,
@@ -19,7 +20,7 @@ from worker.broker.keys import (
     UNACKED,
     UNACKED_INDEX,
     Namespace,
-    counted,
+    attempt,
     partial,
     queue_lists,
     result,
@@ -36,6 +37,7 @@ _ANY = "*"
 """Stands for any id in a name, as in a pattern of Redis's access rules."""
 
 _LISTS = tuple(key for queue in QUEUES for key in (*queue_lists(queue), suspects(queue)))
+_MARKERS = f"{COUNTED}:{_ANY}"
 _ENDS = tuple(key for queue in QUEUES for key in (queue, suspects(queue)))
 
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -56,9 +58,16 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "ZREM": (UNACKED_INDEX,),
     "ZRANGE": (UNACKED_INDEX,),
     # The scripts that store outcomes.
-    "SET": (counted(_ANY, _ANY), result(_ANY)),
-    "GET": (counted(_ANY, _ANY),),
-    "DEL": (counted(_ANY, _ANY), partial(_ANY)),
+    "MGET": (_MARKERS,),
+    "SISMEMBER": (_MARKERS,),
+    "SADD": (_MARKERS,),
+    "SREM": (_MARKERS,),
+    "SMEMBERS": (_MARKERS,),
+    "INCRBY": (_MARKERS,),
+    "EXPIREAT": (_MARKERS,),
+    "SET": (attempt(_ANY), result(_ANY)),
+    "GET": (attempt(_ANY),),
+    "DEL": (partial(_ANY),),
     "XADD": (FAILURES, DEAD_LETTERS),
     "PUBLISH": (result(_ANY),),
 }
@@ -85,6 +94,11 @@ _ARGUMENTS = {
     "ZADD": ["0", ""],
     "ZREM": [""],
     "ZRANGE": ["0", "0"],
+    "SISMEMBER": [""],
+    "SADD": [""],
+    "SREM": [""],
+    "INCRBY": ["1"],
+    "EXPIREAT": ["1"],
     "SET": [""],
     "XADD": ["*", "", ""],
     "PUBLISH": [""],

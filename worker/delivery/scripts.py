@@ -12,6 +12,7 @@ from typing import Any
 import redis
 from redis.exceptions import NoScriptError
 
+from worker.delivery.markers import MARKERS
 from worker.delivery.suspicion import FAULTS_BEFORE_SUSPICION, NOT_ALONE
 
 FAULTS_EXPIRE = 7 * 86_400
@@ -195,34 +196,73 @@ acknowledge(ARGV[1])
 """)
 
 STORE = Script(f"""#!lua flags=allow-oom
--- Stores an outcome: the marker that it was counted, the entry in a stream, the results.
--- KEYS: unacked, its index, faults, marker, stream, then the results' keys.
--- ARGV: the tag of the item that ends with this outcome, or nothing, token of this attempt, seconds
--- the marker lives, seconds a result lives, the results, the stream's length, the entry's fields.
--- Returns: 1 for the first outcome of its message, 0 for others.
+-- Stores outcomes: the markers that they were counted, entries in the streams, the results.
+-- KEYS: unacked, its index, faults, markers, the caller's last attempt, the keys of all results.
+-- ARGV: seconds a marker lives, token of this attempt, then for each outcome: its marker, or
+-- nothing; the tag of the item that ends with it, or nothing; milliseconds its results live; their
+-- number; the results; the number of arguments that follow; a stream, its length, the entry's
+-- fields.
+-- Returns: 1 for each outcome that is the first of its message, 0 for others.
+{_NOW}
 {_ACKNOWLEDGE}
-local tag, token = ARGV[1], ARGV[2]
-local function is_ours() return redis.call('GET', KEYS[4]) == token end
--- An item without a name of its own is counted by its delivery. It may have gone to another worker.
-if tag ~= '' and redis.call('HEXISTS', KEYS[1], tag) == 0 and not is_ours() then return 0 end
-local set = redis.call('SET', KEYS[4], token, 'NX', 'EX', ARGV[3])
-local results = #KEYS - 5
-if set and #ARGV > 4 + results then
-  local entry = redis.pcall('XADD', KEYS[5], 'MAXLEN', '~', unpack(ARGV, 5 + results))
-  if type(entry) == 'table' then
-    -- With the marker, the next attempt would not add the entry.
-    redis.call('DEL', KEYS[4])
-    return entry
+{MARKERS}
+-- The token, and the places of the outcomes that this attempt counted: if it is repeated because
+-- the reply was lost, they still count.
+local noted
+local function is_ours(place)
+  if not noted then
+    noted = call('GET', KEYS[5]) or ''
+    if string.find(noted, ARGV[2], 1, true) ~= 1 then noted = ARGV[2] .. ' ' end
   end
+  return string.find(noted, ' ' .. place .. ' ', 1, true)
 end
-for i = 1, results do
-  redis.call('SET', KEYS[5 + i], ARGV[4 + i], 'EX', ARGV[4])
-  redis.call('PUBLISH', KEYS[5 + i], ARGV[4 + i])
+local function store(argument, key, is_first)
+  local lives, results = ARGV[argument + 2], ARGV[argument + 3]
+  for i = 1, results do
+    call('SET', KEYS[key + i], ARGV[argument + 3 + i], 'PX', lives)
+    call('PUBLISH', KEYS[key + i], ARGV[argument + 3 + i])
+  end
+  argument = argument + 4 + results
+  local fields = ARGV[argument]
+  if is_first and fields ~= '0' then
+    call('XADD', ARGV[argument + 1], 'MAXLEN', '~', unpack(ARGV, argument + 2, argument + fields))
+  end
+  return argument + fields + 1, key + results
 end
-if tag ~= '' then acknowledge(tag) end
--- A repeated attempt whose first reply was lost finds its own token, and still counts as the first.
-if set or is_ours() then return 1 end
-return 0
+local argument, key, added, failure = 3, 5, 0
+local places, tags, replies = {{}}, {{}}, {{}}
+while argument <= #ARGV do
+  local place = #replies + 1
+  local marker, tag = ARGV[argument], ARGV[argument + 1]
+  local set, is_first
+  if marker ~= '' then
+    set = mark(marker)
+    is_first = set
+  else
+    -- An item without a name is counted by its delivery. It may have gone to another worker.
+    is_first = call('HEXISTS', KEYS[1], tag) == 1
+  end
+  local stored, argument_or_error, next_key = pcall(store, argument, key, is_first)
+  if not stored then
+    -- With the marker, the next attempt would not add the entry.
+    if set then call('SREM', set, marker) end
+    -- Redis gives a table here, Valkey a string.
+    failure = type(argument_or_error) == 'table' and argument_or_error.err or argument_or_error
+    break
+  end
+  argument, key = argument_or_error, next_key
+  if set then added = added + 1 end
+  if is_first then places[#places + 1] = place end
+  if tag ~= '' then tags[#tags + 1] = tag end
+  replies[place] = (is_first or is_ours(place)) and 1 or 0
+end
+if #places > 0 then
+  noted = (noted or ARGV[2] .. ' ') .. table.concat(places, ' ') .. ' '
+  call('SET', KEYS[5], noted, 'EX', ARGV[1])
+end
+if added > 0 then grow(added) end
+for _, tag in ipairs(tags) do acknowledge(tag) end
+return failure and redis.error_reply(failure) or replies
 """)
 
 STORE_LIST = Script("""#!lua flags=allow-oom

@@ -16,10 +16,10 @@ from schemas import (
     MessageRejected,
     Rejection,
     RejectionReason,
+    Verdict,
 )
 from tests.support.processes import wait_for
 from tests.support.stubs import StubEvaluator, StubPending, message
-from worker.broker import keys
 from worker.delivery import service
 from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
 from worker.delivery.outcomes import Answer, Batch, Delivery
@@ -184,7 +184,7 @@ def test_a_message_counted_before_is_answered_and_counted_as_a_duplicate(
 
 
 def test_a_message_is_counted_for_the_checkpoint_that_answered_it(world: World) -> None:
-    result, digest = StubPending.result, world.evaluator.checkpoint_digest
+    result = StubPending.result
 
     def change_checkpoint(self: StubPending, timeout: float | None = None) -> Evaluated:
         world.evaluator.checkpoint_digest = "f" * 64
@@ -193,7 +193,12 @@ def test_a_message_is_counted_for_the_checkpoint_that_answered_it(world: World) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StubPending, "result", change_checkpoint)
         world.process(text(message_id="m1"))
-    assert world.delivery.answers[0].marker == keys.counted(digest, "m1")
+    (answer,) = world.delivery.answers
+    assert isinstance(answer.outcome, Verdict)
+    sent = message(message_id="m1")
+    assert answer.marker == world.delivery.verdict(answer.outcome, sent, None).marker
+    later = answer.outcome.model_copy(update={"checkpoint_digest": "f" * 64})
+    assert answer.marker != world.delivery.verdict(later, sent, None).marker
 
 
 def test_a_single_messages_outcome_is_found_by_its_id_and_by_the_tasks(world: World) -> None:
