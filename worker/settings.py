@@ -79,7 +79,11 @@ class Settings(BaseModel):
     cover a pause of the whole process (a stopped container, a swap storm) and a Redis restart."""
 
     result_expires: Annotated[int, Field(ge=1)] = 3600
-    """Seconds for which an outcome can be fetched. A million outcomes take about 1 GB of Redis."""
+    """Seconds for which an outcome can be fetched, unless the sender says otherwise. A million
+    outcomes take about 1 GB of Redis."""
+
+    result_expires_max: Annotated[int, Field(ge=1)] = 86_400
+    """The most seconds that a sender can choose for its outcomes; more counts as this."""
 
     counted_expires: Annotated[int, Field(ge=1)] = 86_400
     """Seconds for which a message that is delivered again is not counted again, and at most half

@@ -142,6 +142,56 @@ def test_a_result_is_one_of_celerys(delivery: Delivery, redis_url: str) -> None:
     app.close()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "kept"), [(None, 3600), (0.25, 0.25), (1e-9, 0.001), (60, 60), (1e300, 7200)]
+)
+def test_outcomes_are_kept_for_as_long_as_their_sender_wants(
+    store: redis.Redis, wanted: float | None, kept: float
+) -> None:
+    settings = Settings(result_expires_max=7200)
+    delivery = Delivery(store, settings, worker="w:1", on_error=lambda: None)
+    lives: dict[str, float] = {}
+    with store.monitor() as monitor:  # type: ignore[no-untyped-call]
+        deliver_all(delivery, wanted)
+        for command in monitor.listen():
+            match command["command"].split():
+                case ["SET", key, *_, "PX", milliseconds] if key.startswith("celery"):
+                    lives[key] = int(milliseconds) / 1000
+            if len(lives) == 3:
+                break
+    assert lives == dict.fromkeys(map(result, ("m1", "m2", "batch-1")), kept)
+
+
+def test_an_outcome_that_its_sender_does_not_want_is_counted_but_neither_kept_nor_announced(
+    delivery: Delivery, store: redis.Redis
+) -> None:
+    with store.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+        pubsub.psubscribe("*")
+        assert pubsub.get_message(timeout=5)
+        assert deliver_all(delivery, 0) == [True, True]
+        assert not store.keys("celery*")
+        assert pubsub.get_message(timeout=0) is None
+    assert (store.xlen(FAILURES), store.xlen(DEAD_LETTERS)) == (1, 1)
+
+
+def deliver_all(delivery: Delivery, wanted: float | None) -> list[bool]:
+    """Store a verdict, a rejection and a batch's list, to be kept for `wanted` seconds."""
+    sent = message("fail", message_id="m1")
+    rejected = MessageRejected(RejectionReason.NOT_JSON, "why")
+    refused = Refusal(
+        b"body", LIVE_QUEUE, "task-1/1", "m2", ("m2",), rejected, result_seconds=wanted
+    )
+    envelope = Envelope("t", "batch-1", LIVE_QUEUE, b"[]", None, True, result_seconds=wanted)
+    batch = Batch.of(envelope)
+    answers = [
+        delivery.verdict(verdict(sent), sent, None, wanted),
+        delivery.dead_letter(refused),
+    ]
+    firsts = delivery.deliver(answers, batch=batch, positions=[0, 1])
+    delivery.finish(batch, ["{}", "{}"])
+    return firsts
+
+
 @pytest.mark.parametrize(("keep_result", "kept"), [(True, "m2"), (False, "")])
 def test_the_outcomes_of_a_batch_are_noted_until_it_is_finished(
     delivery: Delivery,

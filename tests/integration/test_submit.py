@@ -14,6 +14,7 @@ import pytest
 from schemas import Verdict
 from tests.support.processes import DEADLINE, REAL, STUB, Worker, wait_for
 from tests.support.stubs import message
+from worker.broker.contract import KEEP_RESULT
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def test_without_waiting_the_messages_are_in_the_queue(
     done = submit(tmp_path, redis_url, "--data-path", str(file), "--no-wait", *options)
     assert (done.returncode, done.stdout) == (0, "600 sent, 0 bad lines\n")
     assert store.llen(queue) == 3, "in batches of 256"
+    items = [json.loads(each) for each in store.lrange(queue, 0, -1)]
+    assert [each["headers"][KEEP_RESULT] for each in items] == [0, 0, 0]
 
 
 @pytest.mark.usefixtures("stub")

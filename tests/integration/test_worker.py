@@ -193,6 +193,22 @@ def test_outcomes_expire(site: "Site") -> None:
     assert all(86_400 <= site.store.ttl(each) <= 1.5 * 86_400 + 1 for each in markers)
 
 
+def test_a_sender_chooses_how_long_its_outcomes_are_kept(site: "Site") -> None:
+    sent = [
+        site.client.submit(message(), keep_result=100),
+        *site.client.submit_many([message(), message()], keep_result=100),
+    ]
+    good = message()
+    with create_app(site.redis_url) as app:
+        task = app.send_task(
+            EVALUATE, args=[good.model_dump_json()], headers={"sqe_keep_result": 100}
+        )
+        task.get(timeout=30)
+    assert len(list(site.client.results(sent))) == 3
+    for each in (*sent, good.message_id, task.id):
+        assert 0 < site.store.ttl(result(each)) <= 100
+
+
 def test_the_log_says_where_the_metrics_are_and_what_is_evaluated_how(site: "Site") -> None:
     log = site.worker.log.read_text()
     assert f"serving {site.worker.url}/metrics" in log

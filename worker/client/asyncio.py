@@ -110,17 +110,23 @@ class Client:
         await self._announcements.close()
         await self._redis.aclose()
 
-    async def submit(self, message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
+    async def submit(
+        self, message: SQEMessage, *, queue: str = LIVE_QUEUE, keep_result: float | None = None
+    ) -> str:
         """Enqueue a message, discard an earlier outcome of its id, and return the id."""
-        await self._send(tasks.evaluate(message, queue))
+        await self._send(tasks.evaluate(message, queue, keep_result))
         return message.message_id
 
     async def submit_many(
-        self, messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE
+        self,
+        messages: Iterable[SQEMessage],
+        *,
+        queue: str = LIVE_QUEUE,
+        keep_result: float | None = None,
     ) -> list[str]:
         """Enqueue any number of messages in batches and return their ids, in order."""
         ids: list[str] = []
-        for task in tasks.evaluate_batches(messages, queue):
+        for task in tasks.evaluate_batches(messages, queue, keep_result):
             await self._send(task)
             ids.extend(task.message_ids)
         return ids
@@ -202,14 +208,18 @@ def _cancellation_kept() -> Iterator[None]:
         raise asyncio.CancelledError
 
 
-async def submit(message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
+async def submit(
+    message: SQEMessage, *, queue: str = LIVE_QUEUE, keep_result: float | None = None
+) -> str:
     """Call `Client.submit` on this event loop's own client."""
-    return await (await _default()).submit(message, queue=queue)
+    return await (await _default()).submit(message, queue=queue, keep_result=keep_result)
 
 
-async def submit_many(messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
+async def submit_many(
+    messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE, keep_result: float | None = None
+) -> list[str]:
     """Call `Client.submit_many` on this event loop's own client."""
-    return await (await _default()).submit_many(messages, queue=queue)
+    return await (await _default()).submit_many(messages, queue=queue, keep_result=keep_result)
 
 
 async def result(message_id: str, timeout: float = 60.0) -> Verdict:  # noqa: ASYNC109

@@ -73,27 +73,45 @@ class Client:
         self._announcements.close()
         self._redis.close()
 
-    def submit(self, message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
+    def submit(
+        self, message: SQEMessage, *, queue: str = LIVE_QUEUE, keep_result: float | None = None
+    ) -> str:
         """Enqueue a message and return its id.
 
         The stored outcome of an earlier message with this id is discarded in the same step, so that
         `result` never returns it. While such a message is still queued or in evaluation, its
         outcome may arrive first: use an id again only once its outcome has arrived.
 
-        Raises `BrokerUnreachable` and `NotAMessageError`.
+        Args:
+            message: The message.
+            queue: `LIVE_QUEUE` or `BACKFILL_QUEUE`.
+            keep_result: Seconds for which the outcome can be fetched. With 0 there is none, so do
+                not call `result`; metrics and streams count it all the same. None leaves it to the
+                workers (`SQE_RESULT_EXPIRES`), who also have a maximum.
+
+        Raises:
+            BrokerUnreachable: Redis cannot be reached, or does not accept the message.
+            NotAMessageError: `message` is something else.
         """
-        self._send(tasks.evaluate(message, queue))
+        self._send(tasks.evaluate(message, queue, keep_result))
         return message.message_id
 
-    def submit_many(self, messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
+    def submit_many(
+        self,
+        messages: Iterable[SQEMessage],
+        *,
+        queue: str = LIVE_QUEUE,
+        keep_result: float | None = None,
+    ) -> list[str]:
         """Enqueue any number of messages in batches and return their ids, in order.
 
         Earlier outcomes of these ids are discarded, as `submit` does. `BACKFILL_QUEUE` is for
-        files: its messages wait while there are live ones. Raises `BrokerUnreachable` and
-        `NotAMessageError`; earlier batches are then already enqueued.
+        files: its messages wait while there are live ones. `keep_result` is that of `submit`.
+        Raises `BrokerUnreachable` and `NotAMessageError`; earlier batches are then already
+        enqueued.
         """
         ids: list[str] = []
-        for task in tasks.evaluate_batches(messages, queue):
+        for task in tasks.evaluate_batches(messages, queue, keep_result):
             self._send(task)
             ids.extend(task.message_ids)
         return ids
@@ -168,14 +186,18 @@ class Client:
         tasks.check_sent(replies, self._replicas)
 
 
-def submit(message: SQEMessage, *, queue: str = LIVE_QUEUE) -> str:
+def submit(
+    message: SQEMessage, *, queue: str = LIVE_QUEUE, keep_result: float | None = None
+) -> str:
     """Call `Client.submit` on this process's own client."""
-    return _default().submit(message, queue=queue)
+    return _default().submit(message, queue=queue, keep_result=keep_result)
 
 
-def submit_many(messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE) -> list[str]:
+def submit_many(
+    messages: Iterable[SQEMessage], *, queue: str = LIVE_QUEUE, keep_result: float | None = None
+) -> list[str]:
     """Call `Client.submit_many` on this process's own client."""
-    return _default().submit_many(messages, queue=queue)
+    return _default().submit_many(messages, queue=queue, keep_result=keep_result)
 
 
 def result(message_id: str, timeout: float = 60.0) -> Verdict:

@@ -4,6 +4,7 @@ Knows the form of a task; connects to nothing. Celery itself is not needed to se
 """
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,14 @@ from typing import Any
 
 from schemas import SQEHRMError, SQEMessage
 from worker.broker import keys
-from worker.broker.contract import ENQUEUED_AT, EVALUATE, EVALUATE_BATCH, MAX_BATCH, WAIT_SECONDS
+from worker.broker.contract import (
+    ENQUEUED_AT,
+    EVALUATE,
+    EVALUATE_BATCH,
+    KEEP_RESULT,
+    MAX_BATCH,
+    WAIT_SECONDS,
+)
 from worker.broker.keys import Namespace
 from worker.client.errors import BrokerUnreachable, NotAMessageError, unreachable
 
@@ -60,21 +68,23 @@ def check_sent(replies: Sequence[Any], replicas: int) -> None:
         )
 
 
-def evaluate(message: SQEMessage, queue: str) -> Task:
+def evaluate(message: SQEMessage, queue: str, keep_result: float | None = None) -> Task:
     """Make the task for one message. Raises `NotAMessageError`."""
-    return evaluate_text(_text(message), message.message_id, queue)
+    return evaluate_text(_text(message), message.message_id, queue, keep_result)
 
 
-def evaluate_text(text: str, message_id: str, queue: str) -> Task:
+def evaluate_text(text: str, message_id: str, queue: str, keep_result: float | None = None) -> Task:
     """Make the task for the text of a message, even one that workers will refuse."""
-    return _task(EVALUATE, text, message_id, [message_id], queue)
+    return _task(EVALUATE, text, message_id, [message_id], queue, keep_result)
 
 
-def evaluate_batches(messages: Iterable[SQEMessage], queue: str) -> Iterator[Task]:
+def evaluate_batches(
+    messages: Iterable[SQEMessage], queue: str, keep_result: float | None = None
+) -> Iterator[Task]:
     """Make tasks for any number of messages. Raises `NotAMessageError`."""
     for batch in _batches(messages):
         message_ids, texts = zip(*batch, strict=True)
-        yield _task(EVALUATE_BATCH, texts, uuid.uuid4().hex, message_ids, queue)
+        yield _task(EVALUATE_BATCH, texts, uuid.uuid4().hex, message_ids, queue, keep_result)
 
 
 def _batches(messages: Iterable[SQEMessage]) -> Iterator[list[tuple[str, str]]]:
@@ -105,10 +115,20 @@ def _text(message: object) -> str:
 
 
 def _task(
-    name: str, argument: str | Sequence[str], task_id: str, message_ids: Sequence[str], queue: str
+    name: str,
+    argument: str | Sequence[str],
+    task_id: str,
+    message_ids: Sequence[str],
+    queue: str,
+    keep_result: float | None,
 ) -> Task:
     if queue not in keys.QUEUES:
         raise SQEHRMError(f"queue {queue!r}: give {' or '.join(keys.QUEUES)}")
+    if keep_result is not None and not 0 <= keep_result < math.inf:
+        raise SQEHRMError(
+            f"keep_result {keep_result!r}: give seconds, 0 to keep no outcome, or None"
+        )
+    keep = {} if keep_result is None else {KEEP_RESULT: keep_result}
     item = json.dumps(
         {
             "body": json.dumps([[argument], {}, {}]),
@@ -122,6 +142,7 @@ def _task(
                 # Outcomes are stored by message id; a list of a batch's outcomes is not needed.
                 "ignore_result": True,
                 ENQUEUED_AT: time.time(),
+                **keep,
             },
             "properties": {
                 "correlation_id": task_id,

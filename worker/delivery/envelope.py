@@ -18,6 +18,7 @@ from typing import Any
 
 from schemas import MessageRejected, RejectionReason
 from worker.broker.app import ENQUEUED_AT, TASKS
+from worker.broker.contract import KEEP_RESULT
 from worker.broker.streams import Original
 from worker.delivery.options import check_headers, expires_at
 from worker.delivery.suspicion import Suspicion
@@ -68,6 +69,8 @@ class Envelope:
     """The earlier faults of a task that has to be evaluated alone, message by message."""
     expires_at: datetime | None = None
     """Time after which no message of the task is to be evaluated; it has an offset."""
+    result_seconds: float | None = None
+    """Seconds for which the sender wants outcomes to be kept: 0 for none, None for the default."""
 
     def refuse(self, rejected: MessageRejected) -> "Refusal":
         """Build the refusal of the whole task."""
@@ -78,6 +81,7 @@ class Envelope:
             message_id=self.task_id,
             result_ids=(self.task_id,),
             rejected=rejected,
+            result_seconds=self.result_seconds,
         )
 
 
@@ -100,6 +104,8 @@ class Refusal:
     """The whole item, if it was too large to be taken out of Redis."""
     tag: str = ""
     """Tag of the delivery if the dead letter is of a whole item, which has no other name."""
+    result_seconds: float | None = None
+    """As in the envelope."""
 
 
 def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
@@ -180,6 +186,7 @@ def read_envelope(item: bytes, queue: str) -> Envelope:
             enqueued_at=_seconds(headers.get(ENQUEUED_AT)),
             keep_result=headers.get("ignore_result") is not True,
             expires_at=expires_at(headers),
+            result_seconds=_duration(headers.get(KEEP_RESULT)),
         )
 
 
@@ -289,6 +296,12 @@ def _seconds(value: object) -> float | None:
     except OverflowError:
         return None
     return seconds if math.isfinite(seconds) else None
+
+
+def _duration(value: object) -> float | None:
+    """Read a finite number of seconds that is not negative; None for anything else."""
+    seconds = _seconds(value)
+    return seconds if seconds is not None and seconds >= 0 else None
 
 
 def _check_encoding(envelope: dict[str, Any], headers: dict[str, Any]) -> None:

@@ -65,6 +65,8 @@ class Answer:
     """The record for a stream; None for a solved message."""
     tag: str = ""
     """Tag of the delivery that is acknowledged together with the outcome, if it has no other."""
+    result_seconds: float | None = None
+    """Seconds for which the sender wants the outcome to be kept; None for the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +76,12 @@ class Batch:
     Args:
         key: Redis key of the outcomes that are stored, by position, until all are.
         list_id: Id under which the list of all outcomes is stored; None if nobody wants it.
+        result_seconds: Seconds for which the sender wants the list to be kept.
     """
 
     key: str
     list_id: str | None
+    result_seconds: float | None = None
 
     @classmethod
     def of(cls, envelope: Envelope) -> Self:
@@ -86,8 +90,9 @@ class Batch:
             envelope.task_id.encode(errors="surrogatepass") + b"\0" + envelope.body,
             usedforsecurity=False,
         )
-        list_id = envelope.task_id if envelope.keep_result else None
-        return cls(keys.partial(identity.hexdigest()), list_id)
+        seconds = envelope.result_seconds
+        list_id = envelope.task_id if envelope.keep_result and seconds != 0 else None
+        return cls(keys.partial(identity.hexdigest()), list_id, seconds)
 
 
 class Delivery:
@@ -121,13 +126,20 @@ class Delivery:
         """Stop trying again: abort every delivery that Redis does not accept at once."""
         self._giving_up.set()
 
-    def verdict(self, verdict: Verdict, message: SQEMessage, task_id: str | None) -> Answer:
+    def verdict(
+        self,
+        verdict: Verdict,
+        message: SQEMessage,
+        task_id: str | None,
+        result_seconds: float | None = None,
+    ) -> Answer:
         """Build the answer to a message that was evaluated.
 
         Args:
             verdict: The message's verdict.
             message: The message itself, which the failure stream keeps if it is unsolved.
             task_id: The task's id if the message was a task of its own.
+            result_seconds: Seconds for which the sender wants the verdict to be kept.
         """
         return Answer(
             outcome=verdict,
@@ -138,6 +150,7 @@ class Delivery:
             ),
             result_ids=_distinct(verdict.message_id, task_id),
             record=None if verdict.solved else Failure.of(verdict, message),
+            result_seconds=result_seconds,
         )
 
     def dead_letter(self, refusal: Refusal) -> Answer:
@@ -164,6 +177,7 @@ class Delivery:
                 rejected_at=datetime.now(UTC),
             ),
             tag=refusal.tag,
+            result_seconds=refusal.result_seconds,
         )
 
     def begin(self, batch: Batch) -> dict[int, str]:
@@ -188,7 +202,7 @@ class Delivery:
             now = datetime.now(UTC).isoformat()
             text = _result("SUCCESS", f"[{','.join(outcomes)}]", batch.list_id, now)
             key = self._key(keys.result(batch.list_id))
-            STORE_LIST(self._client, (key,), self._settings.result_expires, text)
+            STORE_LIST(self._client, (key,), self._milliseconds(batch.result_seconds), text)
         self._client.delete(self._key(batch.key))
 
     def deliver(
@@ -270,14 +284,15 @@ class Delivery:
             status, result = "SUCCESS", outcome
             if isinstance(answer.outcome, Rejection):
                 status, result = "FAILURE", _failure(answer.outcome)
-            names += map(keys.result, answer.result_ids)
+            result_ids = answer.result_ids if answer.result_seconds != 0 else ()
+            names += map(keys.result, result_ids)
             stream = self._stream_arguments(answer.record)
             arguments += [
                 answer.marker,
                 answer.tag,
-                settings.result_expires * 1000,
-                len(answer.result_ids),
-                *(_result(status, result, task_id, now) for task_id in answer.result_ids),
+                self._milliseconds(answer.result_seconds),
+                len(result_ids),
+                *(_result(status, result, task_id, now) for task_id in result_ids),
                 len(stream),
                 *stream,
             ]
@@ -300,6 +315,13 @@ class Delivery:
         if confirmed < replicas:
             raise ResponseError(f"NOREPLICAS {confirmed} of {replicas} replicas have an outcome")
         return replies
+
+    def _milliseconds(self, result_seconds: float | None) -> int:
+        """Milliseconds for which a result lives, of which Redis takes no fewer than 1."""
+        default, longest = self._settings.result_expires, self._settings.result_expires_max
+        if result_seconds is None:
+            return 1000 * default
+        return max(1, round(1000 * min(result_seconds, longest)))
 
     def _stream_arguments(self, record: Failure | DeadLetter | None) -> list[str | bytes | int]:
         if record is None:

@@ -266,8 +266,8 @@ return failure and redis.error_reply(failure) or replies
 """)
 
 STORE_LIST = Script("""#!lua flags=allow-oom
--- KEYS: the key of a batch's list of outcomes. ARGV: seconds it lives, the list.
-redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[1])
+-- KEYS: the key of a batch's list of outcomes. ARGV: milliseconds it lives, the list.
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1])
 redis.call('PUBLISH', KEYS[1], ARGV[2])
 """)
 

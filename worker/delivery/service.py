@@ -337,6 +337,7 @@ class Service:
             _with_queue_time(verdict, pending.message, job.queued),
             pending.message,
             None if job.batch is not None else job.envelope.task_id,
+            job.envelope.result_seconds,
         )
         return answer, wrong
 
@@ -381,6 +382,7 @@ class Service:
             # In a batch, the task's id is for the list of all outcomes.
             result_ids=(own_id, None if job.batch is not None else task_id),
             rejected=rejected,
+            result_seconds=job.envelope.result_seconds,
         )
         return self._delivery.dead_letter(refusal)
 

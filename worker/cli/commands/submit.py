@@ -112,7 +112,7 @@ class _Summary:
     help="Continue --output: do not send lines again whose outcome is in it.",
 )
 @click.option(
-    "--no-wait", is_flag=True, help="Return once enqueued. Redis keeps the verdicts for a while."
+    "--no-wait", is_flag=True, help="Return once enqueued. No outcome can be fetched afterwards."
 )
 @click.option(
     "--timeout",
@@ -162,7 +162,9 @@ def command(
         on_progress = _progress(stack)
         for window in _windows(lines):
             sent = client.submit_many(
-                (line.message for line in window.values()), queue=QUEUES[queue]
+                (line.message for line in window.values()),
+                queue=QUEUES[queue],
+                keep_result=0 if no_wait else None,
             )
             summary.sent += len(sent)
             on_progress(summary)

@@ -92,6 +92,32 @@ def test_headers_say_when_an_item_was_enqueued_and_whether_its_result_is_wanted(
     assert (envelope.enqueued_at, envelope.keep_result) == (12.5, False)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        ("0.5", 0.5),
+        ("60", 60.0),
+        ("1e300", 1e300),
+        ("-1", None),
+        ("1e999", None),
+        ("NaN", None),
+        ("9" * 5000, None),
+        ("true", None),
+        ('"60"', None),
+        ("null", None),
+        ("[]", None),
+    ],
+)
+def test_a_header_says_how_long_outcomes_are_wanted_and_nonsense_leaves_the_default(
+    text: str, seconds: float | None
+) -> None:
+    read = read_envelope(hostile_item("headers", "sqe_keep_result", text), "q")
+    assert read.result_seconds == seconds
+    refused = read.refuse(MessageRejected(RejectionReason.NOT_JSON, "why"))
+    assert refused.result_seconds == seconds
+
+
 def test_an_item_that_celery_made_is_read() -> None:
     app = create_app("redis://localhost")
     message = app.amqp.as_task_v2("t1", EVALUATE, args=["text"], kwargs={})
