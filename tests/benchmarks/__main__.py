@@ -23,6 +23,7 @@ from tests.benchmarks import (
     bench_halting,
     bench_latency,
     bench_precision,
+    bench_redis,
     bench_vocabulary,
 )
 from tests.benchmarks.page import section, with_section
@@ -46,6 +47,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "latency": bench_latency,
     "cache": bench_cache,
     "precision": bench_precision,
+    "redis": bench_redis,
     "ensemble": bench_ensemble,
 }
 
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.quick:
         setting = quick(setting)
     for name in options.only:
-        if setting.is_cuda and name == "conversion":
+        if setting.is_cuda and name in ("conversion", "redis"):
             continue  # nothing in it runs on a GPU
         text = _section(BENCHMARKS[name], setting, arguments)
         print(text, flush=True)  # noqa: T201 - the page

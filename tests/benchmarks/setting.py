@@ -53,6 +53,8 @@ class Setting:
     matters."""
     seconds: float = 0.5
     """Duration of a run of one matrix product."""
+    markers: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    """Numbers of markers in Redis; the first is also that of results."""
     config: HRMConfig = FULL_WIDTH
     checkpoints: tuple[Path, ...] = (CHECKPOINTS / "sqe-demo", CHECKPOINTS / "sqe-demo-600")
     """Two checkpoints with the same conversion; the first has its messages beside it."""
@@ -89,6 +91,7 @@ def quick(setting: Setting) -> Setting:
         unknown=4,
         messages=5_000,
         seconds=0.05,
+        markers=(1_000, 10_000),
     )
 
 

@@ -6,22 +6,19 @@ import threading
 import pytest
 import redis
 
+from tests.support.markers import DAY, store_markers
 from tests.support.processes import wait_for
 from worker.broker.keys import COUNTED, NOTED, attempt
 from worker.delivery.markers import marker_of
 from worker.delivery.scripts import STORE
 
-DAY = 86_400
-
 
 def count(
-    store: redis.Redis, *messages: object, seconds: int = DAY, attempted: str = ""
+    store: redis.Redis, *messages: object, seconds: int = DAY, attempted: str | None = None
 ) -> list[int]:
-    """Store outcomes of these messages, without results, in one attempt."""
-    outcomes = [each for one in messages for each in (marker_of(str(one).encode()), "", 1000, 0, 0)]
-    token = attempted or random.randbytes(8).hex()
-    reply: list[int] = STORE(store, (*NOTED, COUNTED, attempt("test")), seconds, token, *outcomes)
-    return reply
+    """Store outcomes of these messages in one attempt."""
+    markers = (marker_of(str(each).encode()) for each in messages)
+    return store_markers(store, markers, seconds=seconds, token=attempted)
 
 
 def names(store: redis.Redis, pattern: str = "*") -> list[str]:

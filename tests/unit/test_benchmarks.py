@@ -59,6 +59,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         unknown=3,
         messages=20,
         seconds=0.01,
+        markers=(100, 1000),
         config=WIDE,
         checkpoints=checkpoints,
     )

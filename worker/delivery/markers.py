@@ -1,4 +1,4 @@
-"""The markers of counted messages: numbers in small sets, 10 bytes each, inside a script of Redis.
+"""The markers of counted messages: numbers in small sets, 9 bytes each, inside a script of Redis.
 
 A marker is a hash of 63 bits. While a set holds integers and at most 512 of them (the server's
 `set-max-intset-entries`), Redis keeps it as a sorted array of 8 bytes each. A string with a name of
@@ -8,12 +8,11 @@ its own would cost 150.
   has to live. Each slice has sets of its own, and they expire together. A marker is written to the
   current slice and looked up in the current and the two before it.
 - **Sets.** A slice grows by linear hashing: for every 200 markers it gets one set more, which takes
-  half of an older one's. Sets hold 100 to 400 markers, and a lookup reads one set of each slice,
-  whatever the number of messages. At a count of 4 standard deviations above the mean, a set about
-  to be divided holds 480.
+  half of an older one's. A set that is about to be divided has 400 in the mean, and more than 480
+  in one of 30,000 cases. A lookup reads one set of each slice, whatever the number of messages.
 
-Two different messages of 63 bits are taken for one with the probability (markers that live) / 2^63:
-at 1,000 messages a second for a day, one message in 70 billion is not counted for this reason.
+A message is taken for another one with the probability (markers that live) / 2^63: at 1,000
+messages a second and a window of a day, one in 70 billion is not counted for this reason.
 
 Knows identities and Redis's sets; nothing of what is counted.
 """
@@ -92,6 +91,8 @@ added and not removed again."""
 
 
 def marker_of(*parts: bytes) -> str:
-    """Hash an identity to a marker: 63 bits as a decimal number. Only the last may have zeros."""
+    """Hash an identity to a marker: 63 bits as a decimal number. Only the last part may have null
+    bytes, which stand between the parts.
+    """
     digest = hashlib.sha256(b"\0".join(parts)).digest()
     return str(int.from_bytes(digest[:8]) >> 1)

@@ -1,0 +1,31 @@
+"""Markers stored in a Redis without the outcomes that they belong to."""
+
+import uuid
+from collections.abc import Iterable
+
+import redis
+
+from worker.broker.keys import COUNTED, NOTED, attempt
+from worker.delivery.scripts import STORE
+
+DAY = 86_400
+
+
+def store_markers(
+    store: redis.Redis, markers: Iterable[str], *, seconds: int = DAY, token: str | None = None
+) -> list[int]:
+    """Store outcomes with these markers and without results, in one attempt.
+
+    Args:
+        store: The Redis.
+        markers: The markers, from `marker_of`.
+        seconds: Seconds for which they are remembered.
+        token: Name of the attempt; none for a new one.
+
+    Returns:
+        For each marker, 1 if it was not remembered, otherwise 0.
+    """
+    outcomes = [each for marker in markers for each in (marker, "", 1000, 0, 0)]
+    keys = (*NOTED, COUNTED, attempt("test"))
+    reply: list[int] = STORE(store, keys, seconds, token or uuid.uuid4().hex, *outcomes)
+    return reply
