@@ -12,7 +12,7 @@ from hrm.data.config import ConversionConfig
 from hrm.model.network import HRM
 from tests.support.networks import tiny
 from tests.support.processes import REAL, Worker
-from worker.broker import embedded
+from tests.support.servers import server
 from worker.client import Client
 
 TINY = tiny(num_puzzle_identifiers=1000, seq_len=100, halt_max_steps=2)
@@ -22,8 +22,8 @@ TINY = tiny(num_puzzle_identifiers=1000, seq_len=100, halt_max_steps=2)
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
     """A Redis of the test's own."""
-    with embedded.start(tmp_path) as server:
-        yield server.url
+    with server(tmp_path) as running:
+        yield running.url
 
 
 @pytest.fixture
@@ -63,11 +63,11 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Ite
     """One for all tests that leave it as it was: counters and streams only grow."""
     folder = tmp_path_factory.mktemp("site")
     with (
-        embedded.start(folder) as server,
-        redis.Redis.from_url(server.url) as store,
-        Client(server.url) as client,
+        server(folder) as running,
+        redis.Redis.from_url(running.url) as store,
+        Client(running.url) as client,
         Worker.start(
-            REAL, folder, server.url, "--checkpoint", "tiny", checkpoint_dir=tiny_checkpoint.parent
+            REAL, folder, running.url, "--checkpoint", "tiny", checkpoint_dir=tiny_checkpoint.parent
         ) as worker,
     ):
-        yield Site(server.url, store, worker.wait_until_ready(), client)
+        yield Site(running.url, store, worker.wait_until_ready(), client)

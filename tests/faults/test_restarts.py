@@ -48,12 +48,10 @@ def in_hand(store: redis.Redis) -> int:
 
 
 def test_messages_survive_every_restart_of_redis(workers: ExitStack, tmp_path: Path) -> None:
-    port = 0
     worker = None
     sent: list[str] = []
     for _ in range(3):
-        with embedded.start(tmp_path, port=port) as server, Client(server.url) as client:
-            port = server.port
+        with embedded.start(tmp_path) as server, Client(server.url) as client:
             # A message that was on its way out of Redis comes back after the visibility timeout.
             worker = worker or workers.enter_context(
                 Worker.start(STUB, tmp_path, server.url, visibility_timeout=3)
@@ -66,7 +64,7 @@ def test_messages_survive_every_restart_of_redis(workers: ExitStack, tmp_path: P
         wait_for(functools.partial(is_cut_off, worker), "not ready without Redis", 10)
         assert worker.get("/healthz") == (200, "alive\n")
     assert worker is not None
-    with embedded.start(tmp_path, port=port) as server, Client(server.url) as client:
+    with embedded.start(tmp_path) as server, Client(server.url) as client:
         worker.wait_until_ready()
         outcomes = {outcome.message_id for outcome in client.results(sent, timeout=30)}
     assert outcomes == set(sent)
@@ -76,10 +74,10 @@ def test_messages_survive_every_restart_of_redis(workers: ExitStack, tmp_path: P
 
 def test_a_worker_waits_for_a_redis_that_comes_later(workers: ExitStack, tmp_path: Path) -> None:
     with embedded.start(tmp_path) as server:
-        port, url = server.port, server.url
+        url = server.url
     worker = workers.enter_context(Worker.start(STUB, tmp_path, url))
     wait_for(lambda: "Redis is not reachable" in worker.log.read_text(), "a first attempt")
-    with embedded.start(tmp_path, port=port), Client(url) as client:
+    with embedded.start(tmp_path), Client(url) as client:
         assert client.result(client.submit(message())).solved
 
 

@@ -50,7 +50,7 @@ def namespace(request: pytest.FixtureRequest) -> Namespace:
 @pytest.fixture
 def redis_url(tmp_path: Path, namespace: Namespace) -> Iterator[str]:
     """A server with these users, which knows nobody else."""
-    socket, port = tmp_path / "admin.sock", embedded._free_port(0)
+    socket, port = tmp_path / "admin.sock", embedded._free_port()
     users = tmp_path / "users.acl"
     users.write_bytes((ROOT / USERS).read_bytes())
     if namespace == STAGING:

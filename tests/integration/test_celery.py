@@ -266,7 +266,7 @@ def test_a_worker_answers_no_questions_by_default(site: "Site") -> None:
 
 
 def test_flower_shows_workers_and_tasks(tmp_path: Path, redis_url: str, client: Client) -> None:
-    port = embedded._free_port(0)
+    port = embedded._free_port()
     command = [sys.executable, "-m", "celery", "-A", "worker.broker.producer", "flower"]
     environ = {
         **os.environ,

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.installs import INSTALL_SECONDS, Install, build_wheel, create
 from tests.support.processes import DEADLINE, ROOT, STUB, Worker
-from worker.broker import embedded
+from tests.support.servers import server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,11 +112,11 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[str]":
     """The URL of a Redis with a worker."""
     folder = tmp_path_factory.mktemp("answering")
     with (
-        embedded.start(folder) as server,
-        Worker.start(STUB, folder, server.url) as worker,
+        server(folder) as running,
+        Worker.start(STUB, folder, running.url) as worker,
     ):
         worker.wait_until_ready()
-        yield server.url
+        yield running.url
 
 
 @pytest.fixture

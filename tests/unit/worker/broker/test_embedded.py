@@ -42,7 +42,7 @@ def test_without_a_server_or_permission_to_start_one_the_error_names_the_fix(
 
 @pytest.mark.parametrize("state", ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "port": {}}'])
 def test_a_damaged_state_file_is_no_server(tmp_path: Path, state: str) -> None:
-    (tmp_path / "redis").mkdir()
+    (tmp_path / "redis").mkdir(mode=0o700)
     (tmp_path / "redis" / "server.json").write_text(state)
     assert find(tmp_path) is None
 
