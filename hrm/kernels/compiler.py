@@ -1,9 +1,9 @@
 """The C++ kernels: built once for the processor they run on, then loaded from a cache.
 
 Needs a C++ compiler: the one named by the environment variable `CXX`, else `g++`, else `clang++`.
-Builds are kept in the user's cache (`$XDG_CACHE_HOME/sqe-hrm`, by default `~/.cache/sqe-hrm`) under
-a name that changes with the source, the compiler and the processor. `SQE_CPU_KERNELS=off` in the
-environment turns off the kernels, and packed weights with them.
+Builds are kept in the folder of `hrm.kernels.folder`, under a name that changes with the source,
+the compiler and the processor. `SQE_CPU_KERNELS=off` in the environment turns off the kernels, and
+packed weights with them.
 """
 
 import ctypes
@@ -13,7 +13,6 @@ import platform
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -23,6 +22,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+
+from hrm.kernels.folder import cache_folder
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
@@ -104,7 +105,7 @@ def load() -> Kernels:
     compiler = _find_compiler()
     runtime = _openmp()
     name = f"{_digest(compiler, runtime)}.so"
-    cached = _cache_folder()
+    cached = cache_folder()
     if cached is not None:
         with suppress(OSError):  # not built yet, or damaged
             return Kernels(_open(cached / name), compiler)
@@ -168,22 +169,6 @@ def _processor() -> str:
         wanted = ("flags", "model name", "Features", "CPU implementer", "CPU part")
         properties.update(line for line in lines if line.startswith(wanted))
     return "\n".join(sorted(properties))
-
-
-def _cache_folder() -> Path | None:
-    """The folder for builds, or None if there is none that only this user can change.
-
-    Files in this folder are executed.
-    """
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = (Path(base) if base else Path.home() / ".cache") / "sqe-hrm"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
-        return None
-    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    return folder if own and not found.st_mode & 0o022 else None
 
 
 def _build(compiler: Compiler, runtime: str, library: Path) -> None:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrm.kernels.folder import keep_gpu_caches
 from hrm.kernels.graphs import cuda_capture
 from hrm.model.network import HRM, Block, rotate
 
@@ -191,6 +192,7 @@ def accelerate(network: HRM) -> str:
         return f"plain torch, because {SWITCH} is off"
     if find_spec("triton") is None:
         return "plain torch, because there is no triton"
+    keep_gpu_caches()
     # cuDNN plans its attention again for each batch size and thread, which takes tens of
     # milliseconds each time.
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)
