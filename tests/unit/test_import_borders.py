@@ -192,7 +192,7 @@ def test_the_wire_contract_imports_only_pydantic() -> None:
 
 def test_the_client_imports_only_what_its_distribution_has() -> None:
     shipped = {"schemas", "worker.client", "redis"}
-    shipped |= {f"worker.broker.{name}" for name in ("contract", "keys", "urls")}
+    shipped |= {f"worker.broker.{name}" for name in ("contract", "keys", "tls", "urls")}
     for module in modules("worker/client"):
         if module.name == "address.py":  # the distribution has another
             continue

@@ -17,6 +17,7 @@ from redis.exceptions import (
 )
 
 from schemas import SQEHRMError
+from worker.broker.tls import is_refused_certificate, tls_problem
 
 _PASSING = (ReadOnlyError, OutOfMemoryError, NoScriptError, ClusterDownError, TryAgainError)
 """Replies that change without anyone changing Redis: a failover ends, memory becomes free."""
@@ -34,14 +35,18 @@ def is_lasting(error: Exception) -> bool:
     """Whether Redis answers the same until somebody changes its configuration or the worker's."""
     if isinstance(error, ResponseError):
         return not isinstance(error, _PASSING) and not str(error).startswith(_PASSING_CODES)
-    # redis-py counts the last two among the lost connections.
-    return isinstance(error, RedisUnfit | AuthenticationError | AuthorizationError)
+    # redis-py counts the others among the lost connections.
+    return is_refused_certificate(error) or isinstance(
+        error, RedisUnfit | AuthenticationError | AuthorizationError
+    )
 
 
 def describe(error: Exception) -> str:
     """Word an error in one line, without the command that caused it and without its arguments."""
     if isinstance(error, RedisUnfit):
         return str(error)
+    if problem := tls_problem(error):
+        return f"Redis is not reachable: {problem}"
     # redis-py quotes a pipeline's command before the problem, and with it a message's text.
     text = str(error).rpartition(" of pipeline caused error: ")[2]
     text = text.partition(", with args beginning with")[0]

@@ -21,6 +21,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from schemas import SQEHRMError
+from worker.broker.tls import file_problem
 
 SENTINEL_PORT = 26379
 """Port of a Sentinel whose URL names none; Redis's own default."""
@@ -146,6 +147,8 @@ def connections(url: str, **defaults: Any) -> redis.ConnectionPool:  # noqa: ANN
             f"SQE_REDIS_URL has an option that redis-py does not take ({problem}): correct the "
             "part after the question mark"
         ) from None
+    if unusable := file_problem(options):
+        raise RedisURLError(f"SQE_REDIS_URL: {unusable}")
     return pool
 
 

@@ -1,6 +1,7 @@
 """The client's errors. Each is one line, and derives from `SQEHRMError`."""
 
 from schemas import SQEHRMError
+from worker.broker.tls import tls_problem
 
 
 class BrokerUnreachable(SQEHRMError):
@@ -21,6 +22,8 @@ class UnreadableOutcome(SQEHRMError):
 
 def unreachable(error: Exception) -> BrokerUnreachable:
     """Word an error of redis-py for an agent."""
+    if found := tls_problem(error):
+        return BrokerUnreachable(f"Redis is not reachable: {found}")
     # In a transaction, redis-py quotes the command before the problem, and with it the message.
     problem = str(error).rpartition(" of pipeline caused error: ")[2]
     return BrokerUnreachable(

@@ -17,6 +17,7 @@ SOURCES = (
     ("worker/client/*.py", ""),
     ("worker/broker/contract.py", ""),
     ("worker/broker/keys.py", ""),
+    ("worker/broker/tls.py", ""),
     ("worker/broker/urls.py", ""),
     # Replaces the one of worker/client, which also finds an embedded server.
     ("worker/client_package/address.py", ""),

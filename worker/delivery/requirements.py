@@ -26,6 +26,7 @@ from worker.broker.keys import (
     result,
     suspects,
 )
+from worker.broker.tls import is_refused_certificate
 from worker.broker.version import check_redis_version
 from worker.delivery.scripts import Script
 from worker.settings import Settings
@@ -142,6 +143,8 @@ class Requirements:
             check_redis_version(client)
             self.check_permissions(client)
         except redis.RedisError as error:
+            if is_refused_certificate(error):
+                raise RedisUnfit(describe(error)) from None
             if is_lasting(error):
                 raise RedisUnfit(f"{describe(error)}: check the user in SQE_REDIS_URL") from None
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from redis import SSLConnection
 
+from tests.support.tls import Authority
 from worker.broker.app import create_app
 from worker.broker.keys import Namespace
 from worker.broker.urls import RedisURLError
@@ -25,11 +26,12 @@ def test_a_tls_url_means_tls_with_a_certificate_that_is_checked(transport: str |
     assert app.backend.connparams["ssl_cert_reqs"] == ssl.CERT_REQUIRED
 
 
-def test_the_url_may_say_how_certificates_are_checked() -> None:
-    app = create_app("rediss://db:6380/1?ssl_cert_reqs=none&ssl_ca_certs=%2Fca.pem")
+def test_the_url_may_say_how_certificates_are_checked(tmp_path: Path) -> None:
+    authority = str(Authority(tmp_path).file)
+    app = create_app(f"rediss://db:6380/1?ssl_cert_reqs=none&ssl_ca_certs={authority}")
     assert app.connection(transport="worker.delivery.transport:Transport").ssl == {
         "ssl_cert_reqs": ssl.CERT_NONE,
-        "ssl_ca_certs": "/ca.pem",
+        "ssl_ca_certs": authority,
     }
 
 

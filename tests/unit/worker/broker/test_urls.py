@@ -1,12 +1,18 @@
 """worker.broker.urls: what a URL says about connections, for redis-py in both its forms."""
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from worker.broker.urls import async_connections, connections
+from tests.support.tls import Authority
+from worker.broker.urls import RedisURLError, async_connections, connections, without_password
 
 Build = Callable[..., Any]
 
@@ -23,12 +29,14 @@ def build(request: pytest.FixtureRequest) -> Build:
 
 @pytest.mark.parametrize("required", ["required", "CERT_REQUIRED"])
 def test_certificates_are_checked_as_redis_py_or_celery_words_it(
-    build: Build, required: str
+    build: Build, required: str, tmp_path: Path
 ) -> None:
-    pool = build(f"rediss://:pw@db:6380/1?ssl_cert_reqs={required}&ssl_ca_certs=%2Fca.pem")
+    authority = Authority(tmp_path).file
+    quoted = quote(str(authority), safe="")
+    pool = build(f"rediss://:pw@db:6380/1?ssl_cert_reqs={required}&ssl_ca_certs={quoted}")
     assert pool.connection_class.__name__ == "SSLConnection"
     assert options(pool)["ssl_cert_reqs"] == "required"
-    assert options(pool)["ssl_ca_certs"] == "/ca.pem"
+    assert options(pool)["ssl_ca_certs"] == str(authority)
 
 
 def test_certificates_are_checked_unless_the_url_says_otherwise(build: Build) -> None:
