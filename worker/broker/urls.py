@@ -106,7 +106,7 @@ def _unknown(name: str) -> redis.ConnectionError:
 
 def without_password(url: str) -> str:
     """Word a URL for a log: without user and password, and without options, which may have more."""
-    return re.sub(r"(?<=//).*@", "***@", url).partition("?")[0]
+    return re.sub(r"(?s)(?<=//).*@", "***@", url).partition("?")[0]
 
 
 def check_redis_url(url: str) -> None:
@@ -176,7 +176,9 @@ def _parse(url: str) -> _Parsed:
     parsed = _parse_sentinels(url) if url.startswith("sentinel://") else _Parsed(url)
     parts = urlsplit(parsed.url)
     if parts.scheme == "unix":
-        is_sound = bool(parts.path) and "@" not in parts.path and not parts.hostname
+        # Anything else before the path is the beginning of a password with a slash.
+        is_sound = bool(parts.path) and "@" not in parts.path
+        is_sound = is_sound and (not parts.netloc or parts.netloc.endswith("@"))
     else:
         is_sound = bool(re.fullmatch(r"/?[0-9]*", parts.path))
     if not is_sound or "#" in url or not _QUERY.fullmatch(parts.query):
@@ -196,10 +198,12 @@ def _parse_sentinels(url: str) -> _Parsed:
     nodes = re.split("[/?#]", joined, maxsplit=1)[0]
     rest = joined.removeprefix(nodes)
     split = [urlsplit(f"redis://{node}") for node in re.split("[;,]", nodes)]
-    login = next((each.netloc.rpartition("@")[0] + "@" for each in split if "@" in each.netloc), "")
+    logins = {each.netloc.rpartition("@")[0] + "@" for each in split if "@" in each.netloc}
     sentinels = tuple((each.hostname or "", each.port or SENTINEL_PORT) for each in split)
-    if not all(host for host, _ in sentinels) or (login and "@" not in split[0].netloc):
+    if not all(host for host, _ in sentinels) or (logins and "@" not in split[0].netloc):
         raise ValueError
+    # Two that differ are a password with a comma or semicolon. Raises `ValueError`.
+    (login,) = logins or {""}
     return _Parsed(f"redis://{login}{split[0].hostname}{rest}", sentinels)
 
 
