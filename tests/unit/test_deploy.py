@@ -187,6 +187,19 @@ def test_workers_are_given_only_settings_that_exist() -> None:
             assert variable.removeprefix(PREFIX).lower() in Settings.model_fields, variable
 
 
+FIXED = {"redis_url", "checkpoint_dir", "device", "metrics_host", "metrics_port"} | {
+    "shutdown_grace_seconds"  # goes with stop_grace_period
+}
+"""Settings of the surroundings of a worker, which the Compose file is."""
+
+
+def test_operators_can_give_every_other_setting() -> None:
+    environment = COMPOSE["services"]["worker"]["environment"]
+    for name in Settings.model_fields.keys() - FIXED:
+        variable = PREFIX + name.upper()
+        assert environment[variable].startswith(f"${{{variable}:-"), variable
+
+
 def test_a_worker_has_time_to_finish_before_it_is_killed() -> None:
     grace = COMPOSE["services"]["worker"]["stop_grace_period"]
     assert float(grace.removesuffix("s")) > Settings().shutdown_grace_seconds
