@@ -42,6 +42,10 @@ class Evaluator(Protocol):
     @property
     def statistics(self) -> EngineStatistics: ...  # noqa: D102
     def submit(  # noqa: D102
-        self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
+        self,
+        body: bytes | str | Mapping[str, Any],
+        *,
+        queued_seconds: float | None = None,
+        urgent: bool = True,
     ) -> Pending: ...
     def close(self) -> None: ...  # noqa: D102

@@ -231,13 +231,18 @@ class Evaluator:
         return self._engine.statistics
 
     def submit(
-        self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
+        self,
+        body: bytes | str | Mapping[str, Any],
+        *,
+        queued_seconds: float | None = None,
+        urgent: bool = True,  # noqa: ARG002 - the engine has one lane
     ) -> PendingVerdict:
         """Submit the message in `body` to the engine, and wait only while its queue is full.
 
         Args:
             body: The message, as JSON or decoded.
             queued_seconds: How long it waited in a queue before.
+            urgent: Whether somebody waits for it.
 
         Raises:
             MessageRejected: The message cannot be evaluated.

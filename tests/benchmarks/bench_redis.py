@@ -23,7 +23,8 @@ from tests.support.stubs import verdict
 from worker.broker import embedded
 from worker.broker.keys import BACKFILL_QUEUE, NO_NAMESPACE
 from worker.client.tasks import evaluate_batches
-from worker.delivery.outcomes import Delivery
+from worker.delivery.outcomes import Delivery, Entry
+from worker.delivery.scripts import load_scripts
 from worker.settings import Settings
 
 TITLE = "Redis memory"
@@ -124,14 +125,18 @@ def _deliver(
     result_seconds: float | None = None,
     call: int = CALL,
 ) -> None:
-    delivery = Delivery(store, Settings(), worker="worker-1:4711", on_error=lambda: None)
+    delivery = Delivery(Settings(), worker="worker-1:4711")
+    load_scripts(store)
     for first in range(0, len(messages), call):
-        answers = []
+        entries = []
         for each in messages[first : first + call]:
             predicted = tuple(range(2 + len(each.completion.split())))
             made = verdict(each).model_copy(update={"predicted_sequence": predicted})
-            answers.append(delivery.verdict(made, each, None, result_seconds))
-        delivery.deliver(answers)
+            answer = delivery.verdict(made, each, None, result_seconds)
+            entries.append(Entry(answer, made.model_dump_json()))
+        with store.pipeline(transaction=False) as pipe:
+            delivery.store(pipe, entries, f"token {first}", "name")
+            pipe.execute()
 
 
 def _enqueue(store: redis.Redis, messages: Sequence[SQEMessage]) -> None:

@@ -249,20 +249,63 @@ def test_a_worker_that_meets_only_errors_gives_its_messages_back_and_exits_1(
     assert "bug in here" not in worker.log.read_text()
 
 
-def test_live_messages_overtake_a_backlog(
-    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+def test_a_live_message_does_not_wait_beside_a_full_backfill(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, gate: Path
 ) -> None:
-    gate = tmp_path / "gate"
     start = Worker.start(STUB, tmp_path, redis_url, "--slots", "1")
     workers.enter_context(start).wait_until_ready()
-    held = client.submit(message(f"hold {gate}"))
-    wait_for(lambda: in_hand(store) == 1, "the only slot is taken")
-    backlog = [client.submit(message(), queue=BACKFILL_QUEUE) for _ in range(50)]
-    live = [client.submit(message()) for _ in range(5)]
+    held = (message(f"hold {gate}") for _ in range(600))
+    backlog = client.submit_many(held, queue=BACKFILL_QUEUE)
+    with redis.Redis.from_url(redis_url) as store:
+        wait_for(lambda: in_hand(store) == 1, "a batch is in hand, and no more")
+        for _ in range(20):
+            assert client.result(client.submit(message())).solved
+        assert in_hand(store) == 1
     gate.touch()
-    verdicts = [client.result(message_id) for message_id in (held, *backlog, *live)]
-    in_order = sorted(verdicts, key=lambda verdict: verdict.evaluated_at)
-    assert [verdict.message_id for verdict in in_order] == [held, *live, *backlog]
+    assert len(list(client.results(backlog))) == 600
+
+
+def test_idle_workers_share_the_batches_of_a_file(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, gate: Path
+) -> None:
+    both = [workers.enter_context(Worker.start(STUB, tmp_path, redis_url)) for _ in range(2)]
+    for worker in both:
+        worker.wait_until_ready()
+    held = (message(f"hold {gate}") for _ in range(4 * 256))
+    sent = client.submit_many(held, queue=BACKFILL_QUEUE)
+    with redis.Redis.from_url(redis_url) as store:
+        wait_for(lambda: in_hand(store) == 2, "each has a batch")
+        gate.touch()
+        assert len(list(client.results(sent))) == 1024
+        wait_for(lambda: in_hand(store) == 0, "acknowledged")
+    assert sum(worker.total("evaluations_total") for worker in both) == 1024
+    assert min(worker.total("evaluations_total") for worker in both) >= 256
+
+
+def test_a_lost_connection_of_the_consumer_gives_nothing_back(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, gate: Path
+) -> None:
+    worker = workers.enter_context(Worker.start(STUB, tmp_path, redis_url)).wait_until_ready()
+    batch = (message(f"hold {gate}" if place else "solve") for place in range(192))
+    sent = client.submit_many(batch, queue=BACKFILL_QUEUE)
+    sent += [client.submit(message(f"hold {gate}")) for _ in range(7)]
+    with redis.Redis.from_url(redis_url) as store:
+        wait_for(lambda: in_hand(store) == 8, "taken")
+        tags = sorted(store.hkeys(UNACKED))
+        connections = store.info("stats")["total_connections_received"]
+        for _ in range(3):
+            store.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            wait_for(
+                lambda: store.info("stats")["total_connections_received"] > connections, "again"
+            )
+            worker.wait_until_ready()
+        assert client.result(client.submit(message())).solved, "it takes messages again"
+        assert sorted(store.hkeys(UNACKED)) == tags
+        gate.touch()
+        assert len(list(client.results(sent))) == 199
+        wait_for(lambda: in_hand(store) == 0, "acknowledged")
+    assert worker.total("evaluations_total") == 200
+    assert worker.total("duplicates_total") == 0
 
 
 def test_a_worker_whose_clock_is_an_hour_ahead_delivers_nothing_twice(

@@ -139,14 +139,15 @@ def test_an_entry_that_is_refused_leaves_no_marker_and_the_others_counted(
     outcomes = [
         each
         for number, extra in enumerate(((), entry, ()))
-        for each in (marker_of(b"%d" % number), "", 1000, 0, len(extra), *extra)
+        for each in (marker_of(b"%d" % number), "", "", "", 1000, 0, len(extra), *extra)
     ]
     keys = (*NOTED, COUNTED, attempt("test"))
     for _ in range(2):
-        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-            STORE(store, keys, DAY, "token", *outcomes)
+        first, refused, last = STORE(store, keys, DAY, "token", 9, *outcomes)
+        assert (first, last) == (1, 1)
+        assert b"WRONGTYPE" in refused
     store.delete("stream")
-    assert STORE(store, keys, DAY, "token", *outcomes) == [1, 1, 1]
+    assert STORE(store, keys, DAY, "token", 9, *outcomes) == [1, 1, 1]
     assert store.xlen("stream") == 1
 
 

@@ -8,22 +8,27 @@ import pytest
 import redis
 
 from tests.support.permissions import limited_url
+from worker.broker.app import EVALUATE_BATCH
 from worker.broker.keys import (
+    BACKFILL_QUEUE,
     COUNTED,
     DEAD_LETTERS,
     FAULTS,
     LIVE_QUEUE,
     NOTED,
+    QUEUES,
     UNACKED,
     UNACKED_INDEX,
     attempt,
     delivery_tag,
+    queue_lists,
     suspects,
 )
 from worker.delivery.scripts import (
-    ACKNOWLEDGE,
+    FINISH,
     MARK,
     PUT_BACK,
+    RECLAIM,
     RENEW,
     RESTORE,
     STORE,
@@ -31,20 +36,44 @@ from worker.delivery.scripts import (
     Suspects,
 )
 from worker.delivery.suspicion import Suspicion
+from worker.delivery.upkeep import WITH_QUEUES
 
 APART = suspects(LIVE_QUEUE)
-
-WITH_QUEUES = (*NOTED, LIVE_QUEUE, APART)
 
 LONGEST = 1000
 BEGINNING = 10
 
+NOTHING = [None] * 5
+
+
+def take_all(
+    store: redis.Redis,
+    *rooms: int,
+    when: Suspects = Suspects.NEVER,
+    most: int = 99,
+    enough: int = 9999,
+) -> list[Any]:
+    """Take items of the live queue and of the backfill; returns them and whether suspects wait."""
+    queues = QUEUES[: len(rooms)]
+    names = [*map(suspects, queues), *(name for queue in queues for name in queue_lists(queue))]
+    limits = (LONGEST, BEGINNING, most, enough)
+    arguments: Any = (len(rooms), when, *limits, EVALUATE_BATCH, "many", *rooms)
+    reply: list[Any] = TAKE(store, (*NOTED, *names), *arguments)
+    return reply
+
 
 def take(store: redis.Redis, unique: str = "1", when: Suspects = Suspects.LAST) -> list[Any]:
-    tag = delivery_tag(LIVE_QUEUE, unique)
-    keys = (*NOTED, APART, LIVE_QUEUE)
-    reply: list[Any] = TAKE(store, keys, 1, tag, tag, when, LONGEST, BEGINNING)
-    return reply
+    """Take one item; its tag ends as the other functions' tags do."""
+    names = (suspects(LIVE_QUEUE), *queue_lists(LIVE_QUEUE))
+    limits = (LONGEST, BEGINNING, 1, 9999)
+    items, waiting = TAKE(store, (*NOTED, *names), 1, when, *limits, EVALUATE_BATCH, unique, 1)
+    item, tag, *rest = items[0] if items else NOTHING
+    return [item, tag, waiting, *rest]
+
+
+def tag_of(unique: str = "1") -> str:
+    """The tag of the item that `take` takes."""
+    return delivery_tag(LIVE_QUEUE, f"{unique}-0")
 
 
 def suspicion(reply: list[Any]) -> Suspicion:
@@ -53,8 +82,7 @@ def suspicion(reply: list[Any]) -> Suspicion:
 
 
 def put_back(store: redis.Redis, unique: str = "1", *, fault: bool) -> None:
-    tag = delivery_tag(LIVE_QUEUE, unique)
-    PUT_BACK(store, WITH_QUEUES, tag, int(fault))
+    PUT_BACK(store, WITH_QUEUES, tag_of(unique), int(fault))
 
 
 def fail(store: redis.Redis, times: int) -> list[Any]:
@@ -67,10 +95,10 @@ def fail(store: redis.Redis, times: int) -> list[Any]:
 
 def test_an_item_is_noted_before_it_leaves_its_list(store: redis.Redis) -> None:
     store.lpush(LIVE_QUEUE, "a", "b")
-    assert take(store) == [b"a", b"sqe.evaluate/1", 0, None, None, None]
-    assert store.hgetall(UNACKED) == {b"sqe.evaluate/1": b"a"}
+    assert take(store) == [b"a", b"sqe.evaluate/1-0", 0, None, None, None]
+    assert store.hgetall(UNACKED) == {b"sqe.evaluate/1-0": b"a"}
     server: Any = store.time()
-    assert store.zscore(UNACKED_INDEX, "sqe.evaluate/1") == pytest.approx(server[0], abs=5)
+    assert store.zscore(UNACKED_INDEX, "sqe.evaluate/1-0") == pytest.approx(server[0], abs=5)
     assert store.lrange(LIVE_QUEUE, 0, -1) == [b"b"]
 
 
@@ -144,8 +172,8 @@ def test_a_fault_before_any_message_is_evaluated_is_blamed_on_none(store: redis.
 def store_letter(store: redis.Redis, unique: str, token: str) -> int:
     names = (*NOTED, COUNTED, attempt(token))
     letter = (DEAD_LETTERS, 99, "*", "a", 1)
-    tag = delivery_tag(LIVE_QUEUE, unique)
-    (reply,) = STORE(store, names, 9, token, "", tag, 9, 0, len(letter), *letter)
+    entry = ("", tag_of(unique), "", "", 9, 0, len(letter), *letter)
+    (reply,) = STORE(store, names, 9, token, 9, *entry)
     first: int = reply
     return first
 
@@ -174,7 +202,7 @@ def test_an_acknowledged_item_leaves_nothing_behind(store: redis.Redis) -> None:
     store.lpush(LIVE_QUEUE, "a")
     digest = suspicion(fail(store, 2)).digest
     MARK(store, (FAULTS,), digest, 0)
-    ACKNOWLEDGE(store, NOTED, delivery_tag(LIVE_QUEUE, "1"))
+    FINISH(store, (*NOTED, "sqe:partial:1"), tag_of())
     MARK(store, (FAULTS,), digest, 1)  # by a worker that still evaluates it
     put_back(store, fault=True)
     assert store.keys("sqe*") == []
@@ -187,7 +215,7 @@ def test_only_the_beginning_of_a_long_item_leaves_redis(store: redis.Redis) -> N
     assert take(store, "1")[0] == item
     digest = hashlib.sha1(longer, usedforsecurity=False).hexdigest().encode()
     taken = take(store, "2")
-    assert taken == [item[:BEGINNING], b"sqe.evaluate/2", 0, None, len(longer), digest]
+    assert taken == [item[:BEGINNING], b"sqe.evaluate/2-0", 0, None, len(longer), digest]
     put_back(store, "2", fault=True)
     assert store.lrange(LIVE_QUEUE, 0, -1) == [longer], "the whole item is kept until it is stored"
 
@@ -225,14 +253,14 @@ def test_giving_back_loses_nothing_if_it_fails(
         contextlib.suppress(redis.ResponseError),
     ):
         put_back(limited, fault=fault)
-    assert b"a" in [*store.lrange(LIVE_QUEUE, 0, -1), store.hget(UNACKED, "sqe.evaluate/1")]
+    assert b"a" in [*store.lrange(LIVE_QUEUE, 0, -1), store.hget(UNACKED, "sqe.evaluate/1-0")]
 
 
 def test_what_a_dead_worker_left_is_given_back_with_a_fault(store: redis.Redis) -> None:
     store.lpush(LIVE_QUEUE, *(f"item {number}" for number in range(5)))
     for number in range(5):
         take(store, str(number))
-    store.zadd(UNACKED_INDEX, {delivery_tag(LIVE_QUEUE, str(number)): 1.0 for number in (1, 2, 3)})
+    store.zadd(UNACKED_INDEX, {tag_of(str(number)): 1.0 for number in (1, 2, 3)})
     assert RESTORE(store, WITH_QUEUES, 60, 2) == 2
     assert store.lrange(LIVE_QUEUE, 0, -1) == [b"item 2", b"item 1"]
     assert RESTORE(store, WITH_QUEUES, 60, 2) == 1
@@ -247,3 +275,117 @@ def test_a_renewal_brings_no_acknowledged_item_back(store: redis.Redis) -> None:
     assert store.zrange(UNACKED_INDEX, 0, -1) == [b"sqe.evaluate/1"]
     server: Any = store.time()
     assert store.zscore(UNACKED_INDEX, "sqe.evaluate/1") == pytest.approx(server[0], abs=5)
+
+
+BATCH = f"a batch: {EVALUATE_BATCH}"
+
+
+def items_of(reply: list[Any]) -> list[bytes]:
+    return [item for item, *_ in reply[0]]
+
+
+def test_a_request_takes_what_there_is_room_for_and_live_items_first(store: redis.Redis) -> None:
+    store.lpush(LIVE_QUEUE, "a", "b", "c")
+    store.lpush(BACKFILL_QUEUE, "d", "e", "f")
+    assert items_of(take_all(store, 2, 2)) == [b"a", b"b", b"d", b"e"]
+    assert store.hlen(UNACKED) == store.zcard(UNACKED_INDEX) == 4
+    assert items_of(take_all(store, 0, 9)) == [b"f"]
+    assert store.lrange(LIVE_QUEUE, 0, -1) == [b"c"]
+
+
+def test_a_batch_ends_its_queues_share_of_a_request(store: redis.Redis) -> None:
+    store.lpush(LIVE_QUEUE, "a", BATCH, "b")
+    store.lpush(BACKFILL_QUEUE, BATCH, BATCH)
+    assert items_of(take_all(store, 9, 9)) == [b"a", BATCH.encode(), BATCH.encode()]
+    assert store.llen(LIVE_QUEUE) == store.llen(BACKFILL_QUEUE) == 1
+
+
+def test_a_request_is_bounded_in_items_and_in_bytes(store: redis.Redis) -> None:
+    store.lpush(LIVE_QUEUE, *(f"item {number}" for number in range(10)))
+    assert len(items_of(take_all(store, 9, most=3))) == 3
+    assert len(items_of(take_all(store, 9, enough=7))) == 2, "the item that exceeds it is taken"
+
+
+def test_a_suspect_comes_alone_in_a_request_for_many(store: redis.Redis) -> None:
+    store.lpush(suspects(BACKFILL_QUEUE), "s", "t")
+    store.lpush(LIVE_QUEUE, "a")
+    assert items_of(take_all(store, 9, 9, when=Suspects.FIRST)) == [b"s"]
+    assert items_of(take_all(store, 9, 9, when=Suspects.LAST)) == [b"a"]
+    assert items_of(take_all(store, 9, 9, when=Suspects.LAST)) == [b"t"]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+@pytest.mark.parametrize("queue", QUEUES)
+@pytest.mark.parametrize("place", range(4))
+def test_an_item_goes_back_to_the_priority_it_came_from(
+    store: redis.Redis,
+    queue: str,
+    place: int,
+    fault: bool,  # noqa: FBT001
+) -> None:
+    store.lpush(queue_lists(queue)[place], "a")
+    ((item, tag, *_),), _waiting = take_all(store, 1, 1)
+    assert item == b"a"
+    PUT_BACK(store, WITH_QUEUES, tag, int(fault))
+    assert store.lrange(queue_lists(queue)[place], 0, -1) == [b"a"]
+
+
+def test_what_a_request_took_whose_reply_was_lost_goes_back_without_a_fault(
+    store: redis.Redis,
+) -> None:
+    store.lpush(LIVE_QUEUE, "a", "b")
+    store.lpush(BACKFILL_QUEUE, "c")
+    take(store, "other")
+    take_all(store, 9, 9)
+    RECLAIM(store, WITH_QUEUES, "many")
+    assert store.lrange(LIVE_QUEUE, 0, -1) == [b"b"]
+    assert store.lrange(BACKFILL_QUEUE, 0, -1) == [b"c"]
+    assert store.hvals(UNACKED) == [b"a"]
+    assert not store.exists(FAULTS)
+
+
+def store_outcomes(store: redis.Redis, *streams: str, position: str = "") -> list[Any]:
+    """Store outcomes, the last of which ends the item that `take` takes, or is a message of it."""
+    names = [*NOTED, COUNTED, attempt("name")]
+    arguments: list[Any] = [9, "token", 9]
+    for number, stream in enumerate(streams):
+        is_last = number == len(streams) - 1
+        entry = (stream, 99, "*", "a", 1)
+        names += [f"result-{number}"]
+        place = position if is_last else ""
+        names += ["parts"] if place else []
+        tag = tag_of() if is_last and not position else ""
+        arguments += [str(number), tag, place, "noted", 9000, 1, "result", len(entry), *entry]
+    reply: list[Any] = STORE(store, names, *arguments)
+    return reply
+
+
+def test_an_outcome_acknowledges_its_item_or_is_noted_in_its_batch(store: redis.Redis) -> None:
+    store.lpush(LIVE_QUEUE, "a", "b")
+    take(store)
+    assert store_outcomes(store, "stream", "stream", position="3") == [1, 1]
+    assert store.hgetall("parts") == {b"3": b"noted"}
+    assert store.exists(UNACKED)
+    store.delete("parts")
+    assert store_outcomes(store, "stream", "stream", "stream") == [1, 1, 1]
+    assert not store.exists(UNACKED, "parts")
+    assert store.get("result-2") == b"result"
+
+
+@pytest.mark.parametrize("position", ["", "3"])
+def test_an_outcome_that_is_not_stored_neither_ends_its_item_nor_stops_others(
+    store: redis.Redis, position: str
+) -> None:
+    store.lpush(LIVE_QUEUE, "a")
+    take(store)
+    store.set("wrong", "no stream")
+    first, refused, last = store_outcomes(store, "stream", "wrong", "wrong", position=position)
+    assert first == 1
+    assert b"WRONGTYPE" in refused
+    assert b"WRONGTYPE" in last
+    assert store.hlen(UNACKED) == 1
+    assert not store.exists("parts")
+    store.delete("wrong")
+    assert store_outcomes(store, "stream", "wrong", "wrong", position=position) == [1, 1, 1]
+    assert store.hlen(UNACKED) == (1 if position else 0)
+    assert store.xlen("stream") == 1

@@ -25,7 +25,7 @@ def store_markers(
     Returns:
         For each marker, 1 if it was not remembered, otherwise 0.
     """
-    outcomes = [each for marker in markers for each in (marker, "", 1000, 0, 0)]
+    outcomes = [each for marker in markers for each in (marker, "", "", "", 1000, 0, 0)]
     keys = (*NOTED, COUNTED, attempt("test"))
-    reply: list[int] = STORE(store, keys, seconds, token or uuid.uuid4().hex, *outcomes)
+    reply: list[int] = STORE(store, keys, seconds, token or uuid.uuid4().hex, 9, *outcomes)
     return reply

@@ -106,15 +106,21 @@ class StubEvaluator:
     def __init__(self, slots: int = 4) -> None:
         self.statistics = EngineStatistics(slots=slots)
         self.submitted: list[str] = []
+        self.urgent: list[bool] = []
         self._closed = threading.Event()
         self._lock = threading.Lock()
 
     def submit(
-        self, body: bytes | str | Mapping[str, Any], *, queued_seconds: float | None = None
+        self,
+        body: bytes | str | Mapping[str, Any],
+        *,
+        queued_seconds: float | None = None,
+        urgent: bool = True,
     ) -> StubPending:
         parsed = parse_message(body)
         pending = StubPending(parsed, queued_seconds)
         self.submitted.append(parsed.prompt)
+        self.urgent.append(urgent)
         action, _, file = parsed.prompt.partition(" ")
         if action == "hang" and not Path(file).exists():
             self.statistics = replace(self.statistics, in_turn=True)

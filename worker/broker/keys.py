@@ -58,9 +58,15 @@ def suspects(queue: str) -> str:
     return f"{queue}:suspects"
 
 
-def delivery_tag(queue: str, unique: str) -> str:
-    """Build the tag of one delivery; `queue` is where the message goes back if unacknowledged."""
-    return f"{queue}/{unique}"
+def delivery_tag(queue: str, unique: str, place: int = 0) -> str:
+    """Build the tag of one delivery, which says where its item goes back if unacknowledged.
+
+    Args:
+        queue: The queue, completed with the namespace.
+        unique: Text without a slash that no other delivery has.
+        place: Place of the item's list among the queue's lists (`queue_lists`).
+    """
+    return f"{queue}/{unique}/{place}" if place else f"{queue}/{unique}"
 
 
 def queue_of(tag: str) -> str:

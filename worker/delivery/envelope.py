@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from schemas import MessageRejected, RejectionReason
-from worker.broker.app import ENQUEUED_AT, TASKS
+from worker.broker.app import ENQUEUED_AT, EVALUATE_BATCH, TASKS
 from worker.broker.contract import KEEP_RESULT
 from worker.broker.streams import Original
 from worker.delivery.options import check_headers, expires_at
@@ -71,6 +71,11 @@ class Envelope:
     """Time after which no message of the task is to be evaluated; it has an offset."""
     result_seconds: float | None = None
     """Seconds for which the sender wants outcomes to be kept: 0 for none, None for the default."""
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is a task of several messages."""
+        return self.task == EVALUATE_BATCH
 
     def refuse(self, rejected: MessageRejected) -> "Refusal":
         """Build the refusal of the whole task."""

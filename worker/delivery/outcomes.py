@@ -1,54 +1,39 @@
 """The delivery rules: an outcome is stored before its message is acknowledged, and counted once.
 
 One script makes every write to Redis about an outcome: the marker that it was counted, the entry in
-a stream, the results under the ids that someone may wait for. If Redis does not accept it, the
-module waits and tries again; meanwhile the message stays unacknowledged. Knows no metrics and no
-model.
+a stream, the results under the ids that someone may wait for, and the acknowledgement of its item.
+
+Knows what each step writes; nothing of when it is sent (`worker.delivery.storing`), of metrics or
+of a model.
 """
 
 import hashlib
 import itertools
 import json
-import threading
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self, TypeVar
+from typing import Self
 
-import redis
 from redis.client import Pipeline
-from redis.exceptions import NoScriptError, ResponseError
 
 from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
-from worker.broker.contract import CLIENT_MODULE, WAIT_SECONDS
-from worker.broker.errors import describe
+from worker.broker.contract import CLIENT_MODULE
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
 from worker.delivery.envelope import Envelope, Refusal
 from worker.delivery.markers import marker_of
-from worker.delivery.scripts import MARK, NOTE, STORE, STORE_LIST
+from worker.delivery.scripts import FINISH, MARK, PUT_BACK, STORE
 from worker.delivery.suspicion import Suspicion
-from worker.delivery.trouble import Trouble
+from worker.delivery.upkeep import WITH_QUEUES
 from worker.settings import Settings
 
 Outcome = Verdict | Rejection
 
+
 CONTENT = {"agent_id", "prompt", "completion", "puzzle_id", "category"}
 """Fields that a verdict follows from. A message with other content counts for itself, even if it
 has the id of an earlier one. A resent message may have another `created_at`."""
-
-T = TypeVar("T")
-
-FIRST_PAUSE = 0.1
-"""Seconds until the second attempt; a Redis that restarts is often back by then."""
-
-LONGEST_PAUSE = 2.0
-"""Longest pause in seconds between attempts; short compared with a real outage."""
-
-
-class DeliveryAborted(Exception):
-    """The worker stops and Redis did not accept the outcome, so the message is not answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +43,11 @@ class Answer:
     outcome: Outcome
     marker: str
     """Equal for deliveries that count once, from `marker_of`; empty if the outcome is counted by
-    its delivery, which is in `tag`."""
+    its delivery, since the item has no name of its own."""
     result_ids: tuple[str, ...]
     """Ids under which someone may wait for it."""
     record: Failure | DeadLetter | None = None
     """The record for a stream; None for a solved message."""
-    tag: str = ""
-    """Tag of the delivery that is acknowledged together with the outcome, if it has no other."""
     result_seconds: float | None = None
     """Seconds for which the sender wants the outcome to be kept; None for the default."""
 
@@ -95,36 +78,36 @@ class Batch:
         return cls(keys.partial(identity.hexdigest()), list_id, seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An answer on its way to Redis."""
+
+    answer: Answer
+    outcome: str
+    """Its outcome as JSON."""
+    tag: str = ""
+    """Tag of the delivery that ends with it, if it does."""
+    batch: Batch | None = None
+    """The batch that it is part of."""
+    position: int = 0
+    """Its position in the batch."""
+
+
 class Delivery:
-    """The store of outcomes in Redis. Threads may share one object.
+    """The commands that store outcomes in Redis. Threads may share one object.
 
     Args:
-        client: The workers' Redis.
         settings: How long markers and results live, and how many entries the streams keep.
         worker: This worker's name, which dead letters contain.
-        on_error: Called for each attempt that Redis did not accept.
     """
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        settings: Settings,
-        *,
-        worker: str,
-        on_error: Callable[[], None],
-    ) -> None:
-        self._client = client
+    def __init__(self, settings: Settings, *, worker: str) -> None:
         self._settings = settings
-        self._key = keys.Namespace(settings.namespace).key
+        namespace = keys.Namespace(settings.namespace)
+        self._key = namespace.key
+        self._noted = namespace.all_keys(keys.NOTED)
+        self._with_queues = namespace.all_keys(WITH_QUEUES)
         self._worker = worker
-        self._on_error = on_error
-        self._thread = _Thread()
-        self._giving_up = threading.Event()
-        self.trouble = Trouble("store outcomes")
-
-    def give_up(self) -> None:
-        """Stop trying again: abort every delivery that Redis does not accept at once."""
-        self._giving_up.set()
 
     def verdict(
         self,
@@ -176,145 +159,91 @@ class Delivery:
                 worker=self._worker,
                 rejected_at=datetime.now(UTC),
             ),
-            tag=refusal.tag,
             result_seconds=refusal.result_seconds,
         )
 
-    def begin(self, batch: Batch) -> dict[int, str]:
-        """Read the outcomes that earlier deliveries of a batch have stored, by position, as JSON.
+    def begin(self, pipe: Pipeline, batch: Batch) -> None:
+        """Read the outcomes that earlier deliveries of a batch have stored; see `earlier`."""
+        pipe.hgetall(self._key(batch.key))
 
-        They are empty if the sender wants no list of them. Raises `DeliveryAborted`.
+    def earlier(self, reply: dict[bytes, bytes]) -> dict[int, str]:
+        """Read the reply of `begin`: outcomes by position, as JSON, or empty if nobody wants them.
+
+        What cannot be a position is left out: anyone may write to Redis.
         """
-        stored: dict[bytes, bytes] = self._until_accepted(
-            lambda: self._client.hgetall(self._key(batch.key))  # type: ignore[arg-type, return-value]
-        )
-        return {int(position): outcome.decode() for position, outcome in stored.items()}
+        pairs = ((position, outcome) for position, outcome in reply.items() if position.isdigit())
+        return {int(position): outcome.decode(errors="replace") for position, outcome in pairs}
 
-    def finish(self, batch: Batch, outcomes: Sequence[str]) -> None:
-        """Store the list of a batch's outcomes, which are JSON, and forget that they were parts.
-
-        Raises `DeliveryAborted`.
-        """
-        self._until_accepted(lambda: self._finish(batch, outcomes))
-
-    def _finish(self, batch: Batch, outcomes: Sequence[str]) -> None:
-        if batch.list_id is not None:
-            now = datetime.now(UTC).isoformat()
-            text = _result("SUCCESS", f"[{','.join(outcomes)}]", batch.list_id, now)
-            key = self._key(keys.result(batch.list_id))
-            STORE_LIST(self._client, (key,), self._milliseconds(batch.result_seconds), text)
-        self._client.delete(self._key(batch.key))
-
-    def deliver(
-        self,
-        answers: Sequence[Answer],
-        *,
-        batch: Batch | None = None,
-        positions: Sequence[int] = (),
-    ) -> list[bool]:
-        """Store the answers in one round trip; try until Redis accepts all of them.
-
-        A repeated attempt changes nothing that an earlier one did.
+    def finish(self, pipe: Pipeline, batch: Batch, outcomes: Sequence[str], tag: str) -> None:
+        """Store the list of a batch's outcomes, forget that they were parts, and acknowledge it.
 
         Args:
-            answers: The answers to store.
-            batch: The batch that they are part of.
-            positions: Their positions in it.
-
-        Returns:
-            Whether each answer is the first for its message, which is then counted.
-
-        Raises:
-            DeliveryAborted: Redis did not accept the answers after `give_up`.
+            pipe: Receives the commands.
+            batch: The batch.
+            outcomes: All its outcomes as JSON.
+            tag: The tag of this delivery.
         """
-        token = uuid.uuid4().hex
-        return self._until_accepted(lambda: self._attempt(answers, token, batch, positions))
+        names, arguments = [self._key(batch.key)], [tag]
+        if batch.list_id is not None:
+            names.append(self._key(keys.result(batch.list_id)))
+            now = datetime.now(UTC).isoformat()
+            text = _result("SUCCESS", f"[{','.join(outcomes)}]", batch.list_id, now)
+            arguments += [str(self._milliseconds(batch.result_seconds)), text]
+        FINISH(pipe, [*self._noted, *names], *arguments)
 
-    def mark_alone(self, suspicion: Suspicion, position: int) -> None:
-        """Note that the message at `position` of a suspect is evaluated alone from now on.
+    def store(self, pipe: Pipeline, entries: Sequence[Entry], token: str, name: str) -> None:
+        """Store answers by one script. Its reply has 1 for each that is the first for its message.
 
-        A fault of this worker is then blamed on that message. Raises `DeliveryAborted`.
+        Such an answer counts. The reply has 0 for others, and a text for one that Redis refused,
+        whatever became of the others. A repeated attempt with the same token, name and entries
+        changes nothing that an earlier one did.
+
+        Args:
+            pipe: Receives the commands.
+            entries: The answers.
+            token: Text that no other attempt has.
+            name: Text that no attempt under way has; one that has ended may have had it.
         """
-        faults = self._key(keys.FAULTS)
-        self._until_accepted(lambda: MARK(self._client, [faults], suspicion.digest, position))
-
-    def _until_accepted(self, attempt: Callable[[], T]) -> T:
-        part = object()
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                accepted = attempt()
-            except redis.RedisError as error:
-                self._on_error()
-                self.trouble.failed(error, part)
-                # The idle ones may lead to the same server, which a failover made a replica.
-                self._client.connection_pool.disconnect(inuse_connections=False)
-                if self._giving_up.wait(pause):
-                    raise DeliveryAborted(
-                        f"Redis did not accept the outcome: {describe(error)}"
-                    ) from error
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                self.trouble.passed(part)
-                return accepted
-
-    def _attempt(
-        self,
-        answers: Sequence[Answer],
-        token: str,
-        batch: Batch | None = None,
-        positions: Sequence[int] = (),
-    ) -> list[bool]:
-        try:
-            return self._store(answers, token, batch, positions)
-        except NoScriptError:  # a Redis that has just started
-            STORE.load(self._client)
-            NOTE.load(self._client)
-            return self._store(answers, token, batch, positions)
-
-    def _store(
-        self, answers: Sequence[Answer], token: str, batch: Batch | None, positions: Sequence[int]
-    ) -> list[bool]:
-        settings = self._settings
-        now = datetime.now(UTC).isoformat()
-        outcomes = [answer.outcome.model_dump_json() for answer in answers]
-        names = [*keys.NOTED, keys.COUNTED, keys.attempt(self._thread.name)]
-        arguments: list[str | bytes | int] = [settings.counted_expires, token]
-        for answer, outcome in zip(answers, outcomes, strict=True):
-            status, result = "SUCCESS", outcome
+        settings, now = self._settings, datetime.now(UTC).isoformat()
+        names = [*keys.NOTED, keys.COUNTED, keys.attempt(name)]
+        arguments: list[str | bytes | int] = [
+            settings.counted_expires,
+            token,
+            settings.result_expires,
+        ]
+        for entry in entries:
+            answer, batch = entry.answer, entry.batch
+            status, result = "SUCCESS", entry.outcome
             if isinstance(answer.outcome, Rejection):
                 status, result = "FAILURE", _failure(answer.outcome)
             result_ids = answer.result_ids if answer.result_seconds != 0 else ()
             names += map(keys.result, result_ids)
+            if batch is not None:
+                names.append(batch.key)
             stream = self._stream_arguments(answer.record)
             arguments += [
                 answer.marker,
-                answer.tag,
+                entry.tag,
+                "" if batch is None else entry.position,
+                "" if batch is None or batch.list_id is None else entry.outcome,
                 self._milliseconds(answer.result_seconds),
                 len(result_ids),
                 *(_result(status, result, task_id, now) for task_id in result_ids),
                 len(stream),
                 *stream,
             ]
-        with self._client.pipeline(transaction=False) as pipe:
-            STORE(pipe, [*map(self._key, names)], *arguments)
-            if batch is not None:
-                kept = outcomes if batch.list_id is not None else [""] * len(outcomes)
-                noted = [each for pair in zip(positions, kept, strict=True) for each in pair]
-                NOTE(pipe, (self._key(batch.key),), settings.result_expires, *noted)
-            firsts = self._execute(pipe)[0]
-        return [bool(first) for first in firsts]
+        STORE(pipe, [*map(self._key, names)], *arguments)
 
-    def _execute(self, pipe: Pipeline) -> list[Any]:
-        """Run `pipe`, and make sure that enough replicas have what it wrote."""
-        replicas = self._settings.wait_replicas
-        if not replicas:
-            return pipe.execute()
-        pipe.wait(replicas, int(WAIT_SECONDS * 1000))
-        *replies, confirmed = pipe.execute()
-        if confirmed < replicas:
-            raise ResponseError(f"NOREPLICAS {confirmed} of {replicas} replicas have an outcome")
-        return replies
+    def mark_alone(self, pipe: Pipeline, suspicion: Suspicion, position: int) -> None:
+        """Note that the message at `position` of a suspect is evaluated alone from now on.
+
+        A fault of this worker is then blamed on that message.
+        """
+        MARK(pipe, [self._key(keys.FAULTS)], suspicion.digest, position)
+
+    def put_back(self, pipe: Pipeline, tag: str, *, fault: bool) -> None:
+        """Put an item back into its queue: in front after a drain, at the end after a fault."""
+        PUT_BACK(pipe, self._with_queues, tag, int(fault))
 
     def _milliseconds(self, result_seconds: float | None) -> int:
         """Milliseconds for which a result lives, of which Redis takes no fewer than 1."""
@@ -330,13 +259,6 @@ class Delivery:
         length = self._settings.dead_letters_maxlen if dead else self._settings.failures_maxlen
         fields = itertools.chain.from_iterable(fields_of(record).items())
         return [self._key(stream_of(record)), length, "*", *fields]
-
-
-class _Thread(threading.local):
-    """A thread that stores outcomes."""
-
-    def __init__(self) -> None:
-        self.name = uuid.uuid4().hex
 
 
 def _distinct(*ids: str | None) -> tuple[str, ...]:

@@ -39,19 +39,19 @@ _ANY = "*"
 
 _LISTS = tuple(key for queue in QUEUES for key in (*queue_lists(queue), suspects(queue)))
 _MARKERS = f"{COUNTED}:{_ANY}"
-_ENDS = tuple(key for queue in QUEUES for key in (queue, suspects(queue)))
 
 NEEDED: dict[str, tuple[str, ...]] = {
     # The scripts that move items, and the backlog.
     "LINDEX": _LISTS,
     "RPOP": _LISTS,
     "LLEN": _LISTS,
-    "LPUSH": _ENDS,
-    "RPUSH": _ENDS,
+    "LPUSH": _LISTS,
+    "RPUSH": _LISTS,
     "HGET": (UNACKED, FAULTS),
     "HGETALL": (partial(_ANY),),
     "HSET": (UNACKED, FAULTS, partial(_ANY)),
     "HDEL": (UNACKED, FAULTS),
+    "HKEYS": (UNACKED,),
     "HEXISTS": (UNACKED, FAULTS),
     "EXISTS": (FAULTS, *map(suspects, QUEUES)),
     "EXPIRE": (FAULTS, partial(_ANY)),

@@ -12,12 +12,17 @@ from typing import Any
 import redis
 from redis.exceptions import NoScriptError
 
+from worker.broker.keys import LIVE_QUEUE, queue_lists
 from worker.delivery.markers import MARKERS
 from worker.delivery.suspicion import FAULTS_BEFORE_SUSPICION, NOT_ALONE
 
 FAULTS_EXPIRE = 7 * 86_400
 """Seconds without any fault after which all counts are dropped. A count is removed when its item is
 acknowledged; this is for items that somebody deleted. A week outlasts any backlog."""
+
+
+LISTS = len(queue_lists(LIVE_QUEUE))
+"""Number of lists that make up a queue, one for each of Celery's priorities."""
 
 
 class Suspects(StrEnum):
@@ -41,15 +46,11 @@ class Script:
     def __call__(
         self, client: redis.Redis, keys: Sequence[str], *arguments: str | bytes | float
     ) -> Any:  # noqa: ANN401 - any reply
-        """Run the script on `client`, or add it to a pipeline, which fails without `load`."""
+        """Run the script on `client`, or add it to a pipeline; see `load_scripts`."""
         try:
             return client.evalsha(self.digest, len(keys), *keys, *arguments)
         except NoScriptError:
             return client.eval(self.text, len(keys), *keys, *arguments)
-
-    def load(self, client: redis.Redis) -> None:
-        """Make the script known to Redis."""
-        client.script_load(self.text)
 
 
 # A Redis without free memory refuses scripts that write unless they have the flag `allow-oom`.
@@ -65,59 +66,75 @@ local now = seconds + microseconds / 1e6
 """
 
 TAKE = Script(f"""#!lua flags=allow-oom
--- KEYS: unacked, its index, faults, the lists of suspects, then the other lists, in order.
--- ARGV: number of lists of suspects, then one delivery tag per list, when to take suspects, the
--- longest item to return, the number of bytes to return of a longer one.
--- Returns: the item, its tag, whether suspects wait, faults, length, digest. Faults are those of a
--- suspect. The length is that of an item of which only the beginning is returned.
-local others = 4 + ARGV[1]
-local suspects, longest, beginning = unpack(ARGV, #KEYS - 1)
+-- KEYS: unacked, its index, faults, each queue's list of suspects, then each queue's other lists.
+-- ARGV: number of queues, when to take suspects, the longest item to return, the number of bytes to
+-- return of a longer one, the most items, the bytes after which no further item is taken, the name
+-- of a batch's task, the beginning of all tags, then how many items to take of each queue.
+-- Returns: the items, and how many lists of suspects have any. An item is its bytes, its tag, its
+-- faults if it is a suspect, and its length and digest if only its beginning is returned.
+local queues = tonumber(ARGV[1])
+local suspects, longest, beginning, most, enough, batch, unique = unpack(ARGV, 2, 8)
+longest, most, enough = tonumber(longest), tonumber(most), tonumber(enough)
 {_NOW}
-local function take(first, last)
-  for i = first, last do
-    local item = redis.call('LINDEX', KEYS[i], -1)
-    if item then
-      local tag = ARGV[i - 2]
-      redis.call('HSET', KEYS[1], tag, item)
-      redis.call('ZADD', KEYS[2], now, tag)
-      redis.call('RPOP', KEYS[i])
-      return item, tag
-    end
-  end
-end
-local item, tag, digest, faults, length
-local function take_suspect()
-  item, tag = take(4, others - 1)
-  if item then
+local taken, size = {{}}, 0
+local function first_list(queue) return 4 + queues + (queue - 1) * {LISTS} end
+local function take(list, queue, place, is_suspect)
+  local item = redis.call('LINDEX', list, -1)
+  if not item then return nil end
+  local tag = KEYS[first_list(queue)] .. '/' .. unique .. '-' .. #taken
+  if place > 0 then tag = tag .. '/' .. place end
+  redis.call('HSET', KEYS[1], tag, item)
+  redis.call('ZADD', KEYS[2], now, tag)
+  redis.call('RPOP', list)
+  size = size + #item
+  local returned, faults, length, digest = item, false, false, false
+  if is_suspect then
     digest = redis.sha1hex(item)
     faults = redis.call('HGET', KEYS[3], digest) or ''
   end
+  if #item > longest then
+    returned, length = string.sub(item, 1, beginning), #item
+    digest = redis.sha1hex(item)
+  end
+  table.insert(taken, {{returned, tag, faults, length, digest}})
+  -- The name elsewhere in the item only ends this queue's share of the request early.
+  return not length and string.find(item, batch, 1, true) and 'batch' or 'item'
+end
+local function take_suspect()
+  for queue = 1, queues do
+    if take(KEYS[3 + queue], queue, 0, true) then return end
+  end
 end
 if suspects == 'first' then take_suspect() end
-if not item then item, tag = take(others, #KEYS) end
-if not item and suspects == 'last' then take_suspect() end
-if item and #item > tonumber(longest) then
-  length = #item
-  digest = redis.sha1hex(item)
-  item = string.sub(item, 1, beginning)
+if #taken == 0 then
+  for queue = 1, queues do
+    local room = tonumber(ARGV[8 + queue])
+    for place = 0, {LISTS} - 1 do
+      while room > 0 and #taken < most and size < enough do
+        local kind = take(KEYS[first_list(queue) + place], queue, place, false)
+        if not kind then break end
+        room = kind == 'batch' and 0 or room - 1
+      end
+    end
+  end
 end
+if #taken == 0 and suspects == 'last' then take_suspect() end
 local waiting = 0
-for i = 4, others - 1 do waiting = waiting + redis.call('EXISTS', KEYS[i]) end
-return {{
-  item or false, tag or false, waiting, faults or false, length or false, digest or false
-}}
+for queue = 1, queues do waiting = waiting + redis.call('EXISTS', KEYS[3 + queue]) end
+return {{taken, waiting}}
 """)
 
 _PUT_BACK = f"""
--- KEYS: unacked, its index, faults, then each queue followed by its list of suspects.
+-- KEYS: unacked, its index, faults, then each queue's lists followed by its list of suspects.
 local function lists_of(tag)
   local queue = string.match(tag, '^[^/]*')
-  for i = 4, #KEYS, 2 do
-    if KEYS[i] == queue then return KEYS[i], KEYS[i + 1] end
+  local place = tonumber(string.match(tag, '^[^/]*/[^/]*/([0-{LISTS - 1}])$') or 0)
+  for i = 4, #KEYS, {LISTS + 1} do
+    if KEYS[i] == queue then return KEYS[i + place], KEYS[i + {LISTS}] end
   end
   -- Anyone may write any tag into the index. Nobody would read the item from the key that the tag
   -- names; in the first queue it is evaluated or becomes a dead letter.
-  return KEYS[4], KEYS[5]
+  return KEYS[4], KEYS[4 + {LISTS}]
 end
 local function put_back(tag, is_fault)
   local item = redis.call('HGET', KEYS[1], tag)
@@ -165,6 +182,14 @@ for _, tag in ipairs(tags) do put_back(tag, true) end
 return #tags
 """)
 
+RECLAIM = Script(f"""#!lua flags=allow-oom
+-- Puts back what a request took whose reply never came. ARGV: the beginning of its tags.
+{_PUT_BACK}
+for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.find(tag, '/' .. ARGV[1] .. '-', 1, true) then put_back(tag, false) end
+end
+""")
+
 RENEW = Script(f"""#!lua flags=allow-oom
 -- KEYS: the index. ARGV: tags.
 {_NOW}
@@ -189,20 +214,18 @@ local function acknowledge(tag)
 end
 """
 
-ACKNOWLEDGE = Script(f"""#!lua flags=allow-oom
--- ARGV: the tag.
-{_ACKNOWLEDGE}
-acknowledge(ARGV[1])
-""")
-
 STORE = Script(f"""#!lua flags=allow-oom
--- Stores outcomes: the markers that they were counted, entries in the streams, the results.
--- KEYS: unacked, its index, faults, markers, the caller's last attempt, the keys of all results.
--- ARGV: seconds a marker lives, token of this attempt, then for each outcome: its marker, or
--- nothing; the tag of the item that ends with it, or nothing; milliseconds its results live; their
+-- Stores outcomes: the markers that they were counted, entries in the streams, the results. Then
+-- it acknowledges their items, or notes those of a batch, so that another delivery of the batch
+-- does not evaluate their messages again.
+-- KEYS: unacked, its index, faults, markers, the caller's last attempt, then for each outcome the
+-- keys of its results, and that of its batch's outcomes.
+-- ARGV: seconds a marker lives, token of this attempt, seconds that a batch's outcomes live, then
+-- for each outcome: its marker, or nothing; the tag of the item that ends with it, or nothing; its
+-- position in a batch, or nothing; the outcome to note there; milliseconds its results live; their
 -- number; the results; the number of arguments that follow; a stream, its length, the entry's
 -- fields.
--- Returns: 1 for each outcome that is the first of its message, 0 for others.
+-- Returns: for each outcome 1 if it is the first of its message, 0 if not, or why it is not stored.
 {_NOW}
 {_ACKNOWLEDGE}
 {MARKERS}
@@ -216,24 +239,28 @@ local function is_ours(place)
   end
   return string.find(noted, ' ' .. place .. ' ', 1, true)
 end
-local function store(argument, key, is_first)
-  local lives, results = ARGV[argument + 2], ARGV[argument + 3]
+local function store(argument, key, results, fields, is_first)
   for i = 1, results do
-    call('SET', KEYS[key + i], ARGV[argument + 3 + i], 'PX', lives)
-    call('PUBLISH', KEYS[key + i], ARGV[argument + 3 + i])
+    call('SET', KEYS[key + i], ARGV[argument + 5 + i], 'PX', ARGV[argument + 4])
+    call('PUBLISH', KEYS[key + i], ARGV[argument + 5 + i])
   end
-  argument = argument + 4 + results
-  local fields = ARGV[argument]
-  if is_first and fields ~= '0' then
-    call('XADD', ARGV[argument + 1], 'MAXLEN', '~', unpack(ARGV, argument + 2, argument + fields))
+  if is_first and fields > 0 then
+    local first = argument + 7 + results
+    call('XADD', ARGV[first], 'MAXLEN', '~', unpack(ARGV, first + 1, first + fields - 1))
   end
-  return argument + fields + 1, key + results
+  if ARGV[argument + 2] ~= '' then
+    local parts = KEYS[key + results + 1]
+    call('HSET', parts, ARGV[argument + 2], ARGV[argument + 3])
+    call('EXPIRE', parts, ARGV[3])
+  end
 end
-local argument, key, added, failure = 3, 5, 0
+local argument, key, added = 4, 5, 0
 local places, tags, replies = {{}}, {{}}, {{}}
 while argument <= #ARGV do
   local place = #replies + 1
-  local marker, tag = ARGV[argument], ARGV[argument + 1]
+  local marker, tag, position = unpack(ARGV, argument, argument + 2)
+  local results = tonumber(ARGV[argument + 5])
+  local fields = tonumber(ARGV[argument + 6 + results])
   local set, is_first
   if marker ~= '' then
     set = mark(marker)
@@ -242,19 +269,20 @@ while argument <= #ARGV do
     -- An item without a name is counted by its delivery. It may have gone to another worker.
     is_first = call('HEXISTS', KEYS[1], tag) == 1
   end
-  local stored, argument_or_error, next_key = pcall(store, argument, key, is_first)
-  if not stored then
+  local stored, failure = pcall(store, argument, key, results, fields, is_first)
+  if stored then
+    if set then added = added + 1 end
+    if is_first then places[#places + 1] = place end
+    if tag ~= '' then tags[#tags + 1] = tag end
+    replies[place] = (is_first or is_ours(place)) and 1 or 0
+  else
     -- With the marker, the next attempt would not add the entry.
     if set then call('SREM', set, marker) end
     -- Redis gives a table here, Valkey a string.
-    failure = type(argument_or_error) == 'table' and argument_or_error.err or argument_or_error
-    break
+    replies[place] = type(failure) == 'table' and failure.err or failure
   end
-  argument, key = argument_or_error, next_key
-  if set then added = added + 1 end
-  if is_first then places[#places + 1] = place end
-  if tag ~= '' then tags[#tags + 1] = tag end
-  replies[place] = (is_first or is_ours(place)) and 1 or 0
+  argument = argument + 7 + results + fields
+  key = key + results + (position ~= '' and 1 or 0)
 end
 if #places > 0 then
   noted = (noted or ARGV[2] .. ' ') .. table.concat(places, ' ') .. ' '
@@ -262,20 +290,21 @@ if #places > 0 then
 end
 if added > 0 then grow(added) end
 for _, tag in ipairs(tags) do acknowledge(tag) end
-return failure and redis.error_reply(failure) or replies
+return replies
 """)
 
-STORE_LIST = Script("""#!lua flags=allow-oom
--- KEYS: the key of a batch's list of outcomes. ARGV: milliseconds it lives, the list.
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1])
-redis.call('PUBLISH', KEYS[1], ARGV[2])
-""")
-
-NOTE = Script("""#!lua flags=allow-oom
--- Notes outcomes of a batch, so that another delivery of it does not evaluate their messages again.
--- KEYS: the batch's outcomes. ARGV: seconds they live, then positions, each with its outcome.
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-redis.call('EXPIRE', KEYS[1], ARGV[1])
+FINISH = Script(f"""#!lua flags=allow-oom
+-- Ends a batch whose outcomes are all stored: stores the list of them if somebody wants it, forgets
+-- that they were parts, and acknowledges the item.
+-- KEYS: unacked, its index, faults, the batch's outcomes, then the key of the list, if wanted.
+-- ARGV: the tag, milliseconds the list lives, the list.
+{_ACKNOWLEDGE}
+if KEYS[5] then
+  redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[2])
+  redis.call('PUBLISH', KEYS[5], ARGV[3])
+end
+redis.call('DEL', KEYS[4])
+acknowledge(ARGV[1])
 """)
 
 MARK = Script("""#!lua flags=allow-oom
@@ -284,3 +313,9 @@ if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then
   redis.call('HSET', KEYS[1], ARGV[1] .. '/at', ARGV[2])
 end
 """)
+
+
+def load_scripts(client: redis.Redis) -> None:
+    """Make the scripts known to Redis that pipelines run."""
+    for script in (STORE, FINISH, MARK, PUT_BACK):
+        client.script_load(script.text)

@@ -1,35 +1,47 @@
-"""The way from the bodies of a task to their outcomes: evaluate, store, count, in that order.
+"""The way from items to outcomes: read, evaluate, store, count, in that order.
 
-The one place where the model's side (`hrm.evaluation.evaluator`), the delivery rules
-(`worker.delivery.outcomes`) and the figures (`worker.telemetry.metrics`) meet. Knows no Celery.
+The one place where the model's side (`worker.evaluator`), the delivery rules
+(`worker.delivery.outcomes`) and the figures (`worker.telemetry.metrics`) meet.
+
+Nothing waits for an outcome. The event loop hands over what it took (`take`). One thread, the
+intake, reads items and submits their messages to the engine, live ones before others. The engine
+calls back when a message is done, and the storing thread builds its outcome and sends it to Redis,
+together with whatever else is ready. A task without messages left is acknowledged, or given back.
+
+Knows no Celery and no scripts.
 """
 
-import contextlib
 import json
 import logging
 import re
 import threading
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
+
+from redis.client import Pipeline
 
 from schemas import (
     MessageRejected,
+    Rejection,
     RejectionReason,
     SQEHRMError,
     SQEMessage,
     Verdict,
 )
+from worker.broker.keys import LIVE_QUEUE
 from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
+from worker.delivery.hand import Hand
 from worker.delivery.options import check_time
-from worker.delivery.outcomes import Answer, Batch, Delivery, Outcome
-from worker.delivery.suspicion import Suspicion
+from worker.delivery.outcomes import Answer, Batch, Delivery, Entry, Outcome
+from worker.delivery.storing import Step, Storable, Storing
+from worker.delivery.taken import Taken
+from worker.delivery.tasks import bodies_of
 from worker.evaluator import EngineClosedError, Evaluator, Pending
 from worker.telemetry.metrics import ErrorKind, Metrics
 
@@ -45,9 +57,9 @@ MAX_ERRORS_IN_A_ROW = 8
 is taken to be the worker's and not the messages'. The worker stops before it turns a whole queue
 into dead letters."""
 
-STORE_SECONDS = 0.05
-"""Longest time for which an outcome waits to be stored together with others of its batch. One that
-comes alone does not wait. A killed worker loses no more than the outcomes of this time."""
+BACKLOG_AT_ONCE = 32
+"""Messages of the backlog that the intake takes from its line together. A live message that comes
+meanwhile still goes before the next of them."""
 
 LONGEST_WAIT = 30 * 86_400.0
 """Longest plausible time in a queue, in seconds. An older time from a producer means a wrong clock
@@ -96,10 +108,11 @@ class NoOutcome(SQEHRMError):
     """Messages of a task met unexpected errors. It has to be delivered again: this was a fault."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
-    """A delivery of a task, and how far it is."""
+    """A delivery of a task, and how far it is. Guarded by the service's lock."""
 
+    tag: str
     envelope: Envelope
     bodies: Sequence[Any]
     batch: Batch | None
@@ -107,33 +120,43 @@ class _Job:
     """Seconds in the queue, if the producer says so."""
     outcomes: dict[int, str] = field(default_factory=dict)
     """Stored outcomes by position, as JSON; empty if nobody wants the list of them."""
-    pending: dict[int, Pending | MessageRejected] = field(default_factory=dict)
-    """Messages that have no stored outcome yet, by position."""
-    done: SimpleQueue[int | None] = field(default_factory=SimpleQueue)
-    """Positions of those whose outcome can be stored; None wakes who waits for one."""
-    store_at: float = field(default_factory=lambda: time.monotonic() + STORE_SECONDS)
-    """Monotonic time until which outcomes are gathered, to be stored together."""
-    problem: SQEHRMError | None = None
+    to_do: deque[int] = field(default_factory=deque)
+    """Positions of the messages that were not submitted yet."""
+    in_engine: set[int] = field(default_factory=set)
+    """Positions of those that the engine has."""
+    unsettled: int = 0
+    """Messages that were submitted, and neither have a stored outcome nor will have none."""
+    problem: Exception | None = None
     """The first reason why a message has no outcome."""
     has_failed: bool = False
     """Whether there was an unexpected error."""
-    ending: Ending = Ending.GIVEN_BACK
-    """How it ends, if it ended now."""
+    ending: Ending = Ending.ANSWERED
+    """How it ends once every message has its outcome."""
+    is_abandoned: bool = False
+    """Whether nobody waits for the engine any more."""
 
     @property
-    def has_ready(self) -> bool:
-        """Whether outcomes have to be stored now."""
-        return not self.done.empty() and time.monotonic() >= self.store_at
+    def is_urgent(self) -> bool:
+        """Whether an agent may wait for it."""
+        return self.envelope.queue == LIVE_QUEUE
+
+    @property
+    def list_wanted(self) -> bool:
+        """Whether somebody wants all outcomes as a list."""
+        return self.batch is not None and self.batch.list_id is not None
 
 
 class Service:
-    """The processing of deliveries. Threads share one object.
+    """The processing of deliveries.
 
     Args:
         evaluator: Evaluates messages.
-        delivery: Stores outcomes.
+        delivery: Knows how outcomes are stored.
+        storing: Sends them.
+        hand: The deliveries of this process.
         metrics: Counts outcomes and errors.
         on_broken: Called with the reason when this worker should stop.
+        is_broken: Whether it stops because it cannot go on.
         observer: Told about tasks.
     """
 
@@ -141,76 +164,104 @@ class Service:
         self,
         evaluator: Evaluator,
         delivery: Delivery,
+        storing: Storing,
+        hand: Hand,
         metrics: Metrics,
         *,
         on_broken: Callable[[str], None],
+        is_broken: Callable[[], bool],
         observer: Observer | None = None,
     ) -> None:
         self._evaluator = evaluator
         self._delivery = delivery
+        self._storing = storing
+        self._hand = hand
         self._metrics = metrics
         self._on_broken = on_broken
+        self._stops_broken = is_broken
         self._observer: Observer = observer or _Nobody()
         self._errors_in_a_row = 0
         self._answered = 0
         """Answers of the engine before the last unexpected error."""
-        self._abandoned = threading.Event()
-        self._jobs: dict[int, _Job] = {}
-        """Jobs that may wait for the engine, by identity."""
-        self._lock = threading.Lock()
+        self._jobs: dict[_Job, None] = {}
+        """Tasks in work, the oldest first."""
+        self._taken: dict[bool, deque[Taken]] = {True: deque(), False: deque()}
+        """Items that nobody has read yet, by whether they are urgent."""
+        self._submitting: dict[bool, deque[_Job]] = {True: deque(), False: deque()}
+        """Jobs with messages to submit, by whether they are urgent."""
+        self._backlog_in_engine = 0
+        """Messages in the engine that are not urgent."""
+        self._endings: Counter[Ending] = Counter()
+        self._returned: dict[str, Step] = {}
+        """Steps that give items back at the end, by tag."""
+        self._done_at_once: list[tuple[int, Pending | MessageRejected | None]] = []
+        """Messages that were done while the intake submitted them."""
+        self._settled = threading.local()
+        """Messages by job that a storing thread has settled since the last pipeline."""
+        storing.after_round = self._after_round
+        self._is_draining = False
+        self._abandoned = False
+        self._ended = False
+        self._changed = threading.Condition(threading.RLock())
+        self._intake = threading.Thread(target=self._run, name="intake", daemon=True)
 
-    def process(self, envelope: Envelope, bodies: Sequence[Any], *, batch: bool) -> None:
-        """Evaluate every body, store its outcome when it is ready, and count it.
+    def start(self) -> None:
+        """Begin to read what is handed over."""
+        self._intake.start()
 
-        All bodies are submitted before the first is waited for, and a bad one stops none. The
-        bodies of a suspect are evaluated one by one instead. What an earlier delivery has stored is
-        not evaluated again.
+    def take(self, items: Sequence[Taken]) -> None:
+        """Receive items that are in hand. Returns at once."""
+        with self._changed:
+            for taken in items:
+                self._taken[taken.queue == LIVE_QUEUE].append(taken)
+            self._changed.notify()
+        if self._abandoned:
+            self.abandon()
 
-        Raises:
-            NoOutcome: Unexpected errors left messages without an outcome.
-            SQEHRMError: The engine is closed or failed, with the same consequence: the message has
-                to be delivered again.
-            DeliveryAborted: Redis is gone at shutdown. The message has to be delivered again, too.
+    def drain(self) -> None:
+        """Wait until nothing is in hand: everything was stored, or given back.
+
+        What goes back goes last and together, so that the queues keep their order.
         """
-        job = _Job(
-            envelope,
-            bodies,
-            Batch.of(envelope) if batch else None,
-            _queued_seconds(envelope.enqueued_at),
+        before = self._endings.copy()
+        with self._changed:
+            self._is_draining = True
+        self._hand.wait_for(lambda tags: tags <= self._returned.keys())
+        with self._changed:
+            self._is_draining = False
+            self._ended = True
+            self._changed.notify()
+        for tag in reversed(self._hand.tags()):
+            self._storing.put(partial(self._returned.get, tag))
+        self._hand.wait_for(lambda tags: not tags)
+        ended = self._endings - before
+        logger.info(
+            "of %d items in hand, %d were given back", ended.total(), ended[Ending.GIVEN_BACK]
         )
-        if job.batch is not None:
-            job.outcomes.update(self._delivery.begin(job.batch))
-        missing = [position for position in range(len(bodies)) if position not in job.outcomes]
-        with self._noted(job):
-            if envelope.suspicion is None:
-                self._evaluate(job, missing)
-            else:
-                for position in missing:
-                    self._evaluate_alone(job, envelope.suspicion, position)
-            if job.batch is not None:
-                outcomes = [job.outcomes[place] for place in range(len(bodies))]
-                self._delivery.finish(job.batch, outcomes)
-                job.ending = Ending.ANSWERED
-
-    def refuse(self, refusal: Refusal) -> Outcome:
-        """Turn a whole item or task into one dead letter; returns the rejection."""
-        rejected = refusal.rejected
-        if isinstance(rejected, EnvelopeRejected) and rejected.unexpected:
-            self._metrics.error(ErrorKind.INTERNAL)
-        answer = self._delivery.dead_letter(refusal)
-        (first,) = self._delivery.deliver([answer])
-        self._count(answer.outcome, Counter(), first=first)
-        return answer.outcome
 
     def abandon(self) -> None:
         """Let go of everything that waits for the engine, which does not answer any more.
 
-        Outcomes that are ready are stored; `process` raises for the others.
+        Outcomes that are ready are stored; everything else goes back.
         """
-        self._abandoned.set()
-        with self._lock:
-            for job in self._jobs.values():
-                job.done.put(None)
+        with self._changed:
+            self._abandoned = True
+            unread = [taken for each in self._taken.values() for taken in each]
+            for each in self._taken.values():
+                each.clear()
+            jobs = list(self._jobs)
+            for job in jobs:
+                job.is_abandoned = True
+                job.problem = job.problem or EngineClosedError("the engine does not answer")
+                job.unsettled -= len(job.in_engine)
+                job.in_engine.clear()
+                job.to_do.clear()
+            ended = [job for job in jobs if not job.unsettled]
+        self._storing.flush()
+        for job in ended:
+            self._end(job)
+        for taken in unread:
+            self._put_back(taken.tag, fault=self._stops_broken())
 
     def note_unexpected(self, error: Exception) -> None:
         """Log an unexpected error of a task, and stop this worker if it meets nothing else.
@@ -222,7 +273,7 @@ class Service:
         frames = "".join(traceback.format_tb(error.__traceback__))
         logger.error("unexpected %s\n%s", type(error).__name__, frames)
         answered = self._evaluator.statistics.answered
-        with self._lock:
+        with self._changed:
             if answered > self._answered:
                 self._errors_in_a_row = 0
             self._answered = answered
@@ -234,41 +285,145 @@ class Service:
     def _is_broken(self) -> bool:
         return self._errors_in_a_row >= MAX_ERRORS_IN_A_ROW
 
-    @contextlib.contextmanager
-    def _noted(self, job: _Job) -> Iterator[None]:
-        """Note that `job` may wait for the engine."""
-        with self._lock:
-            self._jobs[id(job)] = job
-        self._observer.accepted(job.envelope)
+    # The intake: its thread runs everything here, and `_begun` and `_advance` the storing thread.
+
+    def _run(self) -> None:
+        while True:
+            work = self._next()
+            if work is None:
+                return
+            work()
+
+    def _next(self) -> Callable[[], object] | None:
+        """Wait for the next item or message; live ones come first. None at the end."""
+        with self._changed:
+            while not self._ended:
+                work = self._next_urgent()
+                if work is not None:
+                    return work
+                if self._taken[False]:
+                    return partial(self._read, self._taken[False].popleft())
+                # The engine's queue stays short, so that submitting never waits for room in it.
+                room = self._hand.limit - self._backlog_in_engine
+                if self._submitting[False] and room > 0:
+                    return self._next_messages(min(room, BACKLOG_AT_ONCE), urgent=False)
+                self._changed.wait()
+        return None
+
+    def _next_urgent(self) -> Callable[[], object] | None:
+        if self._taken[True]:
+            return partial(self._read, self._taken[True].popleft())
+        if self._submitting[True]:
+            return self._next_messages(1, urgent=True)
+        return None
+
+    def _next_messages(self, most: int, *, urgent: bool) -> Callable[[], object]:
+        jobs = self._submitting[urgent]
+        job = jobs.popleft()
+        count = min(most, len(job.to_do), 1 if job.envelope.suspicion is not None else most)
+        positions = [job.to_do.popleft() for _ in range(count)]
+        job.in_engine.update(positions)
+        job.unsettled += count
+        self._backlog_in_engine += 0 if urgent else count
+        if job.to_do and job.envelope.suspicion is None:
+            # Live tasks take turns; of the backlog, the oldest task comes first.
+            (jobs.append if urgent else jobs.appendleft)(job)
+        return partial(self._submit_all, job, positions)
+
+    def _read(self, taken: Taken) -> None:
+        """Read an item, and put its messages in line."""
         try:
-            yield
-        finally:
-            with self._lock:
-                del self._jobs[id(job)]
-            self._observer.finished(job.envelope, job.ending)
+            item = taken.read()
+            if isinstance(item, Envelope):
+                try:
+                    bodies = bodies_of(item)
+                except MessageRejected as rejected:
+                    item = item.refuse(rejected)
+            if isinstance(item, Refusal):
+                self._hand.weigh(taken.tag, 1)
+                self._refuse(taken.tag, item)
+                return
+            self._accept(taken.tag, item, bodies)
+        except Exception as error:  # noqa: BLE001 - it must not end the thread
+            self.note_unexpected(error)
+            self._put_back(taken.tag, fault=True)
 
-    def _evaluate_alone(self, job: _Job, suspicion: Suspicion, position: int) -> None:
-        """Evaluate one body and store its outcome. If it ends this worker, Redis knows which."""
+    def _accept(self, tag: str, envelope: Envelope, bodies: Sequence[Any]) -> None:
+        """Begin a task."""
+        self._hand.weigh(tag, len(bodies))
+        batch = Batch.of(envelope) if envelope.is_batch else None
+        job = _Job(tag, envelope, bodies, batch, _queued_seconds(envelope.enqueued_at))
+        with self._changed:
+            self._jobs[job] = None
+            job.is_abandoned = self._abandoned
+        self._observer.accepted(envelope)
+        if batch is None:
+            self._begun(job)
+            return
+
+        def begun(replies: list[Any]) -> None:
+            job.outcomes.update(self._delivery.earlier(replies[0]))
+            self._begun(job)
+
+        self._step(job, partial(self._delivery.begin, batch=batch), begun)
+
+    def _begun(self, job: _Job) -> None:
+        """Put those messages of a task in line that have no outcome yet."""
+        missing = [place for place in range(len(job.bodies)) if place not in job.outcomes]
+        with self._changed:
+            if not job.is_abandoned:
+                job.to_do.extend(missing)
+        self._hand.weigh(job.tag, len(missing))
+        self._advance(job)
+
+    def _advance(self, job: _Job) -> None:
+        """Go on with a task: the messages of a suspect one by one, those of others all at once."""
+        suspicion = job.envelope.suspicion
+        if suspicion is not None and job.problem is not None:
+            job.to_do.clear()
+        if not job.to_do:
+            if not job.unsettled:
+                self._end(job)
+            return
+        if suspicion is None:
+            self._line_up(job)
+            return
+        position = job.to_do[0]
         if suspicion.is_poison(position):
-            job.pending[position] = suspicion.rejection()
-            job.done.put(position)
-            self._store_ready(job)
-        else:
-            self._delivery.mark_alone(suspicion, position)
-            self._evaluate(job, [position])
+            with self._changed:
+                job.to_do.popleft()
+                job.unsettled += 1
+            self._storing.put(partial(self._answer_step, job, position, suspicion.rejection()))
+            return
+        # If the message ends this worker, Redis knows which.
+        mark = partial(self._delivery.mark_alone, suspicion=suspicion, position=position)
+        self._step(job, mark, lambda _: self._line_up(job))
 
-    def _evaluate(self, job: _Job, positions: Sequence[int]) -> None:
-        """Evaluate the bodies at `positions`, and store their outcomes in the order they come."""
+    def _line_up(self, job: _Job) -> None:
+        with self._changed:
+            self._submitting[job.is_urgent].append(job)
+            self._changed.notify()
+
+    def _submit_all(self, job: _Job, positions: Sequence[int]) -> None:
+        """Submit messages to the engine, which calls back when they are done."""
+        outer, self._done_at_once = self._done_at_once, []
         for position in positions:
-            if self._abandoned.is_set():
-                break
-            self._submit(job, position)
-            if job.has_ready:
-                self._store_ready(job)
-        while job.pending and not (self._abandoned.is_set() and job.done.empty()):
-            self._store_ready(job)
-        if not all(position in job.outcomes for position in positions):
-            raise job.problem or EngineClosedError("the engine does not answer")
+            if not job.is_urgent:
+                self._let_live_ones_pass()
+            if not job.is_abandoned:
+                self._submit(job, position)
+        # Those that were done at once: most of them, if their predictions are cached.
+        done, self._done_at_once = self._done_at_once, outer
+        if done:
+            self._leave_engine(job, done)
+
+    def _let_live_ones_pass(self) -> None:
+        """Do everything urgent that has come."""
+        while self._taken[True] or self._submitting[True]:
+            with self._changed:
+                work = self._next_urgent()
+            if work is not None:
+                work()
 
     def _submit(self, job: _Job, position: int) -> None:
         body = job.bodies[position]
@@ -280,46 +435,197 @@ class Service:
                     RejectionReason.NOT_A_MESSAGE,
                     f"a {type(body).__name__}: send a message as a JSON object or its text",
                 )
-            return self._evaluator.submit(body, queued_seconds=job.queued)
+            return self._evaluator.submit(body, queued_seconds=job.queued, urgent=job.is_urgent)
 
         pending = self._attempt(job, submit)
-        if pending is None:
-            return
-        job.pending[position] = pending
-        if isinstance(pending, MessageRejected):
-            job.done.put(position)
+        if pending is None or isinstance(pending, MessageRejected):
+            self._done(job, position, pending)
         else:
-            pending.add_done_callback(partial(job.done.put, position))
+            pending.add_done_callback(partial(self._done, job, position, pending))
 
-    def _store_ready(self, job: _Job) -> None:
-        """Wait for the next outcome, gather those that come soon after, and store them."""
-        ready = [job.done.get()]
-        while len(ready) < len(job.pending):
-            left = max(0.0, job.store_at - time.monotonic())
-            try:
-                ready.append(job.done.get(timeout=left))
-            except Empty:
-                break
-        answered = {}
-        for position in ready:
-            if position is not None:
-                answer = self._answer(job, position, job.pending.pop(position))
-                if answer is not None:
-                    answered[position] = answer
-        if answered:
-            self._store(job, answered)
-        job.store_at = time.monotonic() + STORE_SECONDS
+    # From the engine to Redis. The storing thread runs everything here but `_leave_engine`.
 
-    def _store(self, job: _Job, answered: dict[int, tuple[Answer, Confusions]]) -> None:
-        answers = [answer for answer, _ in answered.values()]
-        firsts = self._delivery.deliver(answers, batch=job.batch, positions=list(answered))
-        is_list = job.batch is not None and job.batch.list_id is not None
-        for (position, (answer, wrong)), first in zip(answered.items(), firsts, strict=True):
-            job.outcomes[position] = answer.outcome.model_dump_json() if is_list else ""
-            if job.batch is None:
-                is_verdict = isinstance(answer.outcome, Verdict)
-                job.ending = Ending.ANSWERED if is_verdict else Ending.REFUSED
-            self._count(answer.outcome, wrong, first=first)
+    def _done(self, job: _Job, position: int, result: Pending | MessageRejected | None) -> None:
+        """Note that a message is done; a result of None means that it has no outcome."""
+        if threading.get_ident() == self._intake.ident:
+            self._done_at_once.append((position, result))
+        else:
+            self._leave_engine(job, [(position, result)])
+
+    def _leave_engine(
+        self, job: _Job, done: Sequence[tuple[int, Pending | MessageRejected | None]]
+    ) -> None:
+        """Have the outcomes of messages stored that are done."""
+        with self._changed:
+            if not job.is_urgent:
+                self._backlog_in_engine -= len(done)
+                self._changed.notify()
+            done = [(place, result) for place, result in done if place in job.in_engine]
+            job.in_engine.difference_update(place for place, _ in done)
+            is_last = not job.in_engine and not job.to_do
+        self._hand.evaluated(job.tag, len(done))
+        ready = [
+            partial(self._answer_step, job, place, result)
+            for place, result in done
+            if result is not None
+        ]
+        self._storing.put(*ready, gather=not (job.is_urgent or is_last))
+        if is_last and not job.is_urgent:
+            self._storing.flush()
+        if len(ready) < len(done):
+            self._settle_now(job, len(done) - len(ready))
+
+    def _answer_step(
+        self, job: _Job, position: int, result: Pending | MessageRejected
+    ) -> Storable | None:
+        """Build what stores a message's outcome. None if it has none."""
+        try:
+            found = self._answer(job, position, result)
+            outcome = "" if found is None else found[0].outcome.model_dump_json()
+        except Exception as error:  # noqa: BLE001 - it must not end the thread
+            self._fail(job, error)
+            found = None
+        if found is None:
+            self._settle(job)
+            return None
+        answer, wrong = found
+        tag = job.tag if job.batch is None else ""
+
+        def accepted(is_first: bool) -> None:  # noqa: FBT001 - the storing thread's
+            job.outcomes[position] = outcome if job.list_wanted else ""
+            if job.batch is None and isinstance(answer.outcome, Rejection):
+                job.ending = Ending.REFUSED
+            self._count(answer.outcome, wrong, first=is_first)
+            self._settle(job)
+
+        entry = Entry(answer, outcome, tag, job.batch, position)
+        return Storable(entry, accepted, partial(self._settle, job), partial(self._break, job))
+
+    def _settle(self, job: _Job) -> None:
+        """Note in a storing thread that a message has its outcome, or will have none."""
+        settled: Counter[_Job] | None = getattr(self._settled, "jobs", None)
+        if settled is None:
+            settled = self._settled.jobs = Counter()
+        settled[job] += 1
+
+    def _after_round(self) -> None:
+        """Go on with the jobs of a pipeline."""
+        settled: Counter[_Job] | None = getattr(self._settled, "jobs", None)
+        while settled:
+            self._settle_now(*settled.popitem())
+
+    def _settle_now(self, job: _Job, count: int) -> None:
+        with self._changed:
+            job.unsettled -= count
+            left = job.unsettled + len(job.to_do)
+        self._hand.stored(job.tag, count)
+        if job.envelope.suspicion is not None or not left:
+            self._advance(job)
+
+    def _end(self, job: _Job) -> None:
+        """End a task: acknowledge it if every message has its outcome, or give it back."""
+        places = range(len(job.bodies))
+        if not all(place in job.outcomes for place in places):
+            problem = job.problem or EngineClosedError("the engine does not answer")
+            is_fault = isinstance(problem, NoOutcome) or self._stops_broken()
+            self._put_back(job.tag, fault=is_fault, job=job)
+        elif job.batch is None:
+            self._forget(job, job.ending)  # stored and acknowledged in one step
+        else:
+            outcomes = [job.outcomes[place] for place in places]
+            finish = partial(self._delivery.finish, batch=job.batch, outcomes=outcomes, tag=job.tag)
+            self._step(
+                job,
+                finish,
+                lambda _: self._forget(job, Ending.ANSWERED),
+                aborted=lambda: self._forget(job, Ending.GIVEN_BACK),
+            )
+
+    def _forget(self, job: _Job, ending: Ending) -> None:
+        with self._changed:
+            if job not in self._jobs:
+                return
+            del self._jobs[job]
+        self._observer.finished(job.envelope, ending)
+        self._leave_hand(job.tag, ending)
+
+    def _leave_hand(self, tag: str, ending: Ending) -> None:
+        with self._changed:
+            self._endings[ending] += 1
+        self._hand.remove(tag)
+
+    def _put_back(self, tag: str, *, fault: bool, job: _Job | None = None) -> None:
+        """Give an item back; if Redis does not take it, it comes back when nobody renews it."""
+
+        def done(_: object = None) -> None:
+            if job is None:
+                self._leave_hand(tag, Ending.GIVEN_BACK)
+            else:
+                self._forget(job, Ending.GIVEN_BACK)
+
+        step = Step(partial(self._delivery.put_back, tag=tag, fault=fault), done, done, done)
+        with self._changed:
+            if self._is_draining and not fault:
+                self._returned[tag] = step
+        if tag in self._returned:
+            self._hand.look()
+            return
+        self._storing.put(lambda: step)
+
+    def _refuse(self, tag: str, refusal: Refusal) -> None:
+        """Turn a whole item or task into one dead letter."""
+        rejected = refusal.rejected
+        if isinstance(rejected, EnvelopeRejected) and rejected.unexpected:
+            self._metrics.error(ErrorKind.INTERNAL)
+        answer = self._delivery.dead_letter(refusal)
+        entry = Entry(answer, answer.outcome.model_dump_json(), tag)
+
+        def accepted(is_first: bool) -> None:  # noqa: FBT001 - the storing thread's
+            self._count(answer.outcome, Counter(), first=is_first)
+            self._leave_hand(tag, Ending.REFUSED)
+
+        def failed(error: Exception) -> None:
+            self.note_unexpected(error)
+            self._put_back(tag, fault=True)
+
+        aborted = partial(self._put_back, tag, fault=False)
+        self._storing.put(lambda: Storable(entry, accepted, aborted, failed))
+
+    # Steps of a task.
+
+    def _step(
+        self,
+        job: _Job,
+        send: Callable[[Pipeline], object],
+        accepted: Callable[[list[Any]], object],
+        aborted: Callable[[], object] | None = None,
+    ) -> None:
+        """Send commands that end no message."""
+
+        def give_up() -> None:
+            job.problem = job.problem or EngineClosedError("Redis is gone")
+            with self._changed:
+                job.to_do.clear()
+            if not job.unsettled:
+                self._end(job)
+
+        step = Step(send, accepted, aborted or give_up, partial(self._break, job))
+        self._storing.put(lambda: step)
+
+    def _break(self, job: _Job, error: Exception) -> None:
+        """Give an item back after an unexpected error of this worker."""
+        self._fail(job, error)
+        self._put_back(job.tag, fault=True, job=job)
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        """Note an unexpected error of a task."""
+        self._metrics.error(ErrorKind.INTERNAL)
+        detail = f"unexpected {type(error).__name__}: see the worker's log"
+        job.problem = job.problem or NoOutcome(detail)
+        # Many messages that meet the same bug are a batch, and no sign of a broken worker.
+        if not job.has_failed:
+            job.has_failed = True
+            self.note_unexpected(error)
 
     def _answer(
         self, job: _Job, position: int, pending: Pending | MessageRejected
@@ -360,15 +666,12 @@ class Service:
                 self._on_broken(str(error))
             job.problem = job.problem or error
         except Exception as error:  # noqa: BLE001 - the border between the worker and a message
-            self._metrics.error(ErrorKind.INTERNAL)
-            # Many messages that meet the same bug are a batch, and no sign of a broken worker.
-            if not job.has_failed:
-                job.has_failed = True
-                self.note_unexpected(error)
-            detail = f"unexpected {type(error).__name__}: see the worker's log"
+            before = job.problem
+            self._fail(job, error)
             if job.envelope.suspicion is not None and not self._is_broken:
+                job.problem = before
+                detail = f"unexpected {type(error).__name__}: see the worker's log"
                 return MessageRejected(RejectionReason.EVALUATION_FAILED, detail)
-            job.problem = job.problem or NoOutcome(detail)
         return None
 
     def _refusal(self, job: _Job, rejected: MessageRejected, position: int) -> Answer:

@@ -23,11 +23,13 @@ from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
 from worker.broker.backlog import read_backlog
 from worker.broker.keys import Namespace
 from worker.broker.urls import connections
+from worker.delivery.hand import Hand
 from worker.delivery.outcomes import Delivery
 from worker.delivery.requirements import Requirements
 from worker.delivery.service import Service
-from worker.delivery.tasks import register_tasks
+from worker.delivery.storing import Storing
 from worker.delivery.trouble import Trouble
+from worker.delivery.upkeep import Upkeep
 from worker.evaluator import Evaluator
 from worker.process import devices
 from worker.process.remote import Remote
@@ -43,14 +45,11 @@ logger = logging.getLogger(__name__)
 HEALTH_CHECK_SECONDS = 10
 """Idle time after which a connection is tried before it is used: it may have died meanwhile."""
 
-SCRAPE_TIMEOUT = 1.0
-"""Seconds to read the queues' lengths, of which a new try is worth more than a longer wait."""
-
 REMOTE_SECONDS = 2.0
 """Longest time to publish the last events before a worker ends."""
 
-RESTORE_SECONDS = 10.0
-"""Longest time between two searches for the messages of dead workers."""
+SCRAPE_TIMEOUT = 1.0
+"""Seconds to read the queues' lengths, of which a new try is worth more than a longer wait."""
 
 
 def run(
@@ -148,35 +147,53 @@ class _Worker:
 
     def _consume(self, evaluator: Evaluator, watchdog: Watchdog) -> int:
         """Take messages until a signal or an error ends it; returns the exit status."""
-        slots = evaluator.statistics.slots
-        delivery = Delivery(
-            # Each slot stores its own outcomes; redis-py's own limit is 100 connections.
-            _client(self.redis_url, SOCKET_TIMEOUT, max_connections=slots),
-            self.settings,
-            worker=self.name,
+        settings = self.settings
+        client = _client(self.redis_url, SOCKET_TIMEOUT)
+        delivery = Delivery(settings, worker=self.name)
+        storing = Storing(
+            client,
+            delivery.store,
+            replicas=settings.wait_replicas,
             on_error=partial(self.metrics.error, ErrorKind.REDIS),
         )
-        self.readiness.watch(delivery.trouble.reason)
+        self.readiness.watch(storing.trouble.reason)
+        slots = evaluator.statistics.slots
+        hand = Hand(slots)
 
         def give_up() -> None:
-            delivery.give_up()
+            storing.give_up()
             evaluator.close()
 
         def abandon() -> None:
             service.abandon()
 
-        shutdown = Shutdown(self.settings.shutdown_grace_seconds, self.readiness, give_up, abandon)
+        shutdown = Shutdown(
+            settings.shutdown_grace_seconds, self.readiness, hand.close, give_up, abandon
+        )
         remote = self._remote(slots)
         service = Service(
-            evaluator, delivery, self.metrics, on_broken=shutdown.on_broken, observer=remote
+            evaluator,
+            delivery,
+            storing,
+            hand,
+            self.metrics,
+            on_broken=shutdown.on_broken,
+            is_broken=lambda: shutdown.is_broken,
+            observer=remote,
         )
-        controller = self._controller(service, shutdown, concurrency=slots)
+        upkeep = Upkeep(client, self.namespace, hand, settings.visibility_timeout)
+        controller = self._controller(hand, service)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, shutdown.on_signal)
+        for part in (storing, service, upkeep):
+            part.start()
         watchdog.start(shutdown.on_stalled)
         if remote is not None:
             remote.start()
         controller.start()
+        service.drain()
+        storing.stop()
+        upkeep.stop(SOCKET_TIMEOUT)
         if remote is not None:
             remote.stop(REMOTE_SECONDS)
         logger.info("stopped")
@@ -195,10 +212,9 @@ class _Worker:
             settings=self.settings,
         )
 
-    def _controller(self, service: Service, shutdown: Shutdown, concurrency: int) -> WorkController:
-        """Build Celery's worker: the consumer of the queues, and one thread per slot."""
+    def _controller(self, hand: Hand, service: Service) -> WorkController:
+        """Build Celery's worker. It only takes items: what follows has threads of its own."""
         app = create_app("redis://localhost")  # the transport connects by itself
-        register_tasks(app, service)
         trouble = Trouble("take messages")
         self.readiness.watch(trouble.reason)
 
@@ -208,8 +224,6 @@ class _Worker:
 
         _configure(
             app,
-            self.settings,
-            shutdown,
             {
                 # Announcements need this version of Redis's protocol.
                 "connect": partial(
@@ -224,14 +238,16 @@ class _Worker:
                 "requirements": Requirements(self.settings),
                 "trouble": trouble,
                 "on_reply": on_reply,
+                "hand": hand,
+                "on_taken": service.take,
+                "max_item_bytes": self.settings.max_item_bytes,
             },
         )
-        app.set_default()  # for the pool's threads
         return WorkController(
             app=app,
             hostname=self.name,
-            pool_cls="threads",
-            concurrency=concurrency,
+            pool_cls="solo",
+            concurrency=1,
             queues=list(self.queues),
             without_gossip=True,
             without_mingle=True,
@@ -239,23 +255,14 @@ class _Worker:
         )
 
 
-def _configure(
-    app: Celery,
-    settings: Settings,
-    shutdown: Shutdown,
-    transport_options: dict[str, object],
-) -> None:
+def _configure(app: Celery, transport_options: dict[str, object]) -> None:
     """Add the Celery settings that only a worker needs."""
     app.conf.update(
         broker_transport="worker.delivery.transport:Transport",
         broker_transport_options={
             **transport_options,
-            "visibility_timeout": settings.visibility_timeout,
-            "unacked_restore_interval": min(RESTORE_SECONDS, settings.visibility_timeout / 2),
             # The queues in their order: live messages overtake a backlog.
             "queue_order_strategy": "priority",
-            "max_item_bytes": settings.max_item_bytes,
-            "is_broken": lambda: shutdown.is_broken,
         },
         # Retry without end, at the start and later, and whatever Redis says (a full memory, a
         # replica that became read-only).
@@ -263,22 +270,18 @@ def _configure(
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
         worker_consumer="worker.delivery.consumer:Consumer",
-        # Never more messages in hand than slots: the rest is for other workers.
-        worker_prefetch_multiplier=1,
+        # The hand counts messages; Celery counts none.
         worker_enable_prefetch_count_reduction=False,
-        # Threads cannot be ended; a message that is evaluated twice is counted once.
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        # Anyone who can write to Redis must not command the worker. `Remote` answers questions.
+        # Anyone who can write to Redis must not command the worker.
         worker_enable_remote_control=False,
         worker_send_task_events=False,
     )
 
 
-def _client(redis_url: str, timeout: float, *, max_connections: int | None = None) -> redis.Redis:
+def _client(redis_url: str, timeout: float) -> redis.Redis:
     """Build a client that does not retry by itself: each caller has its own rule for that."""
     pool = connections(
         redis_url,
-        max_connections=max_connections,
         socket_timeout=timeout,
         socket_connect_timeout=min(timeout, CONNECT_TIMEOUT),
         health_check_interval=HEALTH_CHECK_SECONDS,

@@ -35,6 +35,7 @@ class Shutdown:
     Args:
         grace_seconds: Time to finish what is under way.
         readiness: Told that the worker stops.
+        close: Called first, perhaps by a signal's handler: no more messages are taken.
         give_up: Called when the grace period is over; messages then go back to their queues. It may
             wait for the engine.
         abandon: Called if the engine does not end; messages go back without waiting for it.
@@ -44,11 +45,13 @@ class Shutdown:
         self,
         grace_seconds: float,
         readiness: Readiness,
+        close: Callable[[], None],
         give_up: Callable[[], None],
         abandon: Callable[[], None],
     ) -> None:
         self._grace_seconds = grace_seconds
         self._readiness = readiness
+        self._close = close
         self._give_up = give_up
         self._abandon = abandon
         self._timers: list[threading.Timer] = []
@@ -99,6 +102,7 @@ class Shutdown:
         """Stop taking messages, and finish those under way. Returns whether that is new."""
         if not self._begun.acquire(blocking=False):
             return False
+        self._close()
         self._readiness.stopping()
         celery_state.should_stop = self.status
         self._later(self._grace_seconds, self._expire)

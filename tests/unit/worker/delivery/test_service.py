@@ -1,9 +1,11 @@
 """worker.delivery.service: each body has one outcome, whatever the others are."""
 
+# ruff: noqa: ANN401 - stand-ins take whatever they are given
+import itertools
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,26 +15,29 @@ import pytest
 from hrm.inference.prediction import EngineFailedError
 from schemas import (
     DeadLetter,
-    MessageRejected,
     Rejection,
     RejectionReason,
     Verdict,
 )
+from tests.support.pipelines import FakeClient
 from tests.support.processes import wait_for
 from tests.support.stubs import StubEvaluator, StubPending, message
-from worker.delivery import service
-from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
-from worker.delivery.outcomes import Answer, Batch, Delivery
+from worker.broker.app import ENQUEUED_AT, EVALUATE, EVALUATE_BATCH
+from worker.delivery import storing, tasks
+from worker.delivery.envelope import Envelope
+from worker.delivery.hand import Hand
+from worker.delivery.outcomes import Answer, Batch, Delivery, Entry
 from worker.delivery.service import (
     CLOCK_SKEW,
     LONGEST_WAIT,
     MAX_ERRORS_IN_A_ROW,
     Ending,
-    NoOutcome,
     Service,
 )
+from worker.delivery.storing import Storing
 from worker.delivery.suspicion import Suspicion
-from worker.evaluator import EngineClosedError, Evaluated
+from worker.delivery.taken import Taken
+from worker.evaluator import Evaluated
 from worker.telemetry.metrics import Metrics
 
 
@@ -42,31 +47,56 @@ class Recorder(Delivery):
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.by_position: dict[int, Answer] = {}
+        self.acknowledged: list[str] = []
         self.lists: list[tuple[str | None, list[str]]] = []
-        self.earlier: dict[int, str] = {}
+        self.noted: dict[bytes, bytes] = {}
         self.first = True
         self.marked: list[tuple[str, int]] = []
+        self.returned: list[tuple[str, bool]] = []
         self._worker = "w:1"
 
-    def mark_alone(self, suspicion: Suspicion, position: int) -> None:
-        self.marked.append((suspicion.digest, position))
+    def mark_alone(self, pipe: Any, suspicion: Suspicion, position: int) -> None:
+        pipe.add(lambda: self.marked.append((suspicion.digest, position)))
 
-    def begin(self, batch: Batch) -> dict[int, str]:  # noqa: ARG002
-        return self.earlier
+    def begin(self, pipe: Any, batch: Batch) -> None:  # noqa: ARG002
+        pipe.add(lambda: self.noted)
 
-    def deliver(
-        self,
-        answers: Sequence[Answer],
-        *,
-        batch: Batch | None = None,  # noqa: ARG002
-        positions: Sequence[int] = (),
-    ) -> list[bool]:
-        self.answers += answers
-        self.by_position.update(zip(positions, answers, strict=False))
-        return [self.first] * len(answers)
+    def store(self, pipe: Any, entries: Sequence[Entry], token: str, name: str) -> None:
+        assert token
+        assert name
+        pipe.add(lambda: [self.stored(entry) for entry in entries])
 
-    def finish(self, batch: Batch, outcomes: Sequence[str]) -> None:
-        self.lists.append((batch.list_id, list(outcomes)))
+    def stored(self, entry: Entry) -> int:
+        assert json.loads(entry.outcome)
+        assert bool(entry.tag) == (entry.batch is None)
+        self.answers.append(entry.answer)
+        self.by_position[entry.position] = entry.answer
+        if entry.tag:
+            self.acknowledged.append(entry.tag)
+        return self.first
+
+    def finish(self, pipe: Any, batch: Batch, outcomes: Sequence[str], tag: str) -> None:
+        def finished() -> None:
+            self.lists.append((batch.list_id, list(outcomes)))
+            self.acknowledged.append(tag)
+
+        pipe.add(finished)
+
+    def put_back(self, pipe: Any, tag: str, *, fault: bool) -> None:
+        pipe.add(lambda: self.returned.append((tag, fault)))
+
+
+class Watching:
+    """Notes what the service says about tasks."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def accepted(self, envelope: Envelope) -> None:
+        self.seen.append((envelope.task_id, "accepted"))
+
+    def finished(self, envelope: Envelope, ending: Ending) -> None:
+        self.seen.append((envelope.task_id, ending))
 
 
 class World:
@@ -75,34 +105,79 @@ class World:
         self.delivery = Recorder()
         self.metrics = Metrics()
         self.broken: list[str] = []
-        self.told: list[Any] = []
+        self.hand = Hand(slots=4)
+        self.observer = Watching()
+        client: Any = FakeClient()
+        self.storing = Storing(client, self.delivery.store, replicas=0, on_error=lambda: None)
         self.service = Service(
             self.evaluator,
             self.delivery,
+            self.storing,
+            self.hand,
             self.metrics,
             on_broken=self.broken.append,
-            observer=self,
+            is_broken=lambda: bool(self.broken),
+            observer=self.observer,
         )
+        self.storing.start()
+        self.service.start()
+        self.tags = itertools.count()
 
-    def accepted(self, envelope: Envelope) -> None:
-        self.told.append(envelope.task_id)
-
-    def finished(self, envelope: Envelope, ending: Ending) -> None:
-        self.told.append((envelope.task_id, ending))
-
-    def process(
+    def take(
         self,
         *bodies: object,
         batch: bool = True,
         at: float | None = None,
         faults: str | None = None,
+        queue: str = "sqe.evaluate",
         expires_at: datetime | None = None,
-    ) -> list[Any]:
+    ) -> str:
+        """Hand a task over; returns the tag of its delivery."""
         suspicion = None if faults is None else Suspicion.read(b"digest", faults.encode())
-        envelope = Envelope("t", "task-1", "sqe.evaluate", b"", at, True, suspicion, expires_at)
+        args = [list(bodies)] if batch else list(bodies)
+        item = json.dumps(
+            {
+                "body": json.dumps([args, {}, {}]),
+                "content-type": "application/json",
+                "headers": {
+                    "task": EVALUATE_BATCH if batch else EVALUATE,
+                    "id": "task-1",
+                    ENQUEUED_AT: at,
+                    "expires": expires_at and expires_at.isoformat(),
+                },
+                "properties": {},
+            }
+        )
+        return self.take_item(item.encode(), queue, suspicion)
+
+    def take_item(
+        self, item: bytes, queue: str = "sqe.evaluate", suspicion: Suspicion | None = None
+    ) -> str:
+        tag = f"{queue}/{next(self.tags)}"
+        self.hand.add(tag, queue, 1, is_suspect=suspicion is not None)
+        self.service.take([Taken(item, tag, queue, 1 << 20, suspicion)])
+        return tag
+
+    def wait(self) -> None:
+        wait_for(lambda: not self.hand.tags(), "nothing in hand")
+
+    def process(self, *bodies: object, **options: Any) -> list[Any]:
+        """Deliver a task; returns its outcomes, in the order of the bodies."""
         self.delivery.by_position.clear()
-        self.service.process(envelope, bodies, batch=batch)
+        tag = self.take(*bodies, **options)
+        self.wait()
+        assert self.delivery.acknowledged[-1:] == [tag], "acknowledged"
+        assert not self.delivery.returned
         return [answer.outcome for _, answer in sorted(self.delivery.by_position.items())]
+
+    def give_back(self, *bodies: object, fault: bool = True, **options: Any) -> None:
+        """Deliver a task that has to be delivered again."""
+        self.delivery.by_position.clear()
+        tag = self.take(*bodies, **options)
+        self.wait()
+        assert self.delivery.returned == [(tag, fault)]
+        assert tag not in self.delivery.acknowledged
+        self.delivery.returned.clear()
 
     def letter_bodies(self) -> list[bytes]:
         records = [answer.record for answer in self.delivery.answers]
@@ -113,11 +188,17 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(storing, "THREADS", 1)  # so that outcomes are stored in order
+    world = World()
+    yield world
+    world.storing.give_up()
+    world.service.abandon()
+    world.service.drain()
+    world.storing.stop()
 
 
-def text(prompt: str = "solve", **fields: Any) -> str:  # noqa: ANN401
+def text(prompt: str = "solve", **fields: Any) -> str:
     return message(prompt, **fields).model_dump_json(exclude_none=True)
 
 
@@ -132,29 +213,6 @@ def test_outcomes_come_in_the_order_of_the_bodies(world: World) -> None:
         RejectionReason.EVALUATION_FAILED,
         True,
     ]
-
-
-def test_a_whole_batch_is_in_the_engine_before_the_first_result_is_awaited(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "STORE_SECONDS", 60)
-    submitted_when_asked: list[int] = []
-    submit = world.evaluator.submit
-
-    def recording(body: Any, *, queued_seconds: float | None = None) -> StubPending:  # noqa: ANN401
-        pending = submit(body, queued_seconds=queued_seconds)
-        result = pending.result
-
-        def asked(timeout: float | None = None) -> Evaluated:
-            submitted_when_asked.append(len(world.evaluator.submitted))
-            return result(timeout)
-
-        pending.result = asked  # type: ignore[method-assign]
-        return pending
-
-    world.evaluator.submit = recording  # type: ignore[method-assign]
-    world.process(text(), text(), text())
-    assert submitted_when_asked == [3, 3, 3]
 
 
 def test_a_decoded_message_is_a_message(world: World) -> None:
@@ -249,32 +307,10 @@ def test_each_message_of_an_expired_task_is_refused_and_not_evaluated(
     sent = [text(message_id="m1"), text(message_id="m2")]
     outcomes = world.process(*sent, faults=faults, expires_at=late)
     assert [each.reason for each in outcomes] == [RejectionReason.EXPIRED] * 2
-    assert [answer.result_ids for answer in world.delivery.answers] == [("m1",), ("m2",)]
-    assert world.letter_bodies() == [each.encode() for each in sent]
+    assert sorted(answer.result_ids for answer in world.delivery.answers) == [("m1",), ("m2",)]
+    assert sorted(world.letter_bodies()) == sorted(each.encode() for each in sent)
     assert world.evaluator.submitted == []
     assert world.count("rejected_total", reason="expired") == 2
-
-
-@pytest.mark.parametrize(
-    ("sent", "batch", "ending"),
-    [
-        (["solve"], False, Ending.ANSWERED),
-        (["nan"], False, Ending.REFUSED),
-        (["solve", "nan"], True, Ending.ANSWERED),
-        ([], True, Ending.ANSWERED),
-    ],
-)
-def test_an_observer_is_told_of_a_task_and_of_its_end(
-    world: World, sent: list[str], ending: Ending, *, batch: bool
-) -> None:
-    world.process(*map(text, sent), batch=batch)
-    assert world.told == ["task-1", ("task-1", ending)]
-
-
-def test_an_observer_is_told_that_a_task_goes_back(world: World) -> None:
-    with pytest.raises(NoOutcome):
-        world.process(text("bug"), text())
-    assert world.told == ["task-1", ("task-1", Ending.GIVEN_BACK)]
 
 
 def test_a_task_is_evaluated_until_it_expires(world: World) -> None:
@@ -299,8 +335,7 @@ def test_equal_refused_messages_are_told_apart_by_position_and_task(world: World
 def test_an_unforeseen_error_leaves_its_message_and_no_other_without_an_outcome(
     world: World,
 ) -> None:
-    with pytest.raises(NoOutcome, match="unexpected RuntimeError"):
-        world.process(text("bug"), text(message_id="m1"), text("bug"))
+    world.give_back(text("bug"), text(message_id="m1"), text("bug"))
     assert [answer.outcome.message_id for answer in world.delivery.answers] == ["m1"]
     assert world.delivery.lists == []
     assert world.count("errors_total", kind="internal") == 2
@@ -317,16 +352,14 @@ def test_an_unforeseen_error_of_a_suspect_refuses_its_message_and_no_other(world
 def test_an_unforeseen_error_shows_no_text_of_the_message(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(NoOutcome):
-        world.process(text("bug secret"))
+    world.give_back(text("bug secret"))
     assert "RuntimeError" in caplog.text
     assert "secret" not in caplog.text
 
 
 def fail(world: World, times: int, *, between: str | None = None) -> None:
     for _ in range(times):
-        with pytest.raises(NoOutcome):
-            world.process(text("bug"))
+        world.give_back(text("bug"))
         if between is not None:
             world.process(text(between))
 
@@ -355,19 +388,19 @@ def test_an_answer_of_the_engine_is(world: World) -> None:
 def test_an_outcome_is_stored_while_others_of_its_batch_are_in_work(
     world: World, tmp_path: Path
 ) -> None:
-    bodies = [text(f"hold {tmp_path / 'gate'}"), text(), "no json", text()]
-    thread = threading.Thread(target=world.process, args=bodies)
-    thread.start()
+    tag = world.take(text(f"hold {tmp_path / 'gate'}"), text(), "no json", text())
     wait_for(lambda: len(world.delivery.answers) == 3, "stored")
     assert sorted(world.delivery.by_position) == [1, 2, 3]
+    assert world.delivery.acknowledged == []
     (tmp_path / "gate").touch()
-    thread.join()
+    world.wait()
     assert len(world.delivery.answers) == 4
     assert len(world.delivery.lists) == 1
+    assert world.delivery.acknowledged == [tag]
 
 
 def test_what_an_earlier_delivery_has_stored_is_not_evaluated_again(world: World) -> None:
-    world.delivery.earlier = {0: '"first"', 2: '"third"'}
+    world.delivery.noted = {b"0": b'"first"', b"2": b'"third"', b"no position": b""}
     bodies = [text("bug"), text("fail", message_id="m1"), text("bug")]
     (outcome,) = world.process(*bodies)
     assert outcome.message_id == "m1"
@@ -379,41 +412,32 @@ def test_what_an_earlier_delivery_has_stored_is_not_evaluated_again(world: World
 
 
 def test_a_batch_that_is_abandoned_keeps_the_outcomes_it_has(world: World, tmp_path: Path) -> None:
-    raised: list[EngineClosedError] = []
-
-    def process() -> None:
-        try:
-            world.process(text(message_id="m1"), text(f"hang {tmp_path / 'never'}"), text())
-        except EngineClosedError as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=process)
-    thread.start()
+    tag = world.take(text(message_id="m1"), text(f"hang {tmp_path / 'never'}"), text())
     wait_for(lambda: len(world.evaluator.submitted) == 3, "submitted")
     world.service.abandon()
-    thread.join()
+    world.wait()
     assert [answer.outcome.message_id for answer in world.delivery.answers] == ["m1"]
-    assert len(raised) == 1
-    with pytest.raises(EngineClosedError):
-        world.process(text())
+    assert world.delivery.returned == [(tag, False)]
+    world.delivery.returned.clear()
+    world.give_back(text(), fault=False)
+    world.give_back(text(), fault=False, batch=False)
 
 
 def test_a_suspects_messages_are_evaluated_and_stored_one_by_one(world: World) -> None:
     stored_at_submit: list[int] = []
     submit = world.evaluator.submit
 
-    def recording(body: Any, *, queued_seconds: float | None = None) -> StubPending:  # noqa: ANN401
+    def recording(body: Any, **options: Any) -> StubPending:
         stored_at_submit.append(len(world.delivery.answers))
-        return submit(body, queued_seconds=queued_seconds)
+        return submit(body, **options)
 
     world.evaluator.submit = recording  # type: ignore[method-assign]
-    outcomes = world.process(text(), "no json", text("fail"), text(), faults="- - 2", batch=False)
+    outcomes = world.process(text(), "no json", text("fail"), text(), faults="- - 2")
     assert [getattr(each, "reason", "verdict") for each in outcomes] == [
         *("verdict", "not_json", "verdict", "verdict")
     ]
     assert world.delivery.marked == [("digest", position) for position in range(4)]
     assert stored_at_submit == [0, 1, 2, 3]
-    assert world.delivery.lists == []
 
 
 def test_the_poisonous_message_of_a_suspect_is_a_dead_letter_unread(world: World) -> None:
@@ -435,16 +459,15 @@ def test_the_bugs_of_one_suspect_break_no_worker_but_those_of_eight_do(world: Wo
     for _ in range(MAX_ERRORS_IN_A_ROW - 1):
         bugs()
     letters = len(world.letter_bodies())
-    with pytest.raises(NoOutcome):
-        bugs()
+    world.give_back(*(text("bug") for _ in range(MAX_ERRORS_IN_A_ROW)), faults="- -")
     assert len(world.broken) == 1
     assert len(world.letter_bodies()) == letters, "a broken worker refuses nothing"
 
 
 def test_a_batch_whose_engine_closes_keeps_the_outcomes_it_has(world: World) -> None:
     world.evaluator.close()
-    with pytest.raises(EngineClosedError):
-        world.process(text(message_id="m1"), text("hold /nowhere"), text(message_id="m3"))
+    bodies = [text(message_id="m1"), text("hold /nowhere"), text(message_id="m3")]
+    world.give_back(*bodies, fault=False)
     answers = world.delivery.answers
     assert sorted(answer.outcome.message_id or "" for answer in answers) == ["m1", "m3"]
     assert world.broken == [], "it was closed because the worker stops"
@@ -455,8 +478,7 @@ def test_a_failed_engine_stops_the_worker(world: World, monkeypatch: pytest.Monk
         raise EngineFailedError("the device failed: CUDA error: unspecified launch failure")
 
     monkeypatch.setattr(StubPending, "result", fail)
-    with pytest.raises(EngineFailedError):
-        world.process(text(), batch=False)
+    world.give_back(text(), batch=False)
     assert world.broken == ["the device failed: CUDA error: unspecified launch failure"]
     assert world.delivery.answers == []
 
@@ -537,20 +559,109 @@ def test_without_the_producers_time_the_wait_starts_at_created_at(
 
 
 def test_a_task_without_messages_is_one_dead_letter(world: World) -> None:
-    envelope = Envelope("t", "task-1", "sqe.evaluate", b"[1]", None, keep_result=True)
-    rejected = MessageRejected(RejectionReason.NOT_A_MESSAGE, "why")
-    outcome = world.service.refuse(envelope.refuse(rejected))
-    assert outcome == Rejection(message_id="task-1", reason=rejected.reason, detail="why")
-    assert world.letter_bodies() == [b"[1]"]
+    world.take(1, 2, batch=False)
+    world.wait()
+    (letter,) = world.delivery.answers
+    assert letter.outcome.message_id == "task-1"
+    assert "takes one argument" in str(letter.outcome)
+    assert world.letter_bodies() == [b"[[1, 2], {}, {}]"]
     assert world.count("rejected_total", reason="not_a_message") == 1
+
+
+def test_an_item_that_is_no_task_is_acknowledged_with_its_dead_letter(world: World) -> None:
+    tag = world.take_item(b"no task")
+    world.wait()
+    assert world.letter_bodies() == [b"no task"]
+    assert world.delivery.answers[0].marker == ""
+    assert world.delivery.acknowledged == [tag]
+    assert world.observer.seen == []
 
 
 def test_an_item_whose_reading_failed_is_one_dead_letter_and_an_error_of_this_worker(
-    world: World,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rejected = EnvelopeRejected(RejectionReason.NOT_A_MESSAGE, "why", "task-1", unexpected=True)
-    world.service.refuse(Refusal(b"item", "sqe.evaluate", "tag", "task-1", ("task-1",), rejected))
-    assert world.letter_bodies() == [b"item"]
+    def broken(_body: bytes) -> None:
+        raise OverflowError("hush")
+
+    monkeypatch.setattr(tasks, "read_json", broken)
+    world.take(text(), batch=False)
+    world.wait()
+    assert "OverflowError" in str(world.delivery.answers[0].outcome)
     assert world.count("errors_total", kind="internal") == 1
     assert world.count("rejected_total", reason="not_a_message") == 1
     assert world.broken == []
+
+
+def test_an_empty_batch_has_an_empty_list(world: World) -> None:
+    world.process()
+    assert world.delivery.lists == [("task-1", [])]
+
+
+def test_a_live_message_overtakes_what_is_left_of_a_batch(world: World, tmp_path: Path) -> None:
+    held = [text(f"hold {tmp_path / 'gate'}") for _ in range(100)]
+    world.take(*held, queue="sqe.backfill")
+    wait_for(lambda: len(world.evaluator.submitted) == world.hand.limit, "as many as wanted")
+    world.take(text("solve"), batch=False)
+    wait_for(lambda: len(world.delivery.answers) == 1, "answered")
+    assert world.evaluator.submitted[-1] == "solve"
+    (tmp_path / "gate").touch()
+    world.wait()
+    assert len(world.delivery.answers) == 101
+
+
+def test_live_messages_are_urgent_and_others_are_not(world: World) -> None:
+    for queue in ("sqe.evaluate", "sqe.backfill"):
+        world.process(text(), queue=queue)
+    assert world.evaluator.urgent == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("sent", "batch", "ending"),
+    [
+        (["solve"], False, Ending.ANSWERED),
+        (["nan"], False, Ending.REFUSED),
+        (["solve", "nan"], True, Ending.ANSWERED),
+        ([], True, Ending.ANSWERED),
+    ],
+)
+def test_an_observer_is_told_of_a_task_and_of_its_end(
+    world: World, sent: list[str], ending: Ending, *, batch: bool
+) -> None:
+    world.process(*map(text, sent), batch=batch)
+    assert world.observer.seen == [("task-1", "accepted"), ("task-1", ending)]
+
+
+def test_an_observer_is_told_that_a_task_goes_back(world: World) -> None:
+    world.give_back(text("bug"), text())
+    assert world.observer.seen == [("task-1", "accepted"), ("task-1", Ending.GIVEN_BACK)]
+
+
+def test_a_bug_in_storing_gives_back_its_own_item_and_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = world.delivery.store
+
+    def sometimes(pipe: Any, entries: Sequence[Entry], *rest: Any) -> None:
+        if any(entry.answer.outcome.message_id == "m1" for entry in entries):
+            raise KeyError("secret")
+        store(pipe, entries, *rest)
+
+    monkeypatch.setattr(world.storing, "_store", sometimes)
+    tag = world.take(text(message_id="m1"), batch=False)
+    world.take(text(message_id="m2"), batch=False)
+    world.wait()
+    assert world.delivery.returned == [(tag, True)]
+    assert [answer.outcome.message_id for answer in world.delivery.answers] == ["m2"]
+
+
+def test_what_a_drain_gives_back_keeps_its_order(world: World, tmp_path: Path) -> None:
+    tags = [
+        world.take(text(f"hold {tmp_path / 'never'}"), batch=place % 2 == 0) for place in range(5)
+    ]
+    wait_for(lambda: len(world.evaluator.submitted) == 5, "submitted")
+    drain = threading.Thread(target=world.service.drain)
+    drain.start()
+    world.evaluator.close()
+    drain.join()
+    # The last one pushed is the next one taken.
+    assert world.delivery.returned == [(tag, False) for tag in reversed(tags)]
