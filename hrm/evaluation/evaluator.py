@@ -235,14 +235,14 @@ class Evaluator:
         body: bytes | str | Mapping[str, Any],
         *,
         queued_seconds: float | None = None,
-        urgent: bool = True,  # noqa: ARG002 - the engine has one lane
+        urgent: bool = True,
     ) -> PendingVerdict:
         """Submit the message in `body` to the engine, and wait only while its queue is full.
 
         Args:
             body: The message, as JSON or decoded.
             queued_seconds: How long it waited in a queue before.
-            urgent: Whether somebody waits for it.
+            urgent: Whether it goes before messages that are not urgent.
 
         Raises:
             MessageRejected: The message cannot be evaluated.
@@ -253,7 +253,8 @@ class Evaluator:
         example = self.converter.example_of(message)
         check = check_message(message, example, self.checkpoint.training)
         clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
-        return PendingVerdict(self, message, example, check, self._predict(example, check), clock)
+        prediction = self._predict(example, check, urgent=urgent)
+        return PendingVerdict(self, message, example, check, prediction, clock)
 
     def submit_content(
         self, content: Content, line_index: int, origin: Origin, *, taken: float
@@ -334,16 +335,19 @@ class Evaluator:
             evaluated_at=datetime.now(UTC),
         )
 
-    def _predict(self, example: HRMExample, check: MessageCheck) -> Future[Prediction]:
+    def _predict(
+        self, example: HRMExample, check: MessageCheck, *, urgent: bool = True
+    ) -> Future[Prediction]:
         """Infer the example; if its prompt has several accepted answers, with the row of each."""
-        predictions = [self._infer(each) for each in with_rows(example, check.rows)]
+        rows = with_rows(example, check.rows)
+        predictions = [self._infer(each, urgent=urgent) for each in rows]
         return nearest_of(predictions, example.target_sequence)
 
-    def _infer(self, example: HRMExample) -> Future[Prediction]:
+    def _infer(self, example: HRMExample, *, urgent: bool) -> Future[Prediction]:
         self._check_puzzle(example)
         try:
             parts = self.converter.parts(example)
-            return joined([submit_when_room(self._engine, part) for part in parts])
+            return joined([submit_when_room(self._engine, part, urgent=urgent) for part in parts])
         except ExampleError as error:
             raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
 

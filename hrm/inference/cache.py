@@ -51,6 +51,7 @@ class _Pending:
     """An example that the predictor works on, and the futures that wait for its prediction."""
 
     inner: Future[Prediction]
+    urgent: bool
     futures: list[Future[Prediction]] = field(default_factory=list)
 
 
@@ -59,7 +60,8 @@ class CachedPredictor:
 
     It keeps the predictions of the last `entries` different examples and drops the least recently
     used first. A prediction of 100 tokens takes about 0.6 kB. An example equal to one still in work
-    waits for that one's prediction. Every answer comes from this `predictor`, with its checkpoint,
+    waits for that one's prediction; an urgent one takes the place of one that is not, which then
+    waits for it. Every answer comes from this `predictor`, with its checkpoint,
     halting rule and dtype: no prediction crosses checkpoints. A failure goes to everyone who waits
     for it and is not kept. Logits are not kept either, so `predictor` must not keep them.
 
@@ -105,7 +107,9 @@ class CachedPredictor:
         """The dtype of the predictor's activations."""
         return self._predictor.forward_dtype
 
-    def submit(self, example: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
+    def submit(
+        self, example: HRMExample, *, max_steps: int | None = None, urgent: bool = True
+    ) -> Future[Prediction]:
         """Answer `example` from an equal one, or submit it to the predictor; see `Engine.submit`.
 
         Every call has a future of its own. Cancelling one leaves those of equal examples alone;
@@ -116,16 +120,16 @@ class CachedPredictor:
         # have been answered, so a target that is too long must not be looked up.
         fits = len(example.target_sequence) <= self._config.seq_len
         with self._lock:
-            future = self._find(key) if fits else None
+            future = self._find(key, urgent=urgent) if fits else None
             self._hits += future is not None
         if future is None:
-            inner = self._predictor.submit(example, max_steps=max_steps)
-            future = self._begin(key, inner)
+            inner = self._predictor.submit(example, max_steps=max_steps, urgent=urgent)
+            future = self._begin(key, inner, urgent=urgent)
         return future
 
-    def wait_for_room(self, timeout: float | None = None) -> bool:
+    def wait_for_room(self, timeout: float | None = None, *, urgent: bool = True) -> bool:
         """Wait until the predictor's queue has room; see `Engine.wait_for_room`."""
-        return self._predictor.wait_for_room(timeout)
+        return self._predictor.wait_for_room(timeout, urgent=urgent)
 
     def close(self) -> None:
         """Take no more examples, and close the predictor."""
@@ -133,8 +137,8 @@ class CachedPredictor:
             self._closed = True
         self._predictor.close()
 
-    def _find(self, key: _Key) -> Future[Prediction] | None:
-        """Return a future for the answer of an equal example, if there is or will be one."""
+    def _find(self, key: _Key, *, urgent: bool) -> Future[Prediction] | None:
+        """Return a future for the answer of an equal example, if one is known or due in time."""
         if self._closed:
             raise EngineClosedError("the engine is closed")
         kept = self._kept.get(key)
@@ -144,20 +148,26 @@ class CachedPredictor:
             future.set_result(kept.prediction())
             return future
         pending = self._pending.get(key)
-        return None if pending is None else self._attach(key, pending)
+        if pending is None or pending.urgent < urgent:
+            return None
+        return self._attach(key, pending)
 
-    def _begin(self, key: _Key, inner: Future[Prediction]) -> Future[Prediction]:
+    def _begin(self, key: _Key, inner: Future[Prediction], *, urgent: bool) -> Future[Prediction]:
         """Return a future for the answer of `inner`, which equal examples also get from now on."""
-        mine = _Pending(inner)
+        unused: Future[Prediction] | None = None
         with self._lock:
             self._misses += 1
-            # Another thread may have begun an equal example meanwhile: its work is for both.
-            pending = self._pending.setdefault(key, mine)
+            pending = self._pending.setdefault(key, _Pending(inner, urgent))
+            if pending.urgent < urgent:
+                unused, pending.inner, pending.urgent = pending.inner, inner, urgent
+            elif pending.inner is not inner:
+                # Another thread has begun an equal example meanwhile: its work is for both.
+                unused = inner
             future = self._attach(key, pending)
-        if pending is mine:
+        if unused is not inner:
             inner.add_done_callback(partial(self._answer, key, pending))
-        else:
-            inner.cancel()
+        if unused is not None:
+            unused.cancel()
         return future
 
     def _attach(self, key: _Key, pending: _Pending) -> Future[Prediction]:
@@ -168,6 +178,8 @@ class CachedPredictor:
 
     def _answer(self, key: _Key, pending: _Pending, inner: Future[Prediction]) -> None:
         with self._lock:
+            if inner is not pending.inner:  # the work for an urgent example took its place
+                return
             self._forget(key, pending)
             if not inner.cancelled() and inner.exception() is None:
                 self._keep(key, inner.result())

@@ -6,28 +6,37 @@ Knows lanes, threads and the device's memory; nothing of futures or queues.
 import contextlib
 import gc
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Generic
 
 import torch
 
 from hrm.inference.lane import Answers, Lane, Occupant, is_out_of_memory
 from hrm.inference.prediction import DeviceMemoryError
-from hrm.inference.threads import Team
+from hrm.inference.threads import RowWork, Team
 from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
 
 logger = logging.getLogger(__name__)
 
 
+RESERVE_SHARE = 8
+"""On a GPU, one slot in reserve for this many slots.
+
+There a step takes time in proportion to its rows once they are many, and the examples in slots go
+on beside urgent ones, so slots become free soon. On a CPU they rest meanwhile, so urgent examples
+get as many slots as they have without others."""
+
+
 class Lanes(Generic[Occupant]):
-    """One lane for each network, each with a row for every slot.
+    """One lane for each network, each with a row for every slot and for those in reserve.
 
     Only one thread may use them, in inference mode.
 
     Args:
         networks: The networks, in evaluation mode and on one device.
-        slots: Rows of each lane. If the device's memory does not suffice, half of them, and so on.
+        slots: Slots without those in reserve. If the device's memory does not suffice, half of
+            them, and so on.
         halting: The rule by which rows halt.
         keep_logits: Whether predictions carry their logits.
         threads: CPU threads that share the rows of all lanes.
@@ -45,7 +54,10 @@ class Lanes(Generic[Occupant]):
         keep_logits: bool,
         threads: int,
     ) -> None:
+        self._is_cpu = networks[0].H_init.device.type == "cpu"
         self.slots = slots
+        self.reserve = self._reserve_of(slots)
+        """Slots in reserve, beside the others."""
         self.reductions = 0
         """How often the slots became fewer."""
         self.threads = threads
@@ -82,19 +94,42 @@ class Lanes(Generic[Occupant]):
         for lane, own in zip(self._lanes, limits, strict=True):
             lane.admit(occupants, examples, own)
 
-    def launch(self, chosen: Collection[Occupant] | None = None) -> None:
+    def launch(
+        self,
+        chosen: Sequence[Occupant] | None = None,
+        *,
+        goes_on: Callable[[], bool] | None = None,
+    ) -> Sequence[Occupant] | None:
         """Begin one ACT step over all rows of all lanes, or on a CPU over those of `chosen`.
 
         On a CPU the threads share the rows of all lanes in one pass.
+
+        Args:
+            chosen: Occupants whose rows are computed; None: all.
+            goes_on: If given, `chosen` are computed one per thread at a time, and those left are
+                not once this returns False.
+
+        Returns:
+            The occupants whose rows were computed; None: all.
         """
-        works = [work for lane in self._lanes for work in lane.begin(chosen)]
-        if self.needs_threads:
-            self._team.run(works)
+        if chosen is not None and goes_on is not None:
+            first, chosen = chosen, []
+            for start in range(0, len(first), self.threads):
+                if start and not goes_on():
+                    break
+                part = first[start : start + self.threads]
+                self._team.run(self._begin(part))
+                chosen += part
+            self._begin(chosen)
+        elif self.needs_threads:
+            self._team.run(self._begin(chosen))
         else:
+            self._begin(chosen)
             for lane in self._lanes:
                 lane.replay()
         for lane in self._lanes:
             lane.send()
+        return chosen
 
     def finish(self) -> Iterator[tuple[int, Answers[Occupant]]]:
         """Wait for the step; yield the number and the answers of each network where rows halted."""
@@ -117,14 +152,20 @@ class Lanes(Generic[Occupant]):
         """End the threads."""
         self._team.close()
 
+    def can_shrink(self, in_work: int) -> bool:
+        """Whether fewer slots may suffice, if the memory did not for `in_work` examples."""
+        return self.slots > 1 or in_work > 1
+
     def shrink(self, in_work: int) -> None:
         """Let go of all memory, and halve the slots. `allocate` then takes memory for these.
+
+        If there is only one, the one in reserve goes.
 
         Args:
             in_work: Examples that had a slot when the memory did not suffice.
         """
         # A GPU's memory is taken for all slots in advance, a CPU's for those in work.
-        self._reduce((self.slots if self.is_asynchronous else in_work) // 2)
+        self._reduce((self.slots if self.is_asynchronous else min(self.slots, in_work)) // 2)
 
     @torch.inference_mode()
     def allocate(self) -> None:
@@ -140,13 +181,18 @@ class Lanes(Generic[Occupant]):
                     torch.cuda.empty_cache()
             try:
                 self._lanes = [
-                    Lane(network, self.slots, halting=self._halting, keep_logits=self._keep_logits)
+                    Lane(
+                        network,
+                        self.slots + self.reserve,
+                        halting=self._halting,
+                        keep_logits=self._keep_logits,
+                    )
                     for network in self._networks
                 ]
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.slots == 1:
+                if self.slots + self.reserve == 1:
                     raise DeviceMemoryError(
                         "the device's memory does not suffice for a single example: end what else "
                         "uses it, or take another device"
@@ -156,11 +202,25 @@ class Lanes(Generic[Occupant]):
             ):  # outside of `except`: a traceback's frames hold the device's memory
                 self._reduce(self.slots // 2)
 
+    def _begin(self, chosen: Collection[Occupant] | None) -> list[tuple[RowWork, int]]:
+        return [work for lane in self._lanes for work in lane.begin(chosen)]
+
     def _reduce(self, slots: int) -> None:
-        slots = max(1, slots)
+        """Go on with `slots`; 0 for a single one, without a reserve."""
+        before = self.slots, self.reserve
+        self.slots = max(1, slots)
+        self.reserve = self._reserve_of(slots)
         logger.warning(
-            "the device's memory does not suffice for %d slots: going on with %d", self.slots, slots
+            "the device's memory does not suffice for %d slots and %d in reserve: going on with %d "
+            "and %d",
+            *before,
+            self.slots,
+            self.reserve,
         )
-        self.slots = slots
         self.reductions += 1
         self._lanes = []
+
+    def _reserve_of(self, slots: int) -> int:
+        if self._is_cpu or not slots:
+            return slots
+        return max(1, slots // RESERVE_SHARE)

@@ -58,10 +58,10 @@ class EngineStatistics:
     """The state of an engine at one moment, and counts since its start."""
 
     slots: int = 0
-    """Examples that can be in work at once: fewer than at the start if the device's memory did not
-    suffice."""
+    """Examples that can be in work at once, without the slots in reserve for urgent ones. They are
+    fewer than at the start if the device's memory did not suffice."""
     busy_slots: int = 0
-    """Slots with an example in them."""
+    """Examples in work. They exceed `slots` while urgent examples use the slots in reserve."""
     waiting: int = 0
     """Examples that wait for a slot; not those that wait for an equal one's prediction."""
     steps: int = 0
@@ -97,19 +97,23 @@ class Predictor(Protocol):
     @property
     def forward_dtype(self) -> "torch.dtype": ...  # noqa: D102
     def submit(  # noqa: D102
-        self, example: HRMExample, *, max_steps: int | None = None
+        self, example: HRMExample, *, max_steps: int | None = None, urgent: bool = True
     ) -> Future[Prediction]: ...
-    def wait_for_room(self, timeout: float | None = None) -> bool: ...  # noqa: D102
+    def wait_for_room(  # noqa: D102
+        self, timeout: float | None = None, *, urgent: bool = True
+    ) -> bool: ...
     def close(self) -> None: ...  # noqa: D102
 
 
-def submit_when_room(predictor: Predictor, example: HRMExample) -> Future[Prediction]:
+def submit_when_room(
+    predictor: Predictor, example: HRMExample, *, urgent: bool = True
+) -> Future[Prediction]:
     """Submit `example`, and wait while `predictor` has no room."""
     while True:
         try:
-            return predictor.submit(example)
+            return predictor.submit(example, urgent=urgent)
         except EngineFullError:
-            predictor.wait_for_room()
+            predictor.wait_for_room(urgent=urgent)
 
 
 def joined(futures: Sequence[Future[Prediction]]) -> Future[Prediction]:

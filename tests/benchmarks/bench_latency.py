@@ -1,4 +1,7 @@
-"""Latency of a message at half load: an engine, and a server that works in static batches."""
+"""Latency of a message: at half load, and beside a full backfill.
+
+At half load an engine is compared with a server that works in static batches.
+"""
 
 import random
 import threading
@@ -6,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import count
 from statistics import median
@@ -15,7 +18,7 @@ import torch
 
 from hrm.inference.config import Inference
 from hrm.inference.engine import Engine
-from hrm.inference.prediction import Prediction, submit_when_room
+from hrm.inference.prediction import EngineClosedError, Prediction, submit_when_room
 from hrm.model.batch import encode
 from hrm.model.network import HRM
 from hrm.model.reference_loop import LoopOutput, evaluate_batch
@@ -25,6 +28,9 @@ from tests.benchmarks.runs import Answers, interleaved, loop_run, percentile
 from tests.benchmarks.setting import THREADS, Setting, known_examples
 
 TITLE = "Latency at half load"
+
+BACKFILL = 1000
+"""Examples that are not urgent and wait in the engine."""
 
 Submit = Callable[[HRMExample], Future[Prediction]]
 
@@ -58,6 +64,7 @@ def run(setting: Setting) -> str:
     pooled = [[seconds for own in rounds for seconds in own] for rounds in given]
     figures = [[percentile(own, share) for share in (0.5, 0.99)] for own in pooled]
     ratios = [ours / theirs for theirs, ours in zip(*figures, strict=True)]
+    beside = {rule: _beside_backfill(setting, rule) for rule in HaltedBy}
     names = ("static batches", "engine")
     rows = [
         [name, *(f"{1000 * seconds:,.1f}" for seconds in own)]
@@ -72,7 +79,51 @@ def run(setting: Setting) -> str:
             ["server", "median, ms", "p99, ms"],
             [*rows, ["engine / static", *(f"{ratio:.2f}" for ratio in ratios)]],
         ),
+        f"How many times as long an urgent example takes beside {BACKFILL:,} that are not urgent "
+        f"as alone. Urgent ones follow each other, {setting.single_examples * 8} in each of "
+        f"{setting.rounds} paired runs.",
+        table(
+            ["rule", "median", "p99"],
+            [[rule.value, *(f"{ratio:.2f}" for ratio in own)] for rule, own in beside.items()],
+        ),
     )
+
+
+def _beside_backfill(setting: Setting, halting: HaltedBy) -> list[float]:
+    """Ratios of an urgent example's median and p99 latency, beside a backfill and alone."""
+    checkpoint = setting.checkpoint()
+    network = Inference(slots=setting.slots, halting=halting).network(checkpoint, setting.device)
+    urgent = known_examples(checkpoint, setting.single_examples * 8)
+
+    def seconds(backfill: Sequence[HRMExample]) -> list[float]:
+        given = []
+        with closing(
+            Engine(network, slots=setting.slots, halting=halting, threads=THREADS)
+        ) as engine:
+
+            def submit(example: HRMExample) -> None:
+                with suppress(EngineClosedError):
+                    future = engine.submit(example, urgent=False)
+                    future.add_done_callback(lambda ended: _again(ended, partial(submit, example)))
+
+            for example in backfill:
+                submit(example)
+            for example in urgent:
+                started = time.perf_counter()
+                engine.submit(example).result()
+                given.append(time.perf_counter() - started)
+        return given
+
+    waiting = known_examples(checkpoint, BACKFILL)
+    rounds = interleaved([partial(seconds, []), partial(seconds, waiting)], setting.rounds)
+    alone, beside = ([each for own in given for each in own] for given in rounds)
+    return [percentile(beside, share) / percentile(alone, share) for share in (0.5, 0.99)]
+
+
+def _again(ended: Future[Prediction], submit: Callable[[], object]) -> None:
+    """Submit another example for one that was answered, so that the queue stays full."""
+    if ended.exception() is None:
+        submit()
 
 
 def _latencies(

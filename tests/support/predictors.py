@@ -29,8 +29,9 @@ def prediction_of(asked: HRMExample, max_steps: int | None) -> Prediction:
 class Asked:
     """An example submitted to the stub."""
 
-    def __init__(self, of: HRMExample, max_steps: int | None) -> None:
+    def __init__(self, of: HRMExample, max_steps: int | None, *, urgent: bool) -> None:
         self.example = of
+        self.urgent = urgent
         self.max_steps = max_steps
         self.future: Future[Prediction] = Future()
 
@@ -57,18 +58,25 @@ class StubPredictor:
         self.closed = False
         self.full = False
 
-    def submit(self, of: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
+    def submit(
+        self, of: HRMExample, *, max_steps: int | None = None, urgent: bool = True
+    ) -> Future[Prediction]:
         if self.closed:
             raise EngineClosedError("closed")
         if self.full:
             raise EngineFullError("full")
         if len(of.target_sequence) > self.seq_len:
             raise ExampleError("too long")
-        asked = Asked(of, max_steps)
+        asked = Asked(of, max_steps, urgent=urgent)
         self.asked.append(asked)
         return asked.future
 
-    def wait_for_room(self, timeout: float | None = None) -> bool:
+    def wait_for_room(
+        self,
+        timeout: float | None = None,
+        *,
+        urgent: bool = True,  # noqa: ARG002
+    ) -> bool:
         self.full = False
         return timeout is None
 

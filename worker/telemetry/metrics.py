@@ -247,7 +247,7 @@ def _engine(evaluator: Evaluator, *, cached: bool) -> Iterable[Metric]:
     yield _gauge(
         "engine_slots",
         "Places of the engine.",
-        {("busy",): now.busy_slots, ("free",): now.slots - now.busy_slots},
+        {("busy",): now.busy_slots, ("free",): max(0, now.slots - now.busy_slots)},
         "state",
     )
     yield _gauge("engine_waiting", "Messages without a slot yet.", {(): now.waiting})

@@ -56,7 +56,13 @@ class Reciter:
         self.asked = 0
         self._targets = {example.puzzle_id: example.target_sequence for example in accepted}
 
-    def submit(self, of: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
+    def submit(
+        self,
+        of: HRMExample,
+        *,
+        max_steps: int | None = None,
+        urgent: bool = True,  # noqa: ARG002
+    ) -> Future[Prediction]:
         self.asked += 1
         target = self._targets[of.puzzle_id]
         tokens = (*target, *[1] * (CONFIG.seq_len - len(target)))
@@ -64,7 +70,12 @@ class Reciter:
         future.set_result(Prediction(tokens, max_steps or 1, HaltedBy.Q, 1.0, 0.0, 0))
         return future
 
-    def wait_for_room(self, timeout: float | None = None) -> bool:
+    def wait_for_room(
+        self,
+        timeout: float | None = None,
+        *,
+        urgent: bool = True,  # noqa: ARG002
+    ) -> bool:
         return timeout is None
 
     def close(self) -> None:

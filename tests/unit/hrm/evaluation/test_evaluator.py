@@ -334,12 +334,14 @@ def test_waiting_for_a_full_engine_ends_when_it_closes(checkpoint: Path) -> None
             self.waited_for = threading.Event()
             self.closed = threading.Event()
 
-        def submit(self, _: HRMExample) -> None:
+        def submit(self, _: HRMExample, *, urgent: bool) -> None:
+            assert urgent
             if self.closed.is_set():
                 raise EngineClosedError("the engine is closed")
             raise EngineFullError("full")
 
-        def wait_for_room(self) -> bool:
+        def wait_for_room(self, *, urgent: bool) -> bool:
+            assert urgent
             self.waited_for.set()
             return self.closed.wait(TIMEOUT)
 

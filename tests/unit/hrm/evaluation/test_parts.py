@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hrm.inference.prediction import InferenceError, Prediction, joined
 from hrm.model.batch import Messages, encode_messages
 from hrm.model.network import HRM
 from hrm.model.reference_loop import evaluate_batch
-from schemas import HaltedBy
+from schemas import HaltedBy, HRMExample
 from tests.support.checkpoints import state_of
 from tests.support.evaluations import opened
 from tests.support.networks import tiny
@@ -90,6 +91,26 @@ def test_one_wrong_word_in_the_last_part_is_a_near_miss(checkpoint: Path) -> Non
             assert verdict.failure_pattern == (None if solved else "near_miss")
     finally:
         evaluator.close()
+
+
+@pytest.mark.parametrize("urgent", [True, False])
+def test_every_part_is_as_urgent_as_its_message(checkpoint: Path, *, urgent: bool) -> None:
+    evaluator = opened(checkpoint)
+    submitted: list[bool] = []
+    submit = evaluator._engine.submit
+
+    def note(example: HRMExample, **options: Any) -> Future[Prediction]:  # noqa: ANN401
+        submitted.append(options["urgent"])
+        return submit(example, **options)
+
+    evaluator._engine.submit = note  # type: ignore[method-assign]
+    body = {"schema_version": 1, "message_id": "m", "agent_id": "a", "prompt": "the prompt"}
+    try:
+        pending = evaluator.submit({**body, "completion": TEXTS[1]}, urgent=urgent)
+        assert pending.result(TIMEOUT).verdict.target_tokens > 200
+    finally:
+        evaluator.close()
+    assert submitted == [urgent] * 3
 
 
 # The prediction of several parts.

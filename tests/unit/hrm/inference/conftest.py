@@ -8,7 +8,7 @@ from hrm.inference.prediction import Prediction
 from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample
 from tests.support import reference as reference_data
-from tests.support.engines import Gate, loop_predictions
+from tests.support.engines import Gate, Turns, loop_predictions
 
 
 @pytest.fixture
@@ -33,3 +33,8 @@ def gate(network: HRM) -> Iterator[Gate]:
     gate = Gate(network)
     yield gate
     gate.opened.set()
+
+
+@pytest.fixture
+def turns(network: HRM) -> Turns:
+    return Turns(network)

@@ -149,16 +149,63 @@ def test_if_two_threads_submit_equal_examples_at_once_one_goes_on_for_both(
 ) -> None:
     submit, others = stub.submit, []
 
-    def while_another_thread_does(of: HRMExample, *, max_steps: int | None) -> Future[Prediction]:
+    def while_another_thread_does(
+        of: HRMExample, *, max_steps: int | None, urgent: bool
+    ) -> Future[Prediction]:
         monkeypatch.setattr(stub, "submit", submit)
         others.append(cache.submit(of))
-        return submit(of, max_steps=max_steps)
+        return submit(of, max_steps=max_steps, urgent=urgent)
 
     monkeypatch.setattr(stub, "submit", while_another_thread_does)
     future = cache.submit(example())
     assert [asked.future.cancelled() for asked in stub.asked] == [False, True]
     stub.asked[0].answer()
     assert future.result() == others[0].result() == prediction_of(example(), None)
+
+
+def test_an_urgent_example_takes_the_place_of_an_equal_one_that_is_not(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    futures = [cache.submit(example(), urgent=urgent) for urgent in (False, False, True, True)]
+    futures.append(cache.submit(example(), urgent=False))
+    assert [asked.urgent for asked in stub.asked] == [False, True]
+    assert [asked.future.cancelled() for asked in stub.asked] == [True, False]
+    assert not any(future.done() for future in futures)
+    stub.asked[1].answer()
+    assert {future.result().tokens for future in futures} == {(0, 11, 1000)}
+    assert counts(cache) == (3, 2)
+    assert cache.submit(example()).done(), "it is kept"
+
+
+def test_work_whose_place_an_urgent_example_took_answers_and_fails_nobody(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    futures = [cache.submit(example(), urgent=False)]
+    stub.asked[0].future.set_running_or_notify_cancel()  # too late to cancel it
+    futures.append(cache.submit(example()))
+    stub.asked[0].future.set_exception(InferenceError("not finite"))
+    assert not any(future.done() for future in futures)
+    stub.asked[1].answer()
+    assert [future.result().tokens for future in futures] == [(0, 11, 1000)] * 2
+
+
+def test_cancelling_all_futures_cancels_the_work_that_took_the_place(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    futures = [cache.submit(example(), urgent=urgent) for urgent in (False, True)]
+    assert all(future.cancel() for future in futures)
+    assert stub.asked[1].future.cancelled()
+
+
+def test_a_full_queue_of_urgent_examples_leaves_equal_work_as_it_is(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    waiting = cache.submit(example(), urgent=False)
+    stub.full = True
+    with pytest.raises(EngineFullError):
+        cache.submit(example())
+    stub.asked[0].answer()
+    assert waiting.result().tokens == (0, 11, 1000)
 
 
 def test_a_prediction_that_can_no_longer_be_cancelled_is_kept_for_later(
@@ -293,8 +340,10 @@ def test_threads_may_share_one() -> None:
             super().__init__()
             self.pool = pool
 
-        def submit(self, of: HRMExample, *, max_steps: int | None = None) -> Future[Prediction]:
-            asked = Asked(of, max_steps)
+        def submit(
+            self, of: HRMExample, *, max_steps: int | None = None, urgent: bool = True
+        ) -> Future[Prediction]:
+            asked = Asked(of, max_steps, urgent=urgent)
             self.asked.append(asked)
             self.pool.submit(asked.answer)
             return asked.future

@@ -187,7 +187,7 @@ def test_an_engine_whose_only_work_was_cancelled_goes_on(
         assert engine.submit(examples[1]).cancel()
         gate.opened.set()
         first.result(DEADLINE)
-        wait_until(lambda: not engine._waiting)
+        wait_until(lambda: engine.statistics.waiting == 0)
         assert engine.submit(examples[2]).result(DEADLINE).act_steps == 1
 
 

@@ -433,14 +433,17 @@ def test_whatever_is_cancelled_or_fails_the_others_are_answered_as_usual(
         return begin(self, chosen)
 
     rows = data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=12))
-    cancelled = data.draw(st.sets(st.sampled_from(range(len(rows)))))
+    cancelled, others = (data.draw(st.sets(st.sampled_from(range(len(rows))))) for _ in range(2))
     examples = reference_data.examples()
     with (
         contextlib.closing(Engine(network, slots=slots, halting=halting)) as engine,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(Lane, "begin", begin_or_fail)
-        futures: Sequence[Future[Prediction]] = [engine.submit(examples[row]) for row in rows]
+        futures: Sequence[Future[Prediction]] = [
+            engine.submit(examples[row], urgent=place not in others)
+            for place, row in enumerate(rows)
+        ]
         for position in cancelled:
             futures[position].cancel()
         for row, future in zip(rows, futures, strict=True):

@@ -3,62 +3,30 @@
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from hrm.inference.engine import Engine
 from hrm.inference.lane import Lane
 from hrm.inference.prediction import Prediction
-from hrm.model.network import HRM, State
+from hrm.model.network import HRM
 from schemas import HaltedBy
 from tests.support import reference as reference_data
 from tests.support.engines import (
     DEADLINE,
     Predictions,
+    Turns,
     Works,
     assert_same,
+    continue_always,
     loop_predictions,
     wait_until,
 )
 
 EXAMPLES = reference_data.examples()
-
-
-class Turns:
-    """Notes which examples each step of `network` computes, and calls `at_step` at each."""
-
-    def __init__(self, network: HRM) -> None:
-        self.examples: list[list[int]] = []
-        self.at_step: Callable[[int], object] = lambda _: None
-        self._step = network.step
-        batch = reference_data.batch()
-        with torch.inference_mode():
-            self._x = network.embed(batch.inputs, network.puzzle_embedding(batch.puzzle_ids))
-        network.step = self.step  # type: ignore[method-assign]
-
-    def step(self, state: State, x: Tensor) -> State:
-        is_same = (x.unsqueeze(1) == self._x).all((2, 3))
-        self.examples.append(is_same.int().argmax(1).tolist())
-        self.at_step(len(self.examples))
-        return self._step(state, x)
-
-
-@pytest.fixture
-def turns(network: HRM) -> Turns:
-    return Turns(network)
-
-
-def continue_always(network: HRM) -> None:
-    """Set the Q head so that only limits halt examples."""
-    assert network.q_head.bias is not None
-    with torch.no_grad():
-        network.q_head.weight.zero_()
-        network.q_head.bias.copy_(torch.tensor([-1.0, 1.0]))
 
 
 def test_under_q_a_turn_is_for_the_example_with_the_fewest_steps_done(
@@ -164,7 +132,9 @@ def expected() -> dict[HaltedBy, list[Prediction]]:
 
 
 @given(
-    arrivals=st.lists(st.lists(st.integers(0, 8), max_size=3), min_size=1, max_size=16),
+    arrivals=st.lists(
+        st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=3), min_size=1, max_size=16
+    ),
     slots=st.integers(1, 9),
     halting=st.sampled_from(HaltedBy),
     threads=st.integers(1, 4),
@@ -172,7 +142,7 @@ def expected() -> dict[HaltedBy, list[Prediction]]:
 @settings(max_examples=25, deadline=None)
 def test_predictions_do_not_depend_on_what_comes_between_the_turns(
     expected: dict[HaltedBy, list[Prediction]],
-    arrivals: list[list[int]],
+    arrivals: list[list[tuple[int, bool]]],
     slots: int,
     halting: HaltedBy,
     threads: int,
@@ -183,7 +153,10 @@ def test_predictions_do_not_depend_on_what_comes_between_the_turns(
 
     def submit_next() -> None:
         with contextlib.suppress(IndexError):  # the last ones are here
-            submitted.extend((row, engine.submit(EXAMPLES[row])) for row in coming.popleft())
+            submitted.extend(
+                (row, engine.submit(EXAMPLES[row], urgent=urgent))
+                for row, urgent in coming.popleft()
+            )
 
     def begin_and_submit(self: Lane[object], chosen: Collection[object] | None = None) -> Works:
         submit_next()

@@ -120,6 +120,14 @@ def test_what_the_engine_did_is_read_when_it_is_asked_for() -> None:
     assert after["sqe_hrm_prediction_cache_total", "miss"] == 5
 
 
+def test_while_slots_in_reserve_are_used_more_are_busy_than_there_are_and_none_is_free() -> None:
+    evaluator = StubEvaluator()
+    evaluator.statistics = EngineStatistics(slots=4, busy_slots=5)
+    values = samples(watched(evaluator))
+    busy, free = (values["sqe_hrm_engine_slots", state] for state in ("busy", "free"))
+    assert (busy, free) == (5, 0)
+
+
 def test_without_a_cache_there_is_no_figure_of_one() -> None:
     assert not [key for key in samples(watched(cached=False)) if "prediction_cache" in key[0]]
 
