@@ -139,7 +139,7 @@ def talking() -> Iterator[Check]:
 def _logged(log: io.StringIO) -> Iterator[None]:
     """Write to `log` what the server logs: a request of any form is not worth a line."""
     handler = logging.StreamHandler(log)
-    loggers = [logging.getLogger(name) for name in ("worker.telemetry", "asyncio")]
+    loggers = [logging.getLogger(name) for name in ("worker.telemetry", "waitress")]
     for logger in loggers:
         logger.addHandler(handler)
     try:

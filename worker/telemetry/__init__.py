@@ -2,7 +2,7 @@
 
 - `metrics`: the figures that Prometheus scrapes
 - `health`: serves `/metrics`, `/healthz` and `/readyz`
-- `server`: the HTTP server for them
+- `server`: the HTTP server for them, from waitress
 - `latest`: a value that is read in the background
 - `logs`: the log's format
 - `scrape`: reads a worker's `/metrics` and other pages
