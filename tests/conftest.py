@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from hrm.checkpoint import save_checkpoint
-from hrm.data.config import ConversionConfig
-from hrm.model.network import HRM
-from tests.support.networks import tiny
+from tests.support.networks import saved_for_messages
 from tests.support.processes import REAL, Worker
 from tests.support.servers import server
 from worker.client import Client
-
-TINY = tiny(num_puzzle_identifiers=1000, seq_len=100, halt_max_steps=2)
-"""A network that evaluates messages of any length in a millisecond, and knows none of them."""
 
 
 @pytest.fixture
@@ -43,9 +37,7 @@ def client(redis_url: str) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a checkpoint with random weights, named `tiny`."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(folder, HRM(TINY).state_dict(), TINY, ConversionConfig(), None)
-    return folder
+    return saved_for_messages(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 @dataclass(frozen=True)

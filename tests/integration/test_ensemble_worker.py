@@ -11,7 +11,7 @@ from hrm.ensemble.ensemble import Ensemble
 from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
 from hrm.model.network import HRM
-from tests.conftest import TINY
+from tests.support.networks import FOR_MESSAGES
 from tests.support.processes import REAL, Worker
 from tests.support.stubs import message
 from worker.broker.keys import DEAD_LETTERS
@@ -23,7 +23,9 @@ def test_a_worker_answers_as_the_ensemble_does_under_its_name_and_digest(
 ) -> None:
     folder = tmp_path / "checkpoints"
     for name in ("a", "b"):
-        save_checkpoint(folder / name, HRM(TINY).state_dict(), TINY, ConversionConfig(), None)
+        save_checkpoint(
+            folder / name, HRM(FOR_MESSAGES).state_dict(), FOR_MESSAGES, ConversionConfig(), None
+        )
     members = [load_checkpoint(folder / name) for name in ("a", "b")]
     ensemble = Ensemble(members, Strategy.VOTING, [1, 2])
     options = ["--checkpoints", "a", "b", "--weights", "1", "2", "--strategy", "voting"]

@@ -9,7 +9,7 @@ from hrm.checkpoint import save_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.model.network import HRM
 from schemas import Rejection, RejectionReason, SQEMessage, Verdict
-from tests.conftest import TINY
+from tests.support.networks import FOR_MESSAGES
 from tests.support.processes import REAL, STUB, Worker
 from tests.support.stubs import message, verdict
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE, result
@@ -37,8 +37,8 @@ def test_after_a_change_of_checkpoint_the_same_ids_get_new_verdicts(
     sent = [message() for _ in range(20)]
     found = []
     for name in ("old", "new"):
-        weights = HRM(TINY).state_dict()
-        save_checkpoint(tmp_path / name, weights, TINY, ConversionConfig(), None)
+        weights = HRM(FOR_MESSAGES).state_dict()
+        save_checkpoint(tmp_path / name, weights, FOR_MESSAGES, ConversionConfig(), None)
         with Worker.start(
             REAL, tmp_path, redis_url, "--checkpoint", name, checkpoint_dir=tmp_path
         ) as worker:

@@ -1,10 +1,13 @@
 """Small networks with random weights, and the result of one of their steps."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrm.checkpoint import save_checkpoint
+from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 
@@ -21,6 +24,16 @@ def tiny(**fields: Any) -> HRMConfig:  # noqa: ANN401
         "seq_len": 8,
     }
     return HRMConfig(**{**sizes, **fields})
+
+
+FOR_MESSAGES = tiny(num_puzzle_identifiers=1000, seq_len=100, halt_max_steps=2)
+"""A network that evaluates messages of any length in a millisecond, and knows none of them."""
+
+
+def saved_for_messages(folder: Path) -> Path:
+    """A checkpoint of `FOR_MESSAGES` in `folder`."""
+    save_checkpoint(folder, HRM(FOR_MESSAGES).state_dict(), FOR_MESSAGES, ConversionConfig(), None)
+    return folder
 
 
 def tiny_network(**fields: Any) -> HRM:  # noqa: ANN401

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -60,6 +61,11 @@ class Worker(ChildWorker):
                 yield cls(child.process, child.url, child.log)
             finally:
                 child.process.kill()
+
+    @property
+    def name(self) -> str:
+        """The name that is in its verdicts."""
+        return f"{socket.gethostname()}:{self.process.pid}"
 
     def get(self, path: str) -> tuple[int, str]:
         return read_page(f"{self.url}{path}")

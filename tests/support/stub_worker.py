@@ -23,7 +23,7 @@ try:
         settings=Settings.from_env(metrics_port=options.metrics_port),
         device=Device("cpu", "cpu"),
         queues=QUEUES,
-        open_evaluator=lambda _worker: StubEvaluator(options.slots),
+        open_evaluator=lambda worker: StubEvaluator(options.slots, worker),
     )
 except SQEHRMError as error:
     sys.exit(f"sqe-hrm: error: {error}")

@@ -1,8 +1,10 @@
 """A stand-in for the evaluator: real messages in, verdicts out, and no model between them.
 
 The prompt says what happens: `solve`, `fail`, `hit` (solved from a cache), `nan` (no finite
-answer), `bug` (an unexpected error), `hold FILE` (wait until the file exists), `hang FILE` (unless
-the file exists, the engine hangs for ever), `die` (the process ends as if it were killed).
+answer), `bug` (an unexpected error), `bug-until FILE` (one unless the file exists), `bug-once FILE`
+(one unless the file exists, which is then made), `hold FILE` (wait until the file exists),
+`hang FILE` (unless the file exists, the engine hangs for ever), `die` (the process ends as if it
+were killed). `take SECONDS ` before any of them is the time that the engine needs.
 """
 
 import os
@@ -39,8 +41,17 @@ def message(prompt: str = "solve", **fields: Any) -> SQEMessage:  # noqa: ANN401
     return SQEMessage.create(agent_id="tester", prompt=prompt, completion="done", **fields)
 
 
-def verdict(of: SQEMessage, queued: float | None = None) -> Verdict:
-    solved = not of.prompt.startswith("fail")
+def split(prompt: str) -> tuple[float, str, str]:
+    """The seconds that a message takes, what happens to it, and the rest of its prompt."""
+    first, _, rest = prompt.partition(" ")
+    if first != "take":
+        return 0.0, first, rest
+    seconds, _, prompt = rest.partition(" ")
+    return float(seconds), *split(prompt)[1:]
+
+
+def verdict(of: SQEMessage, queued: float | None = None, worker: str = "stub") -> Verdict:
+    solved = not split(of.prompt)[1].startswith("fail")
     return Verdict(
         message_id=of.message_id,
         agent_id=of.agent_id,
@@ -68,16 +79,17 @@ def verdict(of: SQEMessage, queued: float | None = None) -> Verdict:
         failure_pattern=None if solved else FailurePattern.NEAR_MISS,
         timings=Timings(queue=queued, convert=0.001, inference=0.01, total=0.011 + (queued or 0)),
         device="cpu",
-        worker="stub",
+        worker=worker,
         evaluated_at=datetime.now(UTC),
     )
 
 
 class StubPending:
-    def __init__(self, of: SQEMessage, queued: float | None) -> None:
+    def __init__(self, of: SQEMessage, queued: float | None, worker: str) -> None:
         self.message = of
         self.future: Future[None] = Future()
         self._queued = queued
+        self._worker = worker
 
     def add_done_callback(self, callback: Callable[[], object]) -> None:
         self.future.add_done_callback(lambda _: callback())
@@ -85,15 +97,20 @@ class StubPending:
     def result(self, timeout: float | None = None) -> Evaluated:
         assert timeout is None
         self.future.result()
-        match self.message.prompt.partition(" ")[0]:
+        _, action, file = split(self.message.prompt)
+        match action:
             case "nan":
                 raise MessageRejected(RejectionReason.EVALUATION_FAILED, "no finite answer")
             case "die":
                 os._exit(9)
             case "bug":
                 raise RuntimeError(self.message.prompt)
-        wrong = Counter({("test", "agent"): 2} if self.message.prompt.startswith("fail") else {})
-        return verdict(self.message, self._queued), wrong
+            case "bug-until" | "bug-once" if not Path(file).exists():
+                if action == "bug-once":
+                    Path(file).touch()
+                raise RuntimeError(self.message.prompt)
+        answer = verdict(self.message, self._queued, self._worker)
+        return answer, Counter({} if answer.solved else {("test", "agent"): 2})
 
 
 class StubEvaluator:
@@ -103,7 +120,8 @@ class StubEvaluator:
     dtype = "float32"
     halting = HaltedBy.MAX_STEPS
 
-    def __init__(self, slots: int = 4) -> None:
+    def __init__(self, slots: int = 4, worker: str = "stub") -> None:
+        self._worker = worker
         self.statistics = EngineStatistics(slots=slots)
         self.submitted: list[str] = []
         self.urgent: list[bool] = []
@@ -118,16 +136,19 @@ class StubEvaluator:
         urgent: bool = True,
     ) -> StubPending:
         parsed = parse_message(body)
-        pending = StubPending(parsed, queued_seconds)
+        pending = StubPending(parsed, queued_seconds, self._worker)
         self.submitted.append(parsed.prompt)
         self.urgent.append(urgent)
-        action, _, file = parsed.prompt.partition(" ")
+        seconds, action, file = split(parsed.prompt)
         if action == "hang" and not Path(file).exists():
             self.statistics = replace(self.statistics, in_turn=True)
         if self.statistics.in_turn:
             return pending
         if action == "hold":
             threading.Thread(target=self._hold, args=(pending.future, Path(file))).start()
+            return pending
+        if seconds:
+            threading.Thread(target=self._take, args=(pending.future, seconds)).start()
             return pending
         if action in {"solve", "fail", "hang"}:
             with self._lock:
@@ -142,6 +163,12 @@ class StubEvaluator:
                 future.set_exception(EngineClosedError("the engine is closed"))
                 return
         future.set_result(None)
+
+    def _take(self, future: Future[None], seconds: float) -> None:
+        if self._closed.wait(seconds):
+            future.set_exception(EngineClosedError("the engine is closed"))
+        else:
+            future.set_result(None)
 
     def close(self) -> None:
         self._closed.set()
