@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fmt lint fuzz bench schemas clean
+.PHONY: help demo test faults fmt lint fuzz bench schemas clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -20,6 +20,9 @@ demo: $(READY)  ## run Redis, a worker and an agent for half a minute, then prin
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+faults: $(READY)  ## make every fault in full size, and account for each message
+	$(BIN)/python -m tests.faults
 
 fmt: $(READY)  ## format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix-only --quiet .
