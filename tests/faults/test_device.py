@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.processes import REAL, STUB, Worker, wait_for
+from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker.keys import DEAD_LETTERS, FAULTS, LIVE_QUEUE, UNACKED
 from worker.client import Client
@@ -26,51 +26,6 @@ def workers() -> Iterator[ExitStack]:
 
 def errors(worker: Worker) -> list[str]:
     return re.findall(r"^.* ERROR .*$", worker.log.read_text(), re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        ("lost", "the device failed: CUDA error: an illegal memory access was encountered"),
-        ("hangs", "the engine has not finished a step for 2 s"),
-    ],
-)
-def test_a_worker_whose_device_fails_gives_sound_messages_back_and_ends(
-    workers: ExitStack,
-    tmp_path: Path,
-    redis_url: str,
-    client: Client,
-    store: redis.Redis,
-    tiny_checkpoint: Path,
-    fault: str,
-    reason: str,
-) -> None:
-    options = {
-        "checkpoint_dir": tiny_checkpoint.parent,
-        "visibility_timeout": 60,
-        "stall_seconds": 2,
-    }
-    start = Worker.start(FAULTY, tmp_path, redis_url, "--checkpoint", "tiny", **options)
-    first = workers.enter_context(start).wait_until_ready()
-    known = [message(f"known {place}") for place in range(30)]
-    assert len(list(client.results([client.submit(each) for each in known]))) == 30
-    (tmp_path / "fault").write_text(fault)
-    # Every second message is in the cache, which still answers.
-    sent = [
-        client.submit(message(f"new {place}" if place % 2 else f"known {place % 30}"))
-        for place in range(60)
-    ]
-    assert first.wait() == 1
-    (line,) = errors(first)
-    assert line.endswith(f" this worker cannot go on: {reason}")
-    assert store.hlen(UNACKED) == 0, "given back, without waiting for the visibility timeout"
-    (tmp_path / "fault").unlink()
-    start = Worker.start(REAL, tmp_path, redis_url, "--checkpoint", "tiny", **options)
-    second = workers.enter_context(start)
-    assert {each.message_id for each in client.results(sent)} == set(sent)
-    assert store.xlen(DEAD_LETTERS) == 0
-    wait_for(lambda: not store.exists(UNACKED), "acknowledged")
-    assert second.total("rejected_total") == second.total("duplicates_total") == 0
 
 
 def test_a_worker_whose_engine_hangs_says_so_and_ends(

@@ -1,9 +1,6 @@
-"""Workers and Redis that stop, die and come back: nothing is lost, and nothing counts twice."""
+"""How workers start, stop and go on: what the ledgers of `test_scenarios.py` do not show."""
 
-import functools
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,16 +11,11 @@ import redis
 from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker import embedded
-from worker.broker.keys import LIVE_QUEUE, UNACKED, UNACKED_INDEX
+from worker.broker.keys import LIVE_QUEUE, UNACKED
 from worker.client import BACKFILL_QUEUE, Client
 
 SHORT = 1.0
 """The shortest visibility timeout, so that a dead worker's messages move on soon."""
-
-
-CLOCK = "import runpy, time; now = time.time; time.time = lambda: now() + 3600"
-AN_HOUR_AHEAD = (sys.executable, "-c", f"{CLOCK}; runpy.run_module({STUB[-1]!r}, None, '__main__')")
-"""The stub worker with a wrong clock."""
 
 
 @pytest.fixture
@@ -38,38 +30,8 @@ def workers() -> Iterator[ExitStack]:
         yield stack
 
 
-def is_cut_off(worker: Worker) -> bool:
-    status, reason = worker.get("/readyz")
-    return status == 503 and "Redis is not reachable" in reason
-
-
 def in_hand(store: redis.Redis) -> int:
     return store.hlen(UNACKED)
-
-
-def test_messages_survive_every_restart_of_redis(workers: ExitStack, tmp_path: Path) -> None:
-    worker = None
-    sent: list[str] = []
-    for _ in range(3):
-        with embedded.start(tmp_path) as server, Client(server.url) as client:
-            # A message that was on its way out of Redis comes back after the visibility timeout.
-            worker = worker or workers.enter_context(
-                Worker.start(STUB, tmp_path, server.url, visibility_timeout=3)
-            )
-            worker.wait_until_ready()
-            # The server stops while these are on their way through the worker.
-            sent += [client.submit(message()) for _ in range(100)]
-            sent += client.submit_many(message() for _ in range(3000))
-        assert worker is not None
-        wait_for(functools.partial(is_cut_off, worker), "not ready without Redis", 10)
-        assert worker.get("/healthz") == (200, "alive\n")
-    assert worker is not None
-    with embedded.start(tmp_path) as server, Client(server.url) as client:
-        worker.wait_until_ready()
-        outcomes = {outcome.message_id for outcome in client.results(sent, timeout=30)}
-    assert outcomes == set(sent)
-    assert len(sent) == 9300
-    assert worker.total("evaluations_total") == 9300
 
 
 def test_a_worker_waits_for_a_redis_that_comes_later(workers: ExitStack, tmp_path: Path) -> None:
@@ -79,64 +41,6 @@ def test_a_worker_waits_for_a_redis_that_comes_later(workers: ExitStack, tmp_pat
     wait_for(lambda: "Redis is not reachable" in worker.log.read_text(), "a first attempt")
     with embedded.start(tmp_path), Client(url) as client:
         assert client.result(client.submit(message())).solved
-
-
-def test_a_killed_workers_message_goes_to_another_and_counts_once(
-    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, gate: Path
-) -> None:
-    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
-    first = workers.enter_context(start).wait_until_ready()
-    message_id = client.submit(message(f"hold {gate}"))
-    with redis.Redis.from_url(redis_url) as store:
-        wait_for(lambda: in_hand(store) == 1, "taken by the first worker")
-    first.signal(signal.SIGKILL)
-    first.wait()
-    gate.touch()
-    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
-    second = workers.enter_context(start)
-    assert client.result(message_id).message_id == message_id
-    wait_for(lambda: second.total("evaluations_total") == 1, "counted")
-    assert second.total("duplicates_total") == 0
-
-
-def test_a_message_that_two_workers_evaluate_counts_once(
-    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
-) -> None:
-    gate = tmp_path / "gate"
-    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
-    first = workers.enter_context(start).wait_until_ready()
-    message_id = client.submit(message(f"hold {gate}"))
-    wait_for(lambda: in_hand(store) == 1, "taken by the first worker")
-    first.signal(signal.SIGSTOP)
-    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
-    second = workers.enter_context(start)
-    tag = store.hkeys(UNACKED)[0]
-    wait_for(lambda: store.hkeys(UNACKED) not in ([], [tag]), "taken by the second worker")
-    gate.touch()
-    assert client.result(message_id).solved
-    first.signal(signal.SIGCONT)
-    wait_for(lambda: first.total("duplicates_total") == 1, "answered by both")
-    assert first.total("evaluations_total") == 0
-    assert second.total("evaluations_total") == 1
-    wait_for(lambda: in_hand(store) == 0, "acknowledged by both")
-
-
-def test_a_message_longer_than_the_visibility_timeout_stays_with_its_worker(
-    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
-) -> None:
-    gate = tmp_path / "gate"
-    start = Worker.start(STUB, tmp_path, redis_url, visibility_timeout=SHORT)
-    worker = workers.enter_context(start).wait_until_ready()
-    message_id = client.submit(message(f"hold {gate}"))
-    wait_for(lambda: in_hand(store) == 1, "taken")
-    (tag,) = store.hkeys(UNACKED)
-    taken = store.zscore(UNACKED_INDEX, tag) or 0.0
-    wait_for(lambda: (store.zscore(UNACKED_INDEX, tag) or 0.0) > taken + 3 * SHORT, "renewed")
-    gate.touch()
-    assert client.result(message_id).solved
-    wait_for(lambda: in_hand(store) == 0, "acknowledged")
-    assert worker.total("evaluations_total") == 1
-    assert worker.total("duplicates_total") == 0
 
 
 def test_sigterm_finishes_what_is_under_way_and_exits_0(
@@ -156,20 +60,6 @@ def test_sigterm_finishes_what_is_under_way_and_exits_0(
     assert client.result(message_id, timeout=1).solved
     assert (store.llen(LIVE_QUEUE), in_hand(store)) == (1, 0), "the late one is for others"
     assert late in str(store.lindex(LIVE_QUEUE, 0))
-
-
-def test_what_is_not_finished_in_the_grace_period_goes_back(
-    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
-) -> None:
-    start = Worker.start(STUB, tmp_path, redis_url, shutdown_grace_seconds=0.3)
-    worker = workers.enter_context(start).wait_until_ready()
-    for _ in range(3):
-        client.submit(message(f"hold {tmp_path / 'never'}"))
-    wait_for(lambda: in_hand(store) == 3, "taken")
-    worker.signal(signal.SIGTERM)
-    assert worker.wait() == 0
-    assert (store.llen(LIVE_QUEUE), in_hand(store)) == (3, 0)
-    assert " ERROR " not in worker.log.read_text()
 
 
 def test_more_slots_than_redis_py_has_connections_store_their_outcomes_at_once(
@@ -306,25 +196,3 @@ def test_a_lost_connection_of_the_consumer_gives_nothing_back(
         wait_for(lambda: in_hand(store) == 0, "acknowledged")
     assert worker.total("evaluations_total") == 200
     assert worker.total("duplicates_total") == 0
-
-
-def test_a_worker_whose_clock_is_an_hour_ahead_delivers_nothing_twice(
-    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, gate: Path
-) -> None:
-    commands = (STUB, AN_HOUR_AHEAD)
-    both = [
-        workers.enter_context(Worker.start(each, tmp_path, redis_url, visibility_timeout=SHORT))
-        for each in commands
-    ]
-    for worker in both:
-        worker.wait_until_ready()
-    held = [client.submit(message(f"hold {gate}")) for _ in range(6)]
-    with redis.Redis.from_url(redis_url) as store:
-        wait_for(lambda: in_hand(store) == 6, "both have some")
-        tags = store.hkeys(UNACKED)
-        time.sleep(3 * SHORT)
-        assert store.hkeys(UNACKED) == tags
-    gate.touch()
-    assert len(list(client.results(held))) == 6
-    wait_for(lambda: sum(each.total("evaluations_total") for each in both) == 6, "counted")
-    assert sum(each.total("duplicates_total") for each in both) == 0
