@@ -43,6 +43,10 @@ class Setting:
     """Examples in a run with one example at a time."""
     requests: int = 100
     """Requests in a run in which they arrive at their own times."""
+    live: int = 40
+    """Live messages in a run beside a backfill."""
+    backfill: int = 20_000
+    """Messages of that backfill: more than are evaluated in a run."""
     known: int | None = None
     """Known messages in runs that compare answers: the first ones, or all if None."""
     unknown: int = 150
@@ -87,6 +91,8 @@ def quick(setting: Setting) -> Setting:
         halting_examples=32,
         single_examples=1,
         requests=20,
+        live=3,
+        backfill=512,
         known=8,
         unknown=4,
         messages=5_000,

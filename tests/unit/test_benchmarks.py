@@ -56,6 +56,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         halting_examples=6,
         single_examples=1,
         requests=5,
+        live=1,
+        backfill=1000,
         unknown=3,
         messages=20,
         seconds=0.01,
