@@ -11,7 +11,7 @@ import redis
 from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker import embedded
-from worker.broker.keys import LIVE_QUEUE, UNACKED
+from worker.broker.keys import LIVE_QUEUE, UNACKED, queue_lists
 from worker.client import BACKFILL_QUEUE, Client
 
 SHORT = 1.0
@@ -60,6 +60,43 @@ def test_sigterm_finishes_what_is_under_way_and_exits_0(
     assert client.result(message_id, timeout=1).solved
     assert (store.llen(LIVE_QUEUE), in_hand(store)) == (1, 0), "the late one is for others"
     assert late in str(store.lindex(LIVE_QUEUE, 0))
+
+
+def test_a_drain_gives_each_item_back_to_its_priority_and_in_its_order(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    start = Worker.start(STUB, tmp_path, redis_url, shutdown_grace_seconds=0.3)
+    worker = workers.enter_context(start).wait_until_ready()
+    lists = queue_lists(LIVE_QUEUE)
+    worker.signal(signal.SIGSTOP)
+    for _ in range(8):
+        client.submit(message(f"hold {tmp_path / 'never'}"))
+    for key in 2 * lists[1:]:
+        store.lmove(LIVE_QUEUE, key, "LEFT", "RIGHT")
+    before = {key: store.lrange(key, 0, -1) for key in lists}
+    worker.signal(signal.SIGCONT)
+    wait_for(lambda: in_hand(store) == 8, "taken")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert {key: store.lrange(key, 0, -1) for key in lists} == before
+    log = worker.log.read_text()
+    assert "of 8 items in hand, 8 were given back" in log
+    assert " ERROR " not in log
+
+
+def test_under_load_many_messages_share_a_round_trip(
+    workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
+) -> None:
+    start = Worker.start(STUB, tmp_path, redis_url, "--slots", "64")
+    worker = workers.enter_context(start).wait_until_ready()
+    client.result(client.submit(message()))
+    worker.signal(signal.SIGSTOP)
+    sent = [client.submit(message()) for _ in range(640)]
+    before = store.info("commandstats")["cmdstat_evalsha"]["calls"]
+    worker.signal(signal.SIGCONT)
+    assert len(list(client.results(sent))) == 640
+    wait_for(lambda: in_hand(store) == 0, "acknowledged")
+    assert store.info("commandstats")["cmdstat_evalsha"]["calls"] - before < 640 / 2
 
 
 def test_more_slots_than_redis_py_has_connections_store_their_outcomes_at_once(

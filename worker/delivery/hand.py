@@ -82,7 +82,8 @@ class Hand:
         """Requests without a reply, the last of which may still get it."""
         self._alone = False
         self._no_suspect_before = 0.0
-        self._closed = False
+        self.is_closed = False
+        """Whether nothing is taken any more."""
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -95,7 +96,7 @@ class Hand:
 
     def close(self) -> None:
         """Leave no more room, whatever is acknowledged. May be called by a signal's handler."""
-        self._closed = True
+        self.is_closed = True
 
     def tags(self) -> list[str]:
         """The tags of all items, the oldest first."""
@@ -207,7 +208,7 @@ class Hand:
     @property
     def suspects(self) -> Suspects:
         """When the next request should take a suspect."""
-        if self._held or self._closed:
+        if self._held or self.is_closed:
             return Suspects.NEVER
         return Suspects.FIRST if self._is_suspects_turn else Suspects.LAST
 
@@ -230,7 +231,7 @@ class Hand:
 
         A suspect is evaluated alone: nothing is taken beside it, nor before it if it is its turn.
         """
-        if self._closed or self._alone or (self._held and self._is_suspects_turn):
+        if self.is_closed or self._alone or (self._held and self._is_suspects_turn):
             return 0
         unstored = self.limit + UNSTORED - self._unstored[queue]
         return max(0, min(self.limit - self._weights[queue], unstored))

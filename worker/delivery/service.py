@@ -192,14 +192,13 @@ class Service:
         self._backlog_in_engine = 0
         """Messages in the engine that are not urgent."""
         self._endings: Counter[Ending] = Counter()
-        self._returned: dict[str, Step] = {}
-        """Steps that give items back at the end, by tag."""
+        self._returned: dict[str, Callable[[], None]] = {}
+        """Items that go back at the end, by tag, each with what to do then."""
         self._done_at_once: list[tuple[int, Pending | MessageRejected | None]] = []
         """Messages that were done while the intake submitted them."""
         self._settled = threading.local()
         """Messages by job that a storing thread has settled since the last pipeline."""
         storing.after_round = self._after_round
-        self._is_draining = False
         self._abandoned = False
         self._ended = False
         self._changed = threading.Condition(threading.RLock())
@@ -224,15 +223,14 @@ class Service:
         What goes back goes last and together, so that the queues keep their order.
         """
         before = self._endings.copy()
-        with self._changed:
-            self._is_draining = True
+        self._hand.close()
         self._hand.wait_for(lambda tags: tags <= self._returned.keys())
         with self._changed:
-            self._is_draining = False
             self._ended = True
             self._changed.notify()
-        for tag in reversed(self._hand.tags()):
-            self._storing.put(partial(self._returned.get, tag))
+        tags = self._hand.tags()
+        if tags:
+            self._storing.put(lambda: self._return_step(tags))
         self._hand.wait_for(lambda tags: not tags)
         ended = self._endings - before
         logger.info(
@@ -563,14 +561,28 @@ class Service:
             else:
                 self._forget(job, Ending.GIVEN_BACK)
 
-        step = Step(partial(self._delivery.put_back, tag=tag, fault=fault), done, done, done)
         with self._changed:
-            if self._is_draining and not fault:
-                self._returned[tag] = step
-        if tag in self._returned:
+            is_last = self._hand.is_closed and not (fault or self._abandoned or self._ended)
+            if is_last:
+                self._returned[tag] = done
+        if is_last:
             self._hand.look()
             return
-        self._storing.put(lambda: step)
+        send = partial(self._delivery.put_back, tag=tag, fault=fault)
+        self._storing.put(lambda: Step(send, done, done, done))
+
+    def _return_step(self, tags: Sequence[str]) -> Step:
+        """Build the step that gives items back, the oldest last: it is the next to be taken."""
+
+        def send(pipe: Pipeline) -> None:
+            for tag in reversed(tags):
+                self._delivery.put_back(pipe, tag, fault=False)
+
+        def done(_: object = None) -> None:
+            for tag in tags:
+                self._returned[tag]()
+
+        return Step(send, done, done, done)
 
     def _refuse(self, tag: str, refusal: Refusal) -> None:
         """Turn a whole item or task into one dead letter."""
