@@ -5,10 +5,14 @@
 - `suspicion`: items whose deliveries ended in faults, and when they become dead letters
 - `envelope`: reads an item of a queue as a task, or refuses it
 - `options`: refuses or honours Celery's options of a task
-- `consumer`: Celery's consumer, which reconnects and renews its messages
+- `hand`: what a worker has in hand, and how much more it takes
+- `taken`: an item as it came from Redis
+- `consumer`: Celery's consumer, which reconnects and shows that it is alive
 - `tasks`: takes the messages out of a task's arguments
 - `service`: gives each message one outcome
-- `outcomes`: stores outcomes before their messages are acknowledged
+- `outcomes`: the rules of what is stored, and with what it is acknowledged
+- `storing`: sends what is done to Redis, and sends again what Redis did not accept
+- `upkeep`: renews deliveries, and puts back those of dead workers
 - `markers`: what Redis remembers of counted messages, in few bytes
 - `requirements`: the version and the permissions that a worker needs of Redis
 - `trouble`: what Redis does not accept at the moment, for readiness and the log
