@@ -1,11 +1,16 @@
 """Fixtures that the tests with a real Redis and real worker processes share."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import redis
+
+# Read when torch is loaded. OpenMP's threads wait for work in a loop, and would take the cores from
+# whatever runs beside the tests, such as their own workers.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from tests.support.networks import saved_for_messages
 from tests.support.processes import REAL, Worker
