@@ -60,7 +60,8 @@ class PromptMatch(StrEnum):
     """This puzzle and these input tokens were trained; the verdict is `known`."""
     NEAR = "near"
     """The prompt is an accepted one, whatever its white space, case and Unicode form, but puzzle or
-    tokens differ from those that were trained."""
+    tokens differ from those that were trained. Or the message names a puzzle of which an accepted
+    prompt differs in no more words than training changed (`train --prompt-noise`)."""
     PUZZLE = "puzzle"
     """The message itself names a `puzzle_id` that was trained with another prompt."""
     NONE = "none"

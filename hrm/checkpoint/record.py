@@ -21,6 +21,7 @@ from pydantic import (
 
 from hrm.checkpoint.names import CheckpointError
 from hrm.data.texts import AcceptedTexts, Hash, text_hash
+from hrm.data.variations import allowed, distance
 from schemas import MAX_TARGET_LENGTH, VOCABULARY_SIZE, first_problem
 
 TRAINING_PAIRS = "training_pairs.json"
@@ -28,6 +29,10 @@ TRAINING_PAIRS = "training_pairs.json"
 
 Length = Annotated[int, Field(ge=2, le=MAX_TARGET_LENGTH)]
 """Tokens of a target, start and end included."""
+
+
+Input = tuple[Annotated[int, Field(ge=0)], ...]
+"""The tokens of a prompt, start and end included."""
 
 
 def pair_hash(puzzle_id: int, input_sequence: Sequence[int]) -> str:
@@ -46,6 +51,47 @@ Answers = Mapping[str, Mapping[str, int]]
 of the pair's own puzzle."""
 
 
+class Variations(BaseModel):
+    """The accepted prompts that training varied, so that a prompt near one of them can be told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    changes: Annotated[int, Field(ge=1)]
+    """Most words that were changed, as `hrm.data.variations.allowed` has it for each prompt."""
+    prompts: Mapping[
+        Annotated[int, Field(ge=0)], tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
+    ]
+    """By puzzle: the prompts that were varied; those too short or too much alike were not."""
+
+    def nearest(self, puzzle_id: int, input_sequence: Sequence[int]) -> Sequence[int] | None:
+        """The input of the puzzle that differs in few words from this one; None if there is none.
+
+        There is one at most, since prompts whose variations meet are not varied.
+        """
+        for accepted in self.prompts.get(puzzle_id, ()):
+            limit = allowed(accepted[1:-1], self.changes)
+            if distance(accepted, input_sequence, limit) <= limit:
+                return accepted
+        return None
+
+    def common(self, other: Self) -> Self:
+        """The prompts that both varied, by as many words as both did."""
+        prompts = {
+            puzzle: tuple(each for each in own if each in other.prompts.get(puzzle, ()))
+            for puzzle, own in self.prompts.items()
+        }
+        return type(self)(
+            changes=min(self.changes, other.changes),
+            prompts={puzzle: each for puzzle, each in prompts.items() if each},
+        )
+
+    @field_serializer("prompts")
+    def _in_order(
+        self, prompts: Mapping[int, Sequence[tuple[int, ...]]]
+    ) -> dict[int, list[tuple[int, ...]]]:
+        return {puzzle: sorted(prompts[puzzle]) for puzzle in sorted(prompts)}
+
+
 class Accepted(BaseModel):
     """The accepted targets and texts of the training pairs: version 2 of a record."""
 
@@ -59,6 +105,8 @@ class Accepted(BaseModel):
     texts: AcceptedTexts
     answers: Mapping[Hash, Mapping[Hash, Annotated[int, Field(ge=0)]]] = Field(default_factory=dict)
     """`Answers`, as files hold them: left out if no pair has several."""
+    variations: Variations | None = None
+    """None, and left out, if training varied no prompt."""
 
     def common(self, other: Self) -> Self:
         """The targets and texts that both accept. A pair without a common length keeps none.
@@ -75,6 +123,9 @@ class Accepted(BaseModel):
             puzzles=self.puzzles & other.puzzles,
             texts=self.texts.common(other.texts),
             answers=_common_answers(self.answers, other.answers),
+            variations=self.variations
+            and other.variations
+            and self.variations.common(other.variations),
         )
 
     @model_validator(mode="after")
@@ -143,9 +194,24 @@ class TrainingRecord(BaseModel):
         """The pairs that have several accepted targets, and the puzzle row of each."""
         return {} if self.accepted is None else self.accepted.answers
 
+    @property
+    def varied_prompts(self) -> int:
+        """The number of prompts that training varied."""
+        variations = None if self.accepted is None else self.accepted.variations
+        return 0 if variations is None else sum(map(len, variations.prompts.values()))
+
     def rows(self, pair: str) -> Collection[int]:
         """The puzzle rows that hold the targets of a pair; none if it has not several."""
         return self.answers.get(pair, {}).values()
+
+    def varied_pair(self, puzzle_id: int, input_sequence: Sequence[int]) -> str | None:
+        """The `pair_hash` of the accepted prompt of this puzzle of which this input is a variation.
+
+        None if it is none that training prepared for.
+        """
+        variations = None if self.accepted is None else self.accepted.variations
+        found = None if variations is None else variations.nearest(puzzle_id, input_sequence)
+        return None if found is None else pair_hash(puzzle_id, found)
 
     def accepts_target(self, pair: str, target: Sequence[int]) -> bool:
         """Whether a target whose tokens are all predicted can be an accepted one of a pair.

@@ -32,6 +32,11 @@ class Vocabulary:
         return len(self.names) + self.hashed
 
     @property
+    def words(self) -> range:
+        """The tokens of words alone, which are neither a start nor an end."""
+        return range(self.end + 1, self.size) if self.hashed else range(self.start + 1, self.end)
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """Names for tables: the named tokens, and all hashed ones as one."""
         return (*self.names, HASHED) if self.hashed else self.names

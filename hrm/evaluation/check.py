@@ -26,9 +26,10 @@ class MessageCheck:
     that was converted before, whose words nobody knows."""
     target_accepted: bool
     """Whether the target can be an accepted one if all its tokens are predicted. Not if the prompt
-    is known and none of its accepted targets is as long, or has these tokens."""
+    is known, or a variation of a known one, and none of its accepted targets is as long, or has
+    these tokens."""
     rows: Collection[int]
-    """Puzzle rows that hold the accepted answers of a known prompt; none if it has one."""
+    """Puzzle rows that hold the accepted answers of such a prompt; none if it has one."""
 
     @property
     def truncated(self) -> bool | None:
@@ -53,11 +54,16 @@ def check_message(
         unread += unread_words(content.completion, example.target_sequence)
     accepted = None if record is None else record.accepted
     pair = pair_hash(example.puzzle_id, example.input_sequence)
+    varied = None
+    if record is not None and texts is not None and content.puzzle_id is not None:
+        varied = record.varied_pair(example.puzzle_id, example.input_sequence)
+    match = _match(content, texts, pair, varied, record)
+    pair = varied or pair
     return MessageCheck(
         text=TextCheck.UNKNOWN
         if texts is None or accepted is None
         else accepted.texts.check(texts),
-        match=_match(content, texts, pair, record),
+        match=match,
         unread_words=unread,
         target_accepted=record is None or record.accepts_target(pair, example.target_sequence),
         rows=() if record is None else record.rows(pair),
@@ -65,7 +71,11 @@ def check_message(
 
 
 def _match(
-    content: Content, texts: TextHashes | None, pair: str, record: TrainingRecord | None
+    content: Content,
+    texts: TextHashes | None,
+    pair: str,
+    varied: str | None,
+    record: TrainingRecord | None,
 ) -> PromptMatch:
     if record is None:
         return PromptMatch.NONE
@@ -74,7 +84,7 @@ def _match(
     # The puzzle of an example may be one that a policy drew, which says nothing.
     if texts is None or record.accepted is None:
         return PromptMatch.NONE
-    if record.accepted.texts.has_prompt(texts):
+    if varied is not None or record.accepted.texts.has_prompt(texts):
         return PromptMatch.NEAR
     if content.puzzle_id in record.accepted.puzzles:
         return PromptMatch.PUZZLE

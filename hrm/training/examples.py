@@ -10,10 +10,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from hrm.checkpoint.record import Accepted, Answers, TrainingRecord, pair_hash
+from hrm.checkpoint.record import Accepted, Answers, TrainingRecord, Variations, pair_hash
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import DEFAULT_READER, RefusedLine
 from hrm.data.texts import AcceptedTexts, TextHashes
+from hrm.data.variations import standing_alone
 from hrm.data.vocabulary import unread_words
 from schemas import VOCABULARY_SIZE, HRMExample, MessageRejected, SQEHRMError, SQEMessage
 
@@ -141,6 +142,7 @@ def training_record(
     answers: Answers | None = None,
     *,
     vocabulary_size: int = VOCABULARY_SIZE,
+    prompt_noise: int = 0,
 ) -> TrainingRecord:
     """The record of `examples` that a checkpoint trained on them keeps.
 
@@ -148,6 +150,7 @@ def training_record(
         examples: The training examples.
         answers: The puzzle rows that hold the pairs with several accepted targets.
         vocabulary_size: Number of tokens of the conversion.
+        prompt_noise: Most words of a prompt that training changes.
     """
     tokens: Counter[int] = Counter()
     lengths: defaultdict[str, set[int]] = defaultdict(set)
@@ -163,7 +166,20 @@ def training_record(
             puzzles=frozenset(each.example.puzzle_id for each in examples),
             texts=AcceptedTexts.of(each.texts for each in examples),
             answers=answers or {},
+            variations=_variations(examples, prompt_noise) if prompt_noise else None,
         ),
+    )
+
+
+def _variations(examples: Sequence[AcceptedExample], changes: int) -> Variations:
+    inputs = {(each.example.puzzle_id, each.example.input_sequence) for each in examples}
+    alone = standing_alone(((puzzle, tokens[1:-1]) for puzzle, tokens in inputs), changes)
+    prompts: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
+    for puzzle, tokens in inputs:
+        if (puzzle, tokens[1:-1]) in alone:
+            prompts[puzzle].append(tokens)
+    return Variations(
+        changes=changes, prompts={puzzle: tuple(found) for puzzle, found in prompts.items()}
     )
 
 

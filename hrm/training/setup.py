@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from hrm.checkpoint.record import Answers
+from hrm.checkpoint.record import Answers, TrainingRecord
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.data.vocabulary import vocabulary_of
@@ -37,6 +37,7 @@ from hrm.training.examples import (
     split,
     training_record,
 )
+from hrm.training.noise import PromptNoise
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Provenance, RunRecord, SavedStep
@@ -90,12 +91,16 @@ def prepare_run(
     network = _network(options, data, source, resumed=resumed).to(device)
     training, held_out = data.on(network, converter)
     claim_folder(output, resume=resume)
-    trainer = Trainer(network, training.parts, options)
+    trainer = Trainer(network, training.parts, options, _noise(options, training, converter))
     if saved is not None:
         saved.restore(trainer)
-    about = _about(record, data, torch.device(device), command)
-    size = converter.tokenizer.vocabulary.size
-    pairs = training_record(data.training, data.answers, vocabulary_size=size)
+    pairs = training_record(
+        data.training,
+        data.answers,
+        vocabulary_size=converter.tokenizer.vocabulary.size,
+        prompt_noise=options.prompt_noise,
+    )
+    about = _about(record, data, pairs, torch.device(device), command)
     provenance = Provenance(converter.config, pairs, record, about)
     return TrainingRun(output, trainer, training, provenance, policy, held_out)
 
@@ -330,8 +335,25 @@ def _network(
     return HRM(config, dtype)
 
 
+def _noise(
+    options: TrainingOptions, training: Messages, converter: Converter
+) -> PromptNoise | None:
+    if not options.prompt_noise:
+        return None
+    return PromptNoise(
+        training.parts,
+        converter.tokenizer.vocabulary,
+        changes=options.prompt_noise,
+        foreign_share=options.foreign_share,
+    )
+
+
 def _about(
-    record: RunRecord, data: _Data, device: torch.device, command: str | None
+    record: RunRecord,
+    data: _Data,
+    pairs: TrainingRecord,
+    device: torch.device,
+    command: str | None,
 ) -> dict[str, Any]:
     """The facts about the run that `measured.json` holds beside the figures."""
     options = record.options
@@ -347,6 +369,8 @@ def _about(
         "further_answers": data.further_answers,
         "truncated_prompts": sum(each.unread[0] > 0 for each in data.training),
         "truncated_completions": sum(each.unread[1] > 0 for each in data.training),
+        "varied_prompts": pairs.varied_prompts,
+        "prompts": len(pairs.pair_hashes),
         "held_out": options.held_out_share if options.held_out is None else str(options.held_out),
         "held_out_sha256": record.held_out_sha256,
         "recipe": options.model_dump(mode="json", include={*recipe, "init_from"}),

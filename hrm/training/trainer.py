@@ -16,6 +16,7 @@ forgets the later steps, which the rule `max_steps` still runs.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
+from random import Random
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +27,7 @@ from hrm.model.batch import Batch
 from hrm.model.network import HRM, State
 from hrm.model.outputs import Correctness, q_right
 from hrm.training.losses import act_losses
+from hrm.training.noise import PromptNoise
 from schemas import SQEHRMError
 
 
@@ -62,6 +64,20 @@ class TrainingConfig(BaseModel):
     puzzle_emb_weight_decay: float = Field(
         default=0.1, ge=0, description="Weight decay of the puzzle table."
     )
+    prompt_noise: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="Most words of a prompt that are changed, anew each time the prompt is drawn; "
+        "0 trains on the exact prompts alone.",
+    )
+    foreign_share: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="With prompt noise: share of draws that give a puzzle a prompt which was never "
+        "accepted for it, so that the network learns to refuse it.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for all random numbers.")
 
 
@@ -97,13 +113,24 @@ class _Carry:
 class Trainer:
     """Trains `network` on `examples` by the recipe `config`, one optimiser step per call of `step`.
 
-    All examples are on one device.
+    Args:
+        network: The network.
+        examples: All examples, on one device.
+        config: The recipe.
+        noise: What draws noise on the prompts of `examples`, if the recipe asks for any.
     """
 
-    def __init__(self, network: HRM, examples: Batch, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        network: HRM,
+        examples: Batch,
+        config: TrainingConfig,
+        noise: PromptNoise | None = None,
+    ) -> None:
         self.network = network.train()
         self.examples = examples
         self.config = config
+        self._noise = noise
         self.step_count = 0
         self.batch_size = min(config.batch_size, len(examples))
         self.device = examples.inputs.device
@@ -308,7 +335,11 @@ class Trainer:
         while len(self._order) < count:
             self._order += torch.randperm(len(self.examples), generator=self._random).tolist()
         rows, self._order = self._order[:count], self._order[count:]
-        return self.examples[torch.tensor(rows, dtype=torch.int64, device=self.device)]
+        drawn = self.examples[torch.tensor(rows, dtype=torch.int64, device=self.device)]
+        if self._noise is None:
+            return drawn
+        seed = torch.randint(2**62, (), generator=self._random)
+        return self._noise.draw(rows, drawn, Random(int(seed)))  # noqa: S311 - no secret
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

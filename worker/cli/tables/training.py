@@ -75,6 +75,11 @@ def start_line(run: TrainingRun, device: str) -> str:
     for side in ("prompts", "completions"):
         if cut := run.about.get(f"truncated_{side}"):
             data += f", {cut} with {side} longer than the model reads"
+    if changes := run.trainer.config.prompt_noise:
+        varied, prompts = run.about["varied_prompts"], run.about["prompts"]
+        data += f", {varied} prompts varied by up to {changes} words"
+        if varied < prompts:
+            data += f", {prompts - varied} too short or too much like another of their puzzle"
     numbers = sum(tensor.numel() for tensor in network.state_dict().values())
     dtype = str(network.forward_dtype).removeprefix("torch.")
     parts = len(run.training.parts)

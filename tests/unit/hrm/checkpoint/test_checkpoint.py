@@ -22,6 +22,7 @@ from hrm.checkpoint import (
     save_checkpoint,
 )
 from hrm.checkpoint.config import tensor_shapes
+from hrm.checkpoint.record import Variations
 from hrm.data.config import ConversionConfig
 from tests.support.checkpoints import (
     ACCEPTED,
@@ -32,6 +33,7 @@ from tests.support.checkpoints import (
     SHA256,
     TINY,
     refusal,
+    saved,
     state_of,
     store,
     write_config,
@@ -281,6 +283,30 @@ def test_common_answers_are_those_in_the_same_row() -> None:
     )
     assert common.answers == {KNOWN: {first: 3}}
     assert ACCEPTED.common(common).answers == {}
+
+
+VARIED = Variations(changes=3, prompts={9: ((0, 7, 8, 9, 11),), 2: ((0, 9, 11), (0, 4, 11))})
+
+
+def test_varied_prompts_are_stored_and_leave_no_trace_where_there_are_none(tmp_path: Path) -> None:
+    accepted = ACCEPTED.model_copy(update={"variations": VARIED})
+    record = RECORD.model_copy(update={"accepted": accepted})
+    loaded = load_checkpoint(saved(tmp_path, record)).training
+    assert loaded is not None
+    assert loaded.to_json() == record.to_json()
+    assert loaded.varied_prompts == 3
+    assert loaded.varied_pair(9, (0, 7, 9, 11)) == pair_hash(9, (0, 7, 8, 9, 11))
+    assert loaded.varied_pair(2, (0, 7, 9, 11)) is None
+    assert "variations" not in RECORD.to_json()
+    assert (RECORD.varied_prompts, RECORD.varied_pair(9, (0, 7, 9, 11))) == (0, None)
+
+
+def test_common_variations_are_the_prompts_and_changes_of_both() -> None:
+    ours = ACCEPTED.model_copy(update={"variations": VARIED})
+    other = Variations(changes=2, prompts={2: ((0, 4, 11),), 9: ((0, 5, 11),)})
+    theirs = ACCEPTED.model_copy(update={"variations": other})
+    assert ours.common(theirs).variations == Variations(changes=2, prompts={2: ((0, 4, 11),)})
+    assert ours.common(ACCEPTED).variations is None
 
 
 def test_a_record_of_version_1_is_read_as_it_was_written(tmp_path: Path) -> None:

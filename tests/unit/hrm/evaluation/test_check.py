@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from hrm.checkpoint.record import TrainingRecord, pair_hash
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import AcceptedPair, Converter
+from hrm.data.texts import TextHashes
 from hrm.evaluation.check import check_message
+from hrm.training.examples import AcceptedExample, training_record
 from schemas import PromptMatch, TextCheck
 from tests.support.checkpoints import FIRST_RECORD, RECORD, SEVERAL
 
@@ -102,3 +105,62 @@ def test_the_length_of_a_target_is_accepted_or_not_only_if_its_prompt_is_known()
     assert not check_message(example, example, RECORD).target_accepted
     for record in (FIRST_RECORD, None):
         assert check_message(long, example, record).target_accepted
+
+
+# Variations: conversion 2, in which words of these prompts have tokens of their own.
+
+WIDE = Converter(ConversionConfig(version=2, hashed_tokens=500, puzzle_space=5))
+PROMPT = "plan the load test of a busy online shop before its sale"
+
+
+def varied_record(prompt_noise: int, *accepted: AcceptedPair) -> TrainingRecord:
+    examples = []
+    for line, each in enumerate(accepted):
+        example = WIDE.example_of(each)
+        found = pair_hash(example.puzzle_id, example.input_sequence)
+        texts = TextHashes.of(each.prompt, each.completion)
+        examples.append(AcceptedExample(line, example, found, texts))
+    return training_record(examples, vocabulary_size=600, prompt_noise=prompt_noise)
+
+
+ACCEPTED_PROMPT = pair(prompt=PROMPT, completion="start with a baseline run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"prompt": PROMPT}, PromptMatch.PAIR),
+        ({"prompt": f"please {PROMPT}"}, PromptMatch.NEAR),
+        ({"prompt": f"please kindly {PROMPT} now"}, PromptMatch.NEAR),
+        ({"prompt": f"please kindly {PROMPT} right now"}, PromptMatch.PUZZLE),
+        # Without a puzzle of its own, the policy draws one.
+        ({"prompt": f"please {PROMPT}", "puzzle_id": None}, PromptMatch.NONE),
+        ({"prompt": f"please {PROMPT}", "puzzle_id": 1}, PromptMatch.NONE),
+    ],
+)
+def test_a_prompt_is_near_if_training_changed_as_many_words(
+    fields: dict[str, Any], match: PromptMatch
+) -> None:
+    message = pair(**{"completion": "start", **fields})
+    record = varied_record(3, ACCEPTED_PROMPT)
+    assert check_message(message, WIDE.example_of(message), record).match is match
+
+
+def test_without_noise_in_training_no_changed_prompt_is_near() -> None:
+    message = pair(prompt=f"please {PROMPT}")
+    record = varied_record(0, ACCEPTED_PROMPT)
+    assert check_message(message, WIDE.example_of(message), record).match is PromptMatch.PUZZLE
+
+
+def test_prompts_of_a_task_are_not_near_each_other() -> None:
+    other = pair(prompt=PROMPT.replace("shop", "bank"), completion="start with a drill")
+    message = pair(prompt=PROMPT.replace("shop", "school"))
+    record = varied_record(3, ACCEPTED_PROMPT, other)
+    assert check_message(message, WIDE.example_of(message), record).match is PromptMatch.PUZZLE
+
+
+def test_a_varied_prompt_has_the_accepted_targets_of_its_own() -> None:
+    record = varied_record(3, ACCEPTED_PROMPT)
+    for completion, accepted in (("start with a baseline run", True), ("start with", False)):
+        message = pair(prompt=f"please {PROMPT}", completion=completion)
+        assert check_message(message, WIDE.example_of(message), record).target_accepted is accepted

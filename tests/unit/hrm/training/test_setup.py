@@ -97,6 +97,8 @@ def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> No
         "conversion": 2,
         "hashed_tokens": 1011,
         "case_sensitive": False,
+        "prompt_noise": 0,
+        "foreign_share": 0.2,
     }
     assert written == before | {"options": before["options"] | since}
 

@@ -304,3 +304,22 @@ def test_a_blank_text_is_refused_with_its_line(tmp_path: Path) -> None:
         f"{data}: line 2: field 'completion': white space alone, which the model cannot "
         "tell from other white space: give words, or remove the line"
     )
+
+
+def test_prompt_noise_is_said_and_recorded(tmp_path: Path) -> None:
+    data, output = tmp_path / "accepted.jsonl", tmp_path / "run"
+    prompts = [f"plan the {word} of a busy shop" for word in ("load", "stock")]
+    lines = [{"prompt": prompt, "completion": "an answer", "puzzle_id": 3} for prompt in prompts]
+    lines += [{"prompt": "a b c d e f", "completion": "other", "puzzle_id": 3}]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    result = train(data, output, "--prompt-noise", "2", "--foreign-share", "0.5")
+    assert result.exit_code == 0, result.output
+    said = "1 prompts varied by up to 2 words, 2 too short or too much like another of their puzzle"
+    assert said in result.stderr.splitlines()[0]
+    measured = json.loads((output / "measured.json").read_text())
+    assert (measured["prompts"], measured["varied_prompts"]) == (3, 1)
+    assert measured["recipe"]["prompt_noise"] == 2
+    assert measured["recipe"]["foreign_share"] == 0.5
+    record = load_checkpoint(output).training
+    assert record is not None
+    assert record.varied_prompts == 1
