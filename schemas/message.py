@@ -82,6 +82,12 @@ class SQEMessage(BaseModel):
         default=None,
         description="Row of the checkpoint's puzzle table; if absent, the puzzle policy chooses.",
     )
+    task: Identifier | None = Field(
+        default=None,
+        description="Name of the task that the prompt is one of many of. A checkpoint that was "
+        "trained on the task has a row for it and judges new prompts of it; to another, it is as "
+        "if absent. `puzzle_id` goes before it.",
+    )
     category: Category | None = Field(
         default=None,
         description="Content category; if absent, it is derived from the prompt's words.",

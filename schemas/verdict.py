@@ -63,7 +63,11 @@ class PromptMatch(StrEnum):
     tokens differ from those that were trained. Or the message names a puzzle of which an accepted
     prompt differs in no more words than training changed (`train --prompt-noise`)."""
     PUZZLE = "puzzle"
-    """The message itself names a `puzzle_id` that was trained with another prompt."""
+    """The message itself names a puzzle or a task that was trained with enough other prompts for
+    this one to be judged."""
+    NEW = "new"
+    """The message itself names a puzzle or a task that was trained with other prompts, but with too
+    few for this one to be judged."""
     NONE = "none"
     """Nothing of it was trained, or there is no record of what was."""
 

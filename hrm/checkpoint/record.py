@@ -103,6 +103,10 @@ class Accepted(BaseModel):
     puzzles: frozenset[Annotated[int, Field(ge=0)]]
     """The puzzles of all pairs."""
     texts: AcceptedTexts
+    prompt_counts: Mapping[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]] = Field(
+        default_factory=dict
+    )
+    """By puzzle: the number of its prompts, if it has several. Left out if none has."""
     answers: Mapping[Hash, Mapping[Hash, Annotated[int, Field(ge=0)]]] = Field(default_factory=dict)
     """`Answers`, as files hold them: left out if no pair has several."""
     variations: Variations | None = None
@@ -122,6 +126,11 @@ class Accepted(BaseModel):
             target_lengths=lengths,
             puzzles=self.puzzles & other.puzzles,
             texts=self.texts.common(other.texts),
+            prompt_counts={
+                puzzle: min(count, other.prompt_counts[puzzle])
+                for puzzle, count in self.prompt_counts.items()
+                if puzzle in other.prompt_counts
+            },
             answers=_common_answers(self.answers, other.answers),
             variations=self.variations
             and other.variations
@@ -144,9 +153,16 @@ class Accepted(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `answers` if there are none, so that most files stay as they were."""
+        """Without counts and answers if there are none, so that most files stay as they were."""
         fields: dict[str, Any] = write(self)
-        return fields if self.answers else {k: v for k, v in fields.items() if k != "answers"}
+        for name in ("prompt_counts", "answers"):
+            if not fields[name]:
+                del fields[name]
+        return fields
+
+    @field_serializer("prompt_counts")
+    def _counts_in_order(self, counts: Mapping[int, int]) -> dict[int, int]:
+        return dict(sorted(counts.items()))
 
     @field_serializer("answers")
     def _answers_in_order(self, answers: Answers) -> dict[str, dict[str, int]]:
@@ -199,6 +215,10 @@ class TrainingRecord(BaseModel):
         """The number of prompts that training varied."""
         variations = None if self.accepted is None else self.accepted.variations
         return 0 if variations is None else sum(map(len, variations.prompts.values()))
+
+    def prompts_of(self, puzzle: int) -> int:
+        """The number of accepted prompts of a puzzle; 1 if none or no number is recorded."""
+        return 1 if self.accepted is None else self.accepted.prompt_counts.get(puzzle, 1)
 
     def rows(self, pair: str) -> Collection[int]:
         """The puzzle rows that hold the targets of a pair; none if it has not several."""

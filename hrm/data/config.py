@@ -1,7 +1,8 @@
 """Settings of the conversion from messages to examples, which every checkpoint records."""
 
+from collections import Counter
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -11,6 +12,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from schemas.message import Identifier
 
 
 class WordHash(StrEnum):
@@ -27,6 +30,16 @@ class PuzzlePolicy(StrEnum):
     """For files: the index of the line modulo the puzzle space."""
     PROMPT_HASH = "prompt_hash"
     """For streams: MD5 of the prompt modulo the puzzle space, the same in every process."""
+    TASK = "task"
+    """The row of the task that the message names; without one that the checkpoint knows, as
+    `prompt_hash`."""
+
+
+class TaskRow(NamedTuple):
+    """A task that a checkpoint knows, and its row of the puzzle table."""
+
+    name: Identifier
+    row: Annotated[int, Field(ge=0)]
 
 
 MAX_HASHED_TOKENS = 8192
@@ -62,12 +75,30 @@ class ConversionConfig(BaseModel):
     puzzle_space: int = Field(
         default=1000, ge=1, description="Number of puzzle ids the policies choose from."
     )
+    tasks: tuple[TaskRow, ...] = Field(
+        default=(),
+        description="Policy `task`: the names of tasks, each with its row, which no hash chooses.",
+    )
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:
         for name in self.model_fields_set.intersection(_SINCE_VERSION_2[1:]):
             if self.version == 1 and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: conversion 1 has no choice of it: name version 2")
+        return self
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        if bool(self.tasks) != (self.puzzle_policy is PuzzlePolicy.TASK):
+            raise ValueError("tasks: the puzzle policy task has them, and no other has")
+        for values in ([each.name for each in self.tasks], [each.row for each in self.tasks]):
+            repeated = [value for value, count in Counter(values).items() if count > 1]
+            if repeated:
+                raise ValueError(f"tasks: {repeated[0]} twice: give each task a row of its own")
+        if any(each.row < self.puzzle_space for each in self.tasks):
+            raise ValueError(
+                "tasks: a row below puzzle_space, where hashes choose: take a free one"
+            )
         return self
 
     @property
@@ -77,9 +108,11 @@ class ConversionConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_of_version(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Version 1 as it was written before there was another, so that digests stay."""
+        """Settings that are not in use are left out, as before there were any: digests stay."""
         fields: dict[str, Any] = write(self)
         if self.version == 1:
             for name in _SINCE_VERSION_2:
                 fields.pop(name, None)
+        if not self.tasks:
+            fields.pop("tasks", None)
         return fields

@@ -25,7 +25,7 @@ from schemas import (
     SolutionStep,
     SQEMessage,
 )
-from schemas.message import Text
+from schemas.message import Identifier, Text
 
 MEDIUM_FROM = 500
 """Characters of prompt and completion together from which an example is of medium difficulty."""
@@ -61,6 +61,7 @@ class AcceptedPair(BaseModel):
     prompt: Text
     completion: Text
     puzzle_id: Annotated[int, Field(strict=True, ge=0)] | None = None
+    task: Identifier | None = None
     category: Category | None = None
     alternative: Annotated[bool, Field(strict=True)] = False
     """Whether the completion is accepted beside those of other lines with the same prompt. Only
@@ -82,6 +83,7 @@ class Converter:
     def __init__(self, config: ConversionConfig) -> None:
         self.config = config
         self.tokenizer = Tokenizer(config)
+        self._task_rows = dict(config.tasks)
 
     def convert(
         self,
@@ -95,7 +97,7 @@ class Converter:
         Args:
             prompt: The input text.
             completion: The target text.
-            puzzle_id: The message's own puzzle id, if it has one.
+            puzzle_id: The puzzle that the message names, if it names one.
             line_index: The index of the message's line in its file, from 0, for the puzzle policy
                 `line_index`.
 
@@ -162,7 +164,20 @@ class Converter:
         if isinstance(content, HRMExample):
             self._check_tokens(content)
             return content
-        return self.convert(content.prompt, content.completion, content.puzzle_id, line_index)
+        named = self.named_puzzle(content)
+        return self.convert(content.prompt, content.completion, named, line_index)
+
+    def named_puzzle(self, content: Content) -> int | None:
+        """The puzzle that a message names, as its `puzzle_id` or by its task.
+
+        None if it names none, or a task without a row; and for an example, whose puzzle may be one
+        that a policy drew.
+        """
+        if isinstance(content, HRMExample):
+            return None
+        if content.puzzle_id is not None or content.task is None:
+            return content.puzzle_id
+        return self._task_rows.get(content.task)
 
     def convert_to_json(
         self,
@@ -193,14 +208,14 @@ class Converter:
     def puzzle_id_for(
         self, prompt: str, puzzle_id: int | None = None, line_index: int | None = None
     ) -> int:
-        """The message's own `puzzle_id` if it has one, otherwise one chosen by the puzzle policy.
+        """The `puzzle_id` that a message names, otherwise one chosen by the puzzle policy.
 
         `line_index` counts the lines of a file from 0. Raises `MessageRejected` (missing field)
         if the policy is `line_index` and neither is given.
         """
         if puzzle_id is not None:
             return puzzle_id
-        if self.config.puzzle_policy is PuzzlePolicy.PROMPT_HASH:
+        if self.config.puzzle_policy is not PuzzlePolicy.LINE_INDEX:
             text = prompt if self.config.version == 1 else normalised(prompt)
             digest = hashlib.md5(text.encode(), usedforsecurity=False).digest()
             return int.from_bytes(digest, "big") % self.config.puzzle_space

@@ -177,6 +177,7 @@ class LineReader:
             prompt=message.prompt,
             completion=message.completion,
             puzzle_id=message.puzzle_id,
+            task=message.task,
             category=message.category,
             alternative=alternative,
         )
@@ -233,7 +234,7 @@ def convert_file(
             continue
         try:
             example = converter.convert_to_json(
-                content.prompt, content.completion, content.puzzle_id, index
+                content.prompt, content.completion, converter.named_puzzle(content), index
             )
         except MessageRejected as rejected:
             refuse(RefusedLine.of(index, rejected))

@@ -43,6 +43,7 @@ SHARED_FIELDS: dict[str, Callable[[Checkpoint], object]] = {
     "word_hash": lambda member: member.conversion.word_hash,
     "puzzle_policy": lambda member: member.conversion.puzzle_policy,
     "puzzle_space": lambda member: member.conversion.puzzle_space,
+    "tasks": lambda member: member.conversion.tasks,
 }
 """Fields in which members have to agree, or they would read a message as different examples."""
 

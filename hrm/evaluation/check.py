@@ -14,6 +14,9 @@ from hrm.data.texts import TextHashes
 from hrm.data.vocabulary import unread_words
 from schemas import HRMExample, PromptMatch, TextCheck
 
+ENOUGH_PROMPTS = 20
+"""Accepted prompts of a puzzle from which other prompts of it can be judged."""
+
 
 @dataclass(frozen=True)
 class MessageCheck:
@@ -38,7 +41,7 @@ class MessageCheck:
 
 
 def check_message(
-    content: Content, example: HRMExample, record: TrainingRecord | None
+    content: Content, example: HRMExample, record: TrainingRecord | None, named: int | None
 ) -> MessageCheck:
     """Check a message.
 
@@ -46,6 +49,7 @@ def check_message(
         content: The message or pair; or the example itself, if it was converted before.
         example: Its example.
         record: The training record of the checkpoint; None if it has none.
+        named: The puzzle that the message itself names (`Converter.named_puzzle`).
     """
     texts, unread = None, None
     if not isinstance(content, HRMExample):
@@ -55,9 +59,9 @@ def check_message(
     accepted = None if record is None else record.accepted
     pair = pair_hash(example.puzzle_id, example.input_sequence)
     varied = None
-    if record is not None and texts is not None and content.puzzle_id is not None:
-        varied = record.varied_pair(example.puzzle_id, example.input_sequence)
-    match = _match(content, texts, pair, varied, record)
+    if record is not None and named is not None:
+        varied = record.varied_pair(named, example.input_sequence)
+    match = _match(texts, pair, varied, named, record)
     pair = varied or pair
     return MessageCheck(
         text=TextCheck.UNKNOWN
@@ -71,10 +75,10 @@ def check_message(
 
 
 def _match(
-    content: Content,
     texts: TextHashes | None,
     pair: str,
     varied: str | None,
+    named: int | None,
     record: TrainingRecord | None,
 ) -> PromptMatch:
     if record is None:
@@ -86,6 +90,6 @@ def _match(
         return PromptMatch.NONE
     if varied is not None or record.accepted.texts.has_prompt(texts):
         return PromptMatch.NEAR
-    if content.puzzle_id in record.accepted.puzzles:
-        return PromptMatch.PUZZLE
-    return PromptMatch.NONE
+    if named not in record.accepted.puzzles:
+        return PromptMatch.NONE
+    return PromptMatch.PUZZLE if record.prompts_of(named) >= ENOUGH_PROMPTS else PromptMatch.NEW

@@ -260,9 +260,9 @@ class _Lines:
                 continue
             fields = content.model_dump(mode="json", exclude_none=True, exclude={"alternative"})
             # Also the policy `line_index` works: it has no line to count in a message alone.
-            puzzle_id = self._evaluator.converter.puzzle_id_for(
-                content.prompt, content.puzzle_id, index
-            )
+            converter = self._evaluator.converter
+            named = converter.named_puzzle(content)
+            puzzle_id = converter.puzzle_id_for(content.prompt, named, index)
             envelope = {
                 "schema_version": 1,
                 "message_id": f"line:{index + 1}",
@@ -282,8 +282,9 @@ class _Lines:
             yield message, verdict
 
     def _is_known(self, content: SQEMessage | AcceptedPair, index: int) -> bool:
-        example = self._evaluator.converter.example_of(content, index)
-        check = check_message(content, example, self._evaluator.checkpoint.training)
+        converter = self._evaluator.converter
+        example, named = converter.example_of(content, index), converter.named_puzzle(content)
+        check = check_message(content, example, self._evaluator.checkpoint.training, named)
         return check.match is PromptMatch.PAIR
 
     def _refuse(self, line: RefusedLine) -> None:

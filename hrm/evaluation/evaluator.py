@@ -251,7 +251,7 @@ class Evaluator:
         taken = time.perf_counter()
         message = parse_message(body, max_bytes=self._max_message_bytes)
         example = self.converter.example_of(message)
-        check = check_message(message, example, self.checkpoint.training)
+        check = self._check(message, example)
         clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
         prediction = self._predict(example, check, urgent=urgent)
         return PendingVerdict(self, message, example, check, prediction, clock)
@@ -268,7 +268,7 @@ class Evaluator:
             taken: `time.perf_counter` before the line was parsed.
         """
         example = self.converter.example_of(content, line_index)
-        check = check_message(content, example, self.checkpoint.training)
+        check = self._check(content, example)
         clock = _Clock(None, taken, converted=time.perf_counter())
         return PendingExample(self, example, origin, check, self._predict(example, check), clock)
 
@@ -335,6 +335,10 @@ class Evaluator:
             evaluated_at=datetime.now(UTC),
         )
 
+    def _check(self, content: Content, example: HRMExample) -> MessageCheck:
+        named = self.converter.named_puzzle(content)
+        return check_message(content, example, self.checkpoint.training, named)
+
     def _predict(
         self, example: HRMExample, check: MessageCheck, *, urgent: bool = True
     ) -> Future[Prediction]:
@@ -368,6 +372,12 @@ def _shortened(number: int) -> str:
 
 def _check_puzzle_space(checkpoint: Model) -> None:
     space, rows = checkpoint.conversion.puzzle_space, checkpoint.config.num_puzzle_identifiers
+    for task in checkpoint.conversion.tasks:
+        if task.row >= rows:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.name}: task {task.name} has row {task.row}, but the table "
+                f"has {rows}: restore the config.json of these weights"
+            )
     if space > rows:
         raise CheckpointError(
             f"checkpoint {checkpoint.name}: puzzle_space {space} exceeds its table of {rows} "

@@ -241,7 +241,12 @@ class _Candidate:
     def add(self, batch: Sequence[_Message]) -> None:
         examples = [self._example(message) for message in batch]
         checks = [
-            check_message(message.content, example, self._checkpoint.training)
+            check_message(
+                message.content,
+                example,
+                self._checkpoint.training,
+                self._converter.named_puzzle(message.content),
+            )
             for message, example in zip(batch, examples, strict=True)
         ]
         self._examples += len(examples)

@@ -7,8 +7,10 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hrm.checkpoint.record import Accepted, Answers, TrainingRecord, Variations, pair_hash
 from hrm.data.conversion import AcceptedPair, Converter
@@ -41,6 +43,35 @@ class AcceptedExample:
     """Whether its line declares the completion as accepted beside those of other lines."""
     unread: tuple[int, int] = (0, 0)
     """Words of prompt and completion beyond those that the model reads."""
+
+
+class NamedTasks(NamedTuple):
+    """What the messages of a file name themselves."""
+
+    tasks: list[str]
+    """The tasks, in the order of their first messages."""
+    puzzles: int
+    """Rows of a puzzle table that has every `puzzle_id`."""
+
+
+def named_tasks(path: Path) -> NamedTasks:
+    """Read the tasks that the messages of the file `path` name.
+
+    A line that holds no message is left to `read_examples`, which refuses it, and so is a file that
+    cannot be read. The task of a message with a `puzzle_id` is not used, and needs no row.
+    """
+    tasks: dict[str, None] = {}
+    puzzles = 0
+    with suppress(OSError), path.open("rb") as file:
+        for _, content in DEFAULT_READER.messages(file):
+            if isinstance(content, RefusedLine):
+                continue
+            if content.puzzle_id is not None:
+                if content.puzzle_id < MAX_PUZZLES:  # others are refused by `read_examples`
+                    puzzles = max(puzzles, content.puzzle_id + 1)
+            elif content.task is not None:
+                tasks[content.task] = None
+    return NamedTasks(list(tasks), puzzles)
 
 
 def read_examples(
@@ -153,6 +184,8 @@ def training_record(
         prompt_noise: Most words of a prompt that training changes.
     """
     tokens: Counter[int] = Counter()
+    puzzles = {each.pair: each.example.puzzle_id for each in examples}
+    prompts = Counter(puzzles.values())
     lengths: defaultdict[str, set[int]] = defaultdict(set)
     for each in examples:
         target = each.example.target_sequence
@@ -163,8 +196,9 @@ def training_record(
         target_token_counts=tuple(tokens[token] for token in range(vocabulary_size)),
         accepted=Accepted(
             target_lengths={pair: tuple(sorted(found)) for pair, found in lengths.items()},
-            puzzles=frozenset(each.example.puzzle_id for each in examples),
+            puzzles=frozenset(prompts),
             texts=AcceptedTexts.of(each.texts for each in examples),
+            prompt_counts={puzzle: count for puzzle, count in prompts.items() if count > 1},
             answers=answers or {},
             variations=_variations(examples, prompt_noise) if prompt_noise else None,
         ),

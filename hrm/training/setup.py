@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from hrm.checkpoint.record import Answers, TrainingRecord
-from hrm.data.config import ConversionConfig
+from hrm.data.config import ConversionConfig, PuzzlePolicy, TaskRow
 from hrm.data.conversion import Converter
 from hrm.data.vocabulary import vocabulary_of
 from hrm.model.batch import Messages, encode_messages
@@ -33,6 +33,7 @@ from hrm.training.examples import (
     MAX_PUZZLES,
     AcceptedExample,
     TrainingDataError,
+    named_tasks,
     read_examples,
     split,
     training_record,
@@ -83,8 +84,11 @@ def prepare_run(
     _check_together(options, policy)
     record = _record(data_path, options, saved)
     source = base if saved is None else saved.checkpoint
-    converter = Converter(_conversion(options) if source is None else source.conversion)
     resumed = saved is not None
+    conversion = _conversion(options) if source is None else source.conversion
+    if not resumed:
+        conversion = _with_tasks(conversion, data_path, options, source)
+    converter = Converter(conversion)
     data = _read(data_path, options, converter, resumed=resumed)
     data = _with_answers(data, data_path, options, source, resumed=resumed)
     torch.manual_seed(options.seed)
@@ -100,7 +104,7 @@ def prepare_run(
         vocabulary_size=converter.tokenizer.vocabulary.size,
         prompt_noise=options.prompt_noise,
     )
-    about = _about(record, data, pairs, torch.device(device), command)
+    about = _about(record, data, pairs, len(conversion.tasks), torch.device(device), command)
     provenance = Provenance(converter.config, pairs, record, about)
     return TrainingRun(output, trainer, training, provenance, policy, held_out)
 
@@ -152,6 +156,40 @@ def _conversion(options: TrainingOptions) -> ConversionConfig:
         )
     except ValidationError:
         raise OptionsError(list(given), ": conversion 1 has no such choice") from None
+
+
+def _with_tasks(
+    conversion: ConversionConfig,
+    data_path: Path,
+    options: TrainingOptions,
+    source: Checkpoint | None,
+) -> ConversionConfig:
+    """`conversion` with a row for each task of the data that has none, behind all other rows."""
+    named = named_tasks(data_path)
+    known = dict(conversion.tasks)
+    new = [task for task in named.tasks if task not in known]
+    if not new:
+        return conversion
+    if source is not None and conversion.puzzle_policy is PuzzlePolicy.LINE_INDEX:
+        raise TrainingDataError(
+            f"{data_path}: names tasks, but {source.name} chooses puzzles by line_index: leave "
+            "task out, or start without --init-from"
+        )
+    table = 0 if source is None else source.config.num_puzzle_identifiers
+    first_free = max(conversion.puzzle_space, options.puzzle_space, table, named.puzzles)
+    if first_free + len(new) > MAX_PUZZLES:
+        raise TrainingDataError(
+            f"{data_path}: {len(new):,} tasks need puzzle rows up to {first_free + len(new) - 1}, "
+            f"but the largest puzzle table has {MAX_PUZZLES}: use smaller puzzle ids"
+        )
+    rows = [TaskRow(task, first_free + number) for number, task in enumerate(new)]
+    return ConversionConfig.model_validate(
+        {
+            **dict(conversion),
+            "puzzle_policy": PuzzlePolicy.TASK,
+            "tasks": (*conversion.tasks, *rows),
+        }
+    )
 
 
 def _settled(
@@ -352,6 +390,7 @@ def _about(
     record: RunRecord,
     data: _Data,
     pairs: TrainingRecord,
+    tasks: int,
     device: torch.device,
     command: str | None,
 ) -> dict[str, Any]:
@@ -369,6 +408,7 @@ def _about(
         "further_answers": data.further_answers,
         "truncated_prompts": sum(each.unread[0] > 0 for each in data.training),
         "truncated_completions": sum(each.unread[1] > 0 for each in data.training),
+        "tasks": tasks,
         "varied_prompts": pairs.varied_prompts,
         "prompts": len(pairs.pair_hashes),
         "held_out": options.held_out_share if options.held_out is None else str(options.held_out),

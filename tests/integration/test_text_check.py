@@ -113,7 +113,7 @@ def test_a_prompt_in_other_white_space_is_near_and_its_text_is_checked(wire: Wir
 def test_another_prompt_is_unknown_and_its_own_puzzle_is_named(wire: Wire) -> None:
     trained = wire.verdict(SHORT.prompt, SHORT.completion).puzzle_id
     verdict = wire.verdict("Translate this poem into French.", "Non.", puzzle_id=trained)
-    assert (verdict.match, verdict.text) == (PromptMatch.PUZZLE, TextCheck.UNKNOWN)
+    assert (verdict.match, verdict.text) == (PromptMatch.NEW, TextCheck.UNKNOWN)
     drawn = wire.verdict("Translate this poem into French.", "Non.")
     assert (drawn.match, drawn.text) == (PromptMatch.NONE, TextCheck.UNKNOWN)
 

@@ -287,6 +287,9 @@ def test_a_wrong_type_is_refused(name: str, value: object) -> None:
             for value in ("", "a\n", "\na", "a b", "é", "x" * 129, "pineapple/", "a\x00", "ª")
         ),
         ("puzzle_id", -1),
+        ("task", "two words"),
+        ("task", ""),
+        ("task", "t" * 129),
         ("category", "pineapple"),
         ("category", "CI_CD"),
         ("category", 1),

@@ -70,7 +70,7 @@ def _print_summary(
 @tokenizer_options
 @click.option(
     "--puzzle-policy",
-    type=click.Choice(PuzzlePolicy, case_sensitive=False),
+    type=click.Choice([PuzzlePolicy.LINE_INDEX.value, PuzzlePolicy.PROMPT_HASH.value]),
     default=PuzzlePolicy.LINE_INDEX.value,
     show_default=True,
     help="Source of the puzzle id of a message that has none.",

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hrm.evaluation.report import EvaluationReport, Figures, PositionFigures
 from hrm.evaluation.statistics import MedianSummary, Share, Summary
+from schemas import PromptMatch
 from worker.cli.tables.style import interval, number, percent, print_parts, table
 
 BAR_WIDTH = 20
@@ -142,15 +143,21 @@ _GROUP_COLUMNS = ("tokens", "edit", "steps", "Q right")
 Q head is right."""
 
 
+_PARTLY_KNOWN = (PromptMatch.NEAR, PromptMatch.PUZZLE, PromptMatch.NEW)
+"""Unknown prompts of which something was trained. Their figures are never mixed."""
+
+
 def _groups_table(report: EvaluationReport) -> Table:
     made = table("", "examples", "solved", "95 % interval", *_GROUP_COLUMNS)
-    for group in (report.by_known or {}, report.by_difficulty, report.by_category):
+    partly = {name: report.by_match[name] for name in _PARTLY_KNOWN}
+    sparse = (partly, report.by_category)  # of which most files lack some
+    for group in (report.by_known or {}, partly, report.by_difficulty, report.by_category):
         for name, figures in group.items():
             solved = figures.solved
             if figures.examples:
                 cells = (f"{solved.of:,}", percent(solved.share), interval(solved))
                 made.add_row(name, *cells, *_group_cells(figures))
-            elif group is not report.by_category:  # of which most files lack some
+            elif group not in sparse:
                 made.add_row(name, NO_EXAMPLE)
         made.add_section()
     return made

@@ -1,13 +1,15 @@
 """`hrm.data.conversion` follows the rules of the contract."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
-from hrm.data.conversion import Converter, difficulty_of
+from hrm.data.config import ConversionConfig, PuzzlePolicy, TaskRow, WordHash
+from hrm.data.conversion import AcceptedPair, Converter, difficulty_of
 from hrm.data.vocabulary import Tokenizer
 from schemas import Difficulty, HRMExample, MessageRejected, RejectionReason, SQEMessage
 
@@ -15,7 +17,7 @@ TEXTS = st.text(min_size=1, max_size=600) | st.text("start end\n", min_size=1, m
 CONFIGS = st.builds(
     ConversionConfig,
     word_hash=st.sampled_from(WordHash),
-    puzzle_policy=st.sampled_from(PuzzlePolicy),
+    puzzle_policy=st.sampled_from([PuzzlePolicy.LINE_INDEX, PuzzlePolicy.PROMPT_HASH]),
     puzzle_space=st.integers(1, 2000),
 )
 OPTIONAL_IDS = st.none() | st.integers(0, 10**12)
@@ -147,3 +149,55 @@ def test_the_line_policy_without_a_line_demands_a_puzzle_id() -> None:
     with pytest.raises(MessageRejected, match="'puzzle_id'") as caught:
         by_line().convert("p", "c")
     assert caught.value.reason is RejectionReason.MISSING_FIELD
+
+
+# Tasks.
+
+TASKS = ConversionConfig(
+    puzzle_policy=PuzzlePolicy.TASK, puzzle_space=10, tasks=(TaskRow("plan", 12), TaskRow("x", 10))
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"task": "plan"}, 12),
+        ({"task": "x"}, 10),
+        ({"task": "unknown"}, None),
+        ({"task": "plan", "puzzle_id": 3}, 3),
+        ({"puzzle_id": 3}, 3),
+        ({}, None),
+    ],
+)
+def test_a_task_names_its_row_and_a_puzzle_id_goes_before_it(
+    fields: dict[str, Any], named: int | None
+) -> None:
+    converter = Converter(TASKS)
+    message = SQEMessage.create(agent_id="a", prompt="p", completion="c", **fields)
+    pair = AcceptedPair(prompt="p", completion="c", **fields)
+    assert converter.named_puzzle(message) == converter.named_puzzle(pair) == named
+    by_hash = Converter(ConversionConfig(puzzle_space=10)).puzzle_id_for("p")
+    assert converter.example_of(pair).puzzle_id == (by_hash if named is None else named)
+    assert converter.named_puzzle(converter.example_of(pair)) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"puzzle_policy": "task"}, "the puzzle policy task has them"),
+        ({"tasks": [["a", 20]]}, "the puzzle policy task has them"),
+        ({"puzzle_policy": "task", "tasks": [["a", 20], ["a", 21]]}, "a twice"),
+        ({"puzzle_policy": "task", "tasks": [["a", 20], ["b", 20]]}, "20 twice"),
+        ({"puzzle_policy": "task", "tasks": [["a", 9]]}, "below puzzle_space"),
+        ({"puzzle_policy": "task", "tasks": [["a b", 20]]}, "pattern"),
+    ],
+)
+def test_tasks_that_cannot_be_told_apart_are_refused(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        ConversionConfig.model_validate({"puzzle_space": 10, **fields})
+
+
+def test_a_conversion_with_tasks_is_read_as_it_was_written() -> None:
+    assert ConversionConfig.model_validate_json(TASKS.model_dump_json()) == TASKS
+    assert "tasks" not in ConversionConfig().model_dump()
+    assert "tasks" not in ConversionConfig(version=2).model_dump()

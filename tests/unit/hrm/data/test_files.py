@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.data.config import ConversionConfig, PuzzlePolicy
+from hrm.data.config import ConversionConfig, PuzzlePolicy, TaskRow
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import (
     DEFAULT_READER,
@@ -61,6 +61,23 @@ def test_a_pair_may_be_declared_an_alternative() -> None:
     with pytest.raises(MessageRejected, match=r"wrong_type: field 'alternative': .*true or false"):
         DEFAULT_READER.message(line({**PAIR, "alternative": 1}))
     assert refusal(line({**FULL, "alternative": True})) is RejectionReason.UNKNOWN_FIELD
+
+
+def test_a_pair_may_name_its_task() -> None:
+    assert DEFAULT_READER.message(line({**PAIR, "task": "plan"})).task == "plan"
+    # By the same contract as a message, also on the way that long lines take.
+    long = {**PAIR, "task": "plan", "completion": "\u00e9 " * 200_000}
+    assert refusal(line({**PAIR, "task": "a plan"})) is RejectionReason.INVALID_VALUE
+    assert refusal(line(long)) is RejectionReason.TOO_LARGE
+    assert DEFAULT_READER.message(line({**FULL, "task": "plan"})).task == "plan"
+
+
+def test_a_converted_file_has_the_rows_of_its_tasks() -> None:
+    tasks = ConversionConfig(puzzle_policy=PuzzlePolicy.TASK, tasks=(TaskRow("plan", 1007),))
+    sink = io.BytesIO()
+    source = io.BytesIO(line({**PAIR, "task": "plan"}))
+    convert_file(source, sink, Converter(tasks), on_refused=lambda each: pytest.fail(each.detail))
+    assert json.loads(sink.getvalue())["puzzle_id"] == 1007
 
 
 def test_conversion_ignores_alternative() -> None:

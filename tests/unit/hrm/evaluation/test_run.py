@@ -134,7 +134,7 @@ def test_the_text_check_is_counted_for_messages_and_unknown_for_examples(
         ("pair", "normalised"),
         ("pair", "different"),
         ("near", "same"),
-        ("puzzle", "unknown"),
+        ("new", "unknown"),
         ("pair", "unknown"),
         ("none", "unknown"),
     ]
@@ -151,7 +151,8 @@ def test_the_text_check_is_counted_for_messages_and_unknown_for_examples(
     assert {name: group.examples for name, group in report.by_match.items()} == {
         "pair": 4,
         "near": 1,
-        "puzzle": 1,
+        "puzzle": 0,
+        "new": 1,
         "none": 1,
     }
     assert (report.truncated, report.unread_words) == (0, 0)

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from hrm.checkpoint import load_checkpoint
+from hrm.checkpoint import CheckpointError, load_checkpoint
+from hrm.data.config import PuzzlePolicy
+from hrm.evaluation.evaluator import Evaluator
+from hrm.training.examples import MAX_PUZZLES, TrainingDataError
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.run import latest_step
 from hrm.training.setup import prepare_run
 from hrm.training.state import RunRecord
+from tests.support.predictors import StubPredictor
 
 GUIDE = Path(__file__).parents[4] / "hrm" / "README.md"
 
@@ -145,3 +149,90 @@ def test_options_cannot_be_changed_after_they_were_given() -> None:
         TrainingOptions().steps = 2  # type: ignore[misc]
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         RunPolicy(keep=0)
+
+
+# Tasks.
+
+
+def with_tasks(path: Path, *tasks: str | None, puzzle_id: int | None = None) -> Path:
+    """A file of a pair for each of `tasks`."""
+    pairs: list[dict[str, Any]] = [
+        {"prompt": f"plan the {word}", "completion": word, "task": task}
+        for word, task in zip("abcdef", tasks, strict=False)
+    ]
+    if puzzle_id is not None:
+        pairs.append({"prompt": "own", "completion": "row", "puzzle_id": puzzle_id, "task": "no"})
+    path.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    return path
+
+
+def test_each_task_of_the_data_gets_a_row_behind_all_others(tmp_path: Path) -> None:
+    data = with_tasks(tmp_path / "m.jsonl", "b", "a", "b", None, puzzle_id=10)
+    run = prepare_run(data, tmp_path / "run", TrainingOptions(**TINY))
+    run.train()
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.conversion.puzzle_policy is PuzzlePolicy.TASK
+    assert checkpoint.conversion.tasks == (("b", 11), ("a", 12))
+    assert checkpoint.config.num_puzzle_identifiers == 13
+    record = checkpoint.training
+    assert record is not None
+    assert record.prompts_of(11) == 2
+    assert record.prompts_of(12) == record.prompts_of(999) == 1
+    assert run.about["tasks"] == 2
+    resumed = prepare_run(data, tmp_path / "run", TrainingOptions(), resume=True)
+    assert resumed.about["tasks"] == 2
+
+
+def test_a_file_without_tasks_has_the_policy_that_it_had(data: Path, tmp_path: Path) -> None:
+    prepare_run(data, tmp_path / "run", TrainingOptions(**TINY)).train()
+    conversion = load_checkpoint(tmp_path / "run").conversion
+    assert conversion.puzzle_policy is PuzzlePolicy.PROMPT_HASH
+    assert conversion.tasks == ()
+
+
+def test_new_tasks_come_behind_the_table_of_the_base(tmp_path: Path) -> None:
+    first = with_tasks(tmp_path / "first.jsonl", "a", "b")
+    prepare_run(first, tmp_path / "first", TrainingOptions(**TINY)).train()
+    more = with_tasks(tmp_path / "more.jsonl", "c", "b", "c")
+    options = TrainingOptions(steps=1, measure_every=1, init_from="first")
+    prepare_run(more, tmp_path / "second", options, checkpoint_dir=tmp_path).train()
+    checkpoint = load_checkpoint(tmp_path / "second")
+    assert checkpoint.conversion.tasks == (("a", 8), ("b", 9), ("c", 10))
+    assert checkpoint.config.num_puzzle_identifiers == 11
+
+
+def test_a_task_that_is_held_out_is_not_known(tmp_path: Path) -> None:
+    data = with_tasks(tmp_path / "m.jsonl", "a", "a")
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"prompt": "p", "completion": "c", "task": "other"}))
+    options = TrainingOptions(**TINY, held_out=held_out)
+    prepare_run(data, tmp_path / "run", options).train()
+    assert load_checkpoint(tmp_path / "run").conversion.tasks == (("a", 8),)
+
+
+def test_tasks_beyond_the_largest_table_are_refused(tmp_path: Path) -> None:
+    data = with_tasks(tmp_path / "m.jsonl", "a", puzzle_id=MAX_PUZZLES - 1)
+    with pytest.raises(TrainingDataError, match=r"m.jsonl: 1 tasks need puzzle rows up to 1048576"):
+        prepare_run(data, tmp_path / "run", TrainingOptions(**TINY))
+
+
+def test_a_base_that_counts_lines_takes_no_tasks(data: Path, tmp_path: Path) -> None:
+    prepare_run(data, tmp_path / "base", TrainingOptions(**TINY)).train()
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace("prompt_hash", "line_index"))
+    tasks = with_tasks(tmp_path / "tasks.jsonl", "a")
+    options = TrainingOptions(init_from="base")
+    with pytest.raises(TrainingDataError, match="names tasks, but base chooses puzzles by line"):
+        prepare_run(tasks, tmp_path / "run", options, checkpoint_dir=tmp_path)
+
+
+def test_a_checkpoint_whose_tasks_have_no_rows_is_not_evaluated(tmp_path: Path) -> None:
+    data = with_tasks(tmp_path / "m.jsonl", "a")
+    prepare_run(data, tmp_path / "run", TrainingOptions(**TINY)).train()
+    config = tmp_path / "run" / "config.json"
+    content = json.loads(config.read_text())
+    content["conversion"]["tasks"] = [["a", 99]]
+    config.write_text(json.dumps(content))
+    checkpoint = load_checkpoint(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="task a has row 99, but the table has 9"):
+        Evaluator(checkpoint, StubPredictor(), device="cpu", worker="w")

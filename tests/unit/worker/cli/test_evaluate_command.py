@@ -57,7 +57,7 @@ def test_the_tables_show_every_part_within_100_columns(data: Path) -> None:
         "text check: same 0, normalised 0, different 0, unknown 3; truncated 0, 0 words unread"
         in (lines)
     )
-    assert "prompts: pair 0, near 0, puzzle 0, none 3" in lines
+    assert "prompts: pair 0, near 0, puzzle 0, new 0, none 3" in lines
     for title in ("Result", "Beside the model", "By example", "By group", "Failure patterns"):
         assert title in lines
     for start in ("Reliability: ", "Tokens right by target position", "Confusion: "):
