@@ -1,11 +1,11 @@
 """Statistics of a file of messages or converted examples, counted line by line.
 
 Knows counts, lengths and distributions; nothing of terminals or tables. Memory does not grow with
-the file.
+the file, but for the names of tasks.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from hrm.data.categories import categorize
 from hrm.data.conversion import AcceptedPair, Converter, difficulty_of
 from hrm.data.files import DEFAULT_READER, LineReader, RefusedLine
-from hrm.data.vocabulary import Vocabulary, unread_words
+from hrm.data.templates import MAX_PROMPTS, find_templates
+from hrm.data.texts import normalised
+from hrm.data.variations import Words
+from hrm.data.vocabulary import PART_WORDS, Vocabulary, unread_words
 from schemas import (
     MAX_SEQUENCE_LENGTH,
     Category,
@@ -38,6 +41,19 @@ class TextStatistics(BaseModel):
     parts: int = Field(description="Sequences of at most 100 tokens that a network reads.")
 
 
+FEWEST_PROMPTS = 5
+"""Prompts of a task that nobody named, from which it is shown. Training finds it from more on."""
+
+
+class FoundTask(BaseModel):
+    """A task that nobody named, found in prompts that have most words in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    template: str = Field(description="The common words of the first of its prompts.")
+    prompts: int = Field(description="Different prompts.")
+
+
 class DatasetStatistics(BaseModel):
     """All figures of a file. Means and counts cover `messages` and `examples` together."""
 
@@ -51,6 +67,11 @@ class DatasetStatistics(BaseModel):
     difficulties: dict[Difficulty, int]
     categories: dict[Category, int] = Field(
         description="Categories of the messages; an example has none."
+    )
+    tasks: dict[str, int] = Field(description="Messages of each task that they name.")
+    found_tasks: tuple[FoundTask, ...] = Field(
+        description=f"Tasks with at least {FEWEST_PROMPTS} of the first {MAX_PROMPTS:,} different "
+        "prompts of messages that name neither a task nor a puzzle."
     )
 
 
@@ -95,6 +116,8 @@ class _DatasetCounter:
         self._targets = _TextCounter(vocabulary)
         self._difficulties: Counter[Difficulty] = Counter()
         self._categories: Counter[Category] = Counter()
+        self._tasks: Counter[str] = Counter()
+        self._prompts = _Prompts()
         self.refused: Counter[RejectionReason] = Counter()
 
     def add_message(self, message: SQEMessage | AcceptedPair, line_index: int) -> None:
@@ -107,6 +130,10 @@ class _DatasetCounter:
             side.add(len(text), sequence, cut=unread_words(text, sequence) > 0)
         self._difficulties[difficulty_of(len(message.prompt) + len(message.completion))] += 1
         self._categories[message.category or categorize(message.prompt)] += 1
+        if message.task is not None:
+            self._tasks[message.task] += 1
+        elif message.puzzle_id is None:
+            self._prompts.add(message.prompt)
 
     def add_example(self, content: HRMExample) -> None:
         example = self._converter.example_of(content)
@@ -126,7 +153,29 @@ class _DatasetCounter:
             targets=self._targets.statistics(lines),
             difficulties={name: self._difficulties[name] for name in Difficulty},
             categories={name: self._categories[name] for name in Category},
+            tasks=dict(self._tasks.most_common()),
+            found_tasks=tuple(self._prompts.tasks()),
         )
+
+
+class _Prompts:
+    """The first different prompts, with a number for each word."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._prompts: dict[Words, None] = {}
+
+    def add(self, prompt: str) -> None:
+        if len(self._prompts) < MAX_PROMPTS:
+            words = normalised(prompt).split()[:PART_WORDS]
+            numbers = (self._numbers.setdefault(word, len(self._numbers)) for word in words)
+            self._prompts[tuple(numbers)] = None
+
+    def tasks(self) -> Iterator[FoundTask]:
+        words = list(self._numbers)
+        for template in find_templates(self._prompts, FEWEST_PROMPTS):
+            slots = ("…" if number is None else words[number] for number in template.slots)
+            yield FoundTask(template=" ".join(slots), prompts=template.prompts)
 
 
 def analyze_file(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -31,15 +31,30 @@ class PuzzlePolicy(StrEnum):
     PROMPT_HASH = "prompt_hash"
     """For streams: MD5 of the prompt modulo the puzzle space, the same in every process."""
     TASK = "task"
-    """The row of the task that the message names; without one that the checkpoint knows, as
-    `prompt_hash`."""
+    """The row of the task that the message names, or whose template its prompt fits; without one
+    that the checkpoint knows, as `prompt_hash`."""
 
 
-class TaskRow(NamedTuple):
-    """A task that a checkpoint knows, and its row of the puzzle table."""
+ENOUGH_PROMPTS = 20
+"""Accepted prompts of a puzzle from which other prompts of it can be judged."""
+
+
+class Task(BaseModel):
+    """A task that a checkpoint knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Identifier
-    row: Annotated[int, Field(ge=0)]
+    row: int = Field(ge=0, description="Its row of the puzzle table.")
+    template: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="Of a task that nobody named: the tokens that its prompts have in common.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_template(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        return fields if self.template else {"name": self.name, "row": self.row}
 
 
 MAX_HASHED_TOKENS = 8192
@@ -75,9 +90,9 @@ class ConversionConfig(BaseModel):
     puzzle_space: int = Field(
         default=1000, ge=1, description="Number of puzzle ids the policies choose from."
     )
-    tasks: tuple[TaskRow, ...] = Field(
+    tasks: tuple[Task, ...] = Field(
         default=(),
-        description="Policy `task`: the names of tasks, each with its row, which no hash chooses.",
+        description="Policy `task`: the tasks, each with a row of its own, which no hash chooses.",
     )
 
     @model_validator(mode="after")

@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hrm.data.config import ConversionConfig, PuzzlePolicy
+from hrm.data.templates import fits
 from hrm.data.texts import normalised
+from hrm.data.variations import Words
 from hrm.data.vocabulary import Tokenizer
 from schemas import (
     MAX_SEQUENCE_LENGTH,
@@ -83,7 +85,12 @@ class Converter:
     def __init__(self, config: ConversionConfig) -> None:
         self.config = config
         self.tokenizer = Tokenizer(config)
-        self._task_rows = dict(config.tasks)
+        self._task_rows = {task.name: task.row for task in config.tasks}
+        # The longest that a prompt fits says most about it.
+        self._templates = sorted(
+            ((task.template, task.row) for task in config.tasks if task.template),
+            key=lambda each: -len(each[0]),
+        )
 
     def convert(
         self,
@@ -168,16 +175,26 @@ class Converter:
         return self.convert(content.prompt, content.completion, named, line_index)
 
     def named_puzzle(self, content: Content) -> int | None:
-        """The puzzle that a message names, as its `puzzle_id` or by its task.
+        """The puzzle that a message names: as its `puzzle_id`, by its task, or by a prompt that
+        fits the template of one.
 
-        None if it names none, or a task without a row; and for an example, whose puzzle may be one
-        that a policy drew.
+        None if it names none that has a row; and for an example, whose puzzle may be one that a
+        policy drew.
         """
         if isinstance(content, HRMExample):
             return None
-        if content.puzzle_id is not None or content.task is None:
+        if content.puzzle_id is not None:
             return content.puzzle_id
-        return self._task_rows.get(content.task)
+        if content.task in self._task_rows:
+            return self._task_rows[content.task]
+        if not self._templates:
+            return None
+        words = self.words(content.prompt)
+        return next((row for template, row in self._templates if fits(template, words)), None)
+
+    def words(self, prompt: str) -> Words:
+        """The tokens of a prompt's words, as far as its sequence holds them."""
+        return tuple(self.tokenizer.sequence(prompt)[1:-1])
 
     def convert_to_json(
         self,

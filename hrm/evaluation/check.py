@@ -9,13 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from hrm.checkpoint.record import TrainingRecord, pair_hash
+from hrm.data.config import ENOUGH_PROMPTS
 from hrm.data.conversion import Content
 from hrm.data.texts import TextHashes
 from hrm.data.vocabulary import unread_words
 from schemas import HRMExample, PromptMatch, TextCheck
-
-ENOUGH_PROMPTS = 20
-"""Accepted prompts of a puzzle from which other prompts of it can be judged."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from hrm.checkpoint.record import Accepted, Answers, TrainingRecord, Variations, pair_hash
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import DEFAULT_READER, RefusedLine
+from hrm.data.templates import MAX_PROMPTS
 from hrm.data.texts import AcceptedTexts, TextHashes
-from hrm.data.variations import standing_alone
+from hrm.data.variations import Words, standing_alone
 from hrm.data.vocabulary import unread_words
 from schemas import VOCABULARY_SIZE, HRMExample, MessageRejected, SQEHRMError, SQEMessage
 
@@ -52,16 +53,21 @@ class NamedTasks(NamedTuple):
     """The tasks, in the order of their first messages."""
     puzzles: int
     """Rows of a puzzle table that has every `puzzle_id`."""
+    others: list[Words]
+    """The prompts of messages that name neither, if they were asked for."""
 
 
-def named_tasks(path: Path) -> NamedTasks:
+def named_tasks(path: Path, converter: Converter | None = None) -> NamedTasks:
     """Read the tasks that the messages of the file `path` name.
+
+    With a `converter`, also the prompts of those that have no row by it and name none.
 
     A line that holds no message is left to `read_examples`, which refuses it, and so is a file that
     cannot be read. The task of a message with a `puzzle_id` is not used, and needs no row.
     """
     tasks: dict[str, None] = {}
     puzzles = 0
+    others: dict[Words, None] = {}
     with suppress(OSError), path.open("rb") as file:
         for _, content in DEFAULT_READER.messages(file):
             if isinstance(content, RefusedLine):
@@ -71,7 +77,13 @@ def named_tasks(path: Path) -> NamedTasks:
                     puzzles = max(puzzles, content.puzzle_id + 1)
             elif content.task is not None:
                 tasks[content.task] = None
-    return NamedTasks(list(tasks), puzzles)
+            elif (
+                converter is not None
+                and len(others) < MAX_PROMPTS
+                and converter.named_puzzle(content) is None
+            ):
+                others[converter.words(content.prompt)] = None
+    return NamedTasks(list(tasks), puzzles, list(others))
 
 
 def read_examples(

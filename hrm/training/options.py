@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from hrm.data.config import MAX_HASHED_TOKENS, ConversionConfig
+from hrm.data.config import ENOUGH_PROMPTS, MAX_HASHED_TOKENS, ConversionConfig
 from hrm.training.answers import Contradictions
 from hrm.training.trainer import TrainingConfig
 from schemas import SQEHRMError
@@ -83,6 +83,11 @@ class TrainingOptions(TrainingConfig):
     )
     case_sensitive: bool = Field(
         default=False, description="Conversion 2: tell upper and lower case apart."
+    )
+    find_tasks: bool = Field(
+        default=False,
+        description="Find tasks among the prompts that name neither a task nor a puzzle: those of "
+        f"which {ENOUGH_PROMPTS} or more have most words in common.",
     )
     exploration: float = Field(
         default=0.5,

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from pydantic import ValidationError
 
 from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from hrm.checkpoint.record import Answers, TrainingRecord
-from hrm.data.config import ConversionConfig, PuzzlePolicy, TaskRow
+from hrm.data.config import ENOUGH_PROMPTS, ConversionConfig, PuzzlePolicy, Task
 from hrm.data.conversion import Converter
+from hrm.data.templates import find_templates
+from hrm.data.variations import Words
 from hrm.data.vocabulary import vocabulary_of
 from hrm.model.batch import Messages, encode_messages
 from hrm.model.config import HRMConfig, TokenHead
@@ -104,7 +107,7 @@ def prepare_run(
         vocabulary_size=converter.tokenizer.vocabulary.size,
         prompt_noise=options.prompt_noise,
     )
-    about = _about(record, data, pairs, len(conversion.tasks), torch.device(device), command)
+    about = _about(record, data, pairs, conversion, torch.device(device), command)
     provenance = Provenance(converter.config, pairs, record, about)
     return TrainingRun(output, trainer, training, provenance, policy, held_out)
 
@@ -165,15 +168,20 @@ def _with_tasks(
     source: Checkpoint | None,
 ) -> ConversionConfig:
     """`conversion` with a row for each task of the data that has none, behind all other rows."""
-    named = named_tasks(data_path)
-    known = dict(conversion.tasks)
-    new = [task for task in named.tasks if task not in known]
+    if options.find_tasks and conversion.version == 1:
+        raise OptionsError(["find_tasks"], ": 12 tokens tell too few words apart: use conversion 2")
+    named = named_tasks(data_path, Converter(conversion) if options.find_tasks else None)
+    known = {task.name for task in conversion.tasks}
+    new = {name: Words() for name in named.tasks if name not in known}
+    templates = find_templates(named.others, ENOUGH_PROMPTS)
+    free = (name for number in count(1) if (name := f"found-{number}") not in known | new.keys())
+    new.update(zip(free, (each.words for each in templates), strict=False))
     if not new:
         return conversion
     if source is not None and conversion.puzzle_policy is PuzzlePolicy.LINE_INDEX:
         raise TrainingDataError(
-            f"{data_path}: names tasks, but {source.name} chooses puzzles by line_index: leave "
-            "task out, or start without --init-from"
+            f"{data_path}: has tasks, but {source.name} chooses puzzles by line_index: leave "
+            "task and --find-tasks out, or start without --init-from"
         )
     table = 0 if source is None else source.config.num_puzzle_identifiers
     first_free = max(conversion.puzzle_space, options.puzzle_space, table, named.puzzles)
@@ -182,12 +190,15 @@ def _with_tasks(
             f"{data_path}: {len(new):,} tasks need puzzle rows up to {first_free + len(new) - 1}, "
             f"but the largest puzzle table has {MAX_PUZZLES}: use smaller puzzle ids"
         )
-    rows = [TaskRow(task, first_free + number) for number, task in enumerate(new)]
+    tasks = [
+        Task(name=name, row=row, template=template)
+        for row, (name, template) in enumerate(new.items(), first_free)
+    ]
     return ConversionConfig.model_validate(
         {
             **dict(conversion),
             "puzzle_policy": PuzzlePolicy.TASK,
-            "tasks": (*conversion.tasks, *rows),
+            "tasks": (*conversion.tasks, *tasks),
         }
     )
 
@@ -390,7 +401,7 @@ def _about(
     record: RunRecord,
     data: _Data,
     pairs: TrainingRecord,
-    tasks: int,
+    conversion: ConversionConfig,
     device: torch.device,
     command: str | None,
 ) -> dict[str, Any]:
@@ -408,7 +419,8 @@ def _about(
         "further_answers": data.further_answers,
         "truncated_prompts": sum(each.unread[0] > 0 for each in data.training),
         "truncated_completions": sum(each.unread[1] > 0 for each in data.training),
-        "tasks": tasks,
+        "tasks": len(conversion.tasks),
+        "tasks_found": sum(bool(task.template) for task in conversion.tasks),
         "varied_prompts": pairs.varied_prompts,
         "prompts": len(pairs.pair_hashes),
         "held_out": options.held_out_share if options.held_out is None else str(options.held_out),

@@ -81,6 +81,7 @@ training_options = all_of(
     _option("conversion", click.IntRange(1, 2)),
     _option("hashed_tokens", click.IntRange(1, MAX_HASHED_TOKENS)),
     _flag("case_sensitive"),
+    _flag("find_tasks"),
     *(_option(name) for name in TrainingConfig.model_fields if name not in _NOT_OPTIONS),
     _option("exploration"),
     _option("measure_every"),

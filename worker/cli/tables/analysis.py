@@ -6,9 +6,13 @@ Knows `hrm.data.analysis.DatasetStatistics` and rich; counts nothing.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hrm.data.analysis import DatasetStatistics
+from hrm.data.config import ENOUGH_PROMPTS
 from hrm.data.vocabulary import Vocabulary
 from schemas import MAX_SEQUENCE_LENGTH, Difficulty
 from worker.cli.tables.style import number, percent, print_parts, table
@@ -26,6 +30,7 @@ def print_statistics(
         ("Lengths", _lengths_table(statistics)),
         ("Difficulty", _shares_table(statistics.difficulties)),
         ("Category", _shares_table(_categories(statistics))),
+        ("Tasks", _tasks_table(statistics)),
         ("Tokens", _tokens_table(statistics, vocabulary)),
     )
 
@@ -68,6 +73,17 @@ def _shares_table(counts: Mapping[Difficulty, int] | Mapping[str, int]) -> Table
     total = sum(counts.values())
     for name, count in counts.items():
         made.add_row(name, f"{count:,}", *_share(count, total, max(counts.values())))
+    return made
+
+
+def _tasks_table(statistics: DatasetStatistics) -> RenderableType:
+    if not statistics.tasks and not statistics.found_tasks:
+        return Text("none is named, and none was found")
+    made = table(f"a new prompt is judged from {ENOUGH_PROMPTS} on", "prompts")
+    for name, count in statistics.tasks.items():
+        made.add_row(escape(name), f"{count:,}")
+    for found in statistics.found_tasks:
+        made.add_row(f"found: {escape(found.template)}", f"{found.prompts:,}")
     return made
 
 

@@ -75,6 +75,10 @@ def start_line(run: TrainingRun, device: str) -> str:
     for side in ("prompts", "completions"):
         if cut := run.about.get(f"truncated_{side}"):
             data += f", {cut} with {side} longer than the model reads"
+    if tasks := run.about.get("tasks"):
+        data += f", {tasks} tasks"
+        if found := run.about["tasks_found"]:
+            data += f" ({found} found)"
     if changes := run.trainer.config.prompt_noise:
         varied, prompts = run.about["varied_prompts"], run.about["prompts"]
         data += f", {varied} prompts varied by up to {changes} words"

@@ -159,3 +159,30 @@ def test_the_word_hash_can_be_chosen(path: Path) -> None:
     digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # by sha256sum
     counts = json.loads(result.stdout)["inputs"]["token_counts"]
     assert counts[int(digest, 16) % 9 + 1] == 1
+
+
+# Tasks.
+
+
+def prompt_of(service: str, **fields: object) -> dict[str, object]:
+    return {"prompt": f"Plan a test of the {service} service", "completion": "c", **fields}
+
+
+def test_named_tasks_are_counted_and_others_are_found() -> None:
+    contents = [prompt_of(f"s{number} x", task="own") for number in range(7)]
+    contents += [prompt_of(f"s{number}") for number in range(5)] * 2
+    contents += [prompt_of("s", puzzle_id=number) for number in range(9)]
+    contents += [{"prompt": f"word{number} alone", "completion": "c"} for number in range(9)]
+    statistics, _ = analyze(lines(*contents, *examples()))
+    assert statistics.tasks == {"own": 7}
+    (found,) = [each for each in statistics.found_tasks if each.prompts < 9]
+    assert found.model_dump() == {"template": "plan a test of the … service", "prompts": 5}
+
+
+def test_the_screen_shows_tasks(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(lines(*(prompt_of(f"s{number}") for number in range(5)), MESSAGES[0]))
+    shown = CliRunner().invoke(command, ["--data-path", str(data)]).stdout
+    assert "found: plan a test of the … service" in shown
+    data.write_bytes(lines(*MESSAGES))
+    assert "none is named" in CliRunner().invoke(command, ["--data-path", str(data)]).stdout

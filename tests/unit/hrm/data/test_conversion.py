@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hrm.data.config import ConversionConfig, PuzzlePolicy, TaskRow, WordHash
+from hrm.data.config import ConversionConfig, PuzzlePolicy, Task, WordHash
 from hrm.data.conversion import AcceptedPair, Converter, difficulty_of
 from hrm.data.vocabulary import Tokenizer
 from schemas import Difficulty, HRMExample, MessageRejected, RejectionReason, SQEMessage
@@ -154,7 +154,9 @@ def test_the_line_policy_without_a_line_demands_a_puzzle_id() -> None:
 # Tasks.
 
 TASKS = ConversionConfig(
-    puzzle_policy=PuzzlePolicy.TASK, puzzle_space=10, tasks=(TaskRow("plan", 12), TaskRow("x", 10))
+    puzzle_policy=PuzzlePolicy.TASK,
+    puzzle_space=10,
+    tasks=(Task(name="plan", row=12), Task(name="x", row=10)),
 )
 
 
@@ -182,22 +184,59 @@ def test_a_task_names_its_row_and_a_puzzle_id_goes_before_it(
 
 
 @pytest.mark.parametrize(
-    ("fields", "problem"),
+    ("policy", "rows", "problem"),
     [
-        ({"puzzle_policy": "task"}, "the puzzle policy task has them"),
-        ({"tasks": [["a", 20]]}, "the puzzle policy task has them"),
-        ({"puzzle_policy": "task", "tasks": [["a", 20], ["a", 21]]}, "a twice"),
-        ({"puzzle_policy": "task", "tasks": [["a", 20], ["b", 20]]}, "20 twice"),
-        ({"puzzle_policy": "task", "tasks": [["a", 9]]}, "below puzzle_space"),
-        ({"puzzle_policy": "task", "tasks": [["a b", 20]]}, "pattern"),
+        ("task", (), "the puzzle policy task has them"),
+        ("prompt_hash", (("a", 20),), "the puzzle policy task has them"),
+        ("task", (("a", 20), ("a", 21)), "a twice"),
+        ("task", (("a", 20), ("b", 20)), "20 twice"),
+        ("task", (("a", 9),), "below puzzle_space"),
+        ("task", (("a b", 20),), "pattern"),
     ],
 )
-def test_tasks_that_cannot_be_told_apart_are_refused(fields: dict[str, Any], problem: str) -> None:
+def test_tasks_that_cannot_be_told_apart_are_refused(
+    policy: str, rows: tuple[tuple[str, int], ...], problem: str
+) -> None:
+    tasks = [{"name": name, "row": row} for name, row in rows]
+    fields = {"puzzle_space": 10, "puzzle_policy": policy, "tasks": tasks}
     with pytest.raises(ValidationError, match=problem):
-        ConversionConfig.model_validate({"puzzle_space": 10, **fields})
+        ConversionConfig.model_validate(fields)
 
 
 def test_a_conversion_with_tasks_is_read_as_it_was_written() -> None:
     assert ConversionConfig.model_validate_json(TASKS.model_dump_json()) == TASKS
     assert "tasks" not in ConversionConfig().model_dump()
     assert "tasks" not in ConversionConfig(version=2).model_dump()
+
+
+WORDS = ConversionConfig(version=2, hashed_tokens=400, puzzle_space=10)
+
+
+def found(*templates: tuple[str, int]) -> Converter:
+    """A converter with tasks that were found, each by the words of its template."""
+    words = Converter(WORDS).words
+    tasks = [Task(name=f"found-{row}", row=row, template=words(text)) for text, row in templates]
+    return Converter(
+        WORDS.model_copy(update={"puzzle_policy": PuzzlePolicy.TASK, "tasks": tuple(tasks)})
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"prompt": "Plan the load test of the big shop"}, 11),
+        ({"prompt": "plan the load of the shop"}, 11),
+        ({"prompt": "plan the release test of the shop now"}, 12),
+        ({"prompt": "the plan of shop the"}, None),
+        ({"prompt": "plan one two the three four of five six the shop"}, None),
+        ({"prompt": "plan the load test of the shop", "puzzle_id": 3}, 3),
+        ({"prompt": "plan the load test of the shop", "task": "found-12"}, 12),
+        ({"prompt": "plan the load test of the shop", "task": "unknown"}, 11),
+    ],
+)
+def test_a_prompt_that_fits_a_template_has_its_row(
+    fields: dict[str, Any], named: int | None
+) -> None:
+    converter = found(("plan the of the shop", 11), ("plan the release of the shop", 12))
+    pair = AcceptedPair(completion="c", **fields)
+    assert converter.named_puzzle(pair) == named

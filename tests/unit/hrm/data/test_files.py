@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm.data.config import ConversionConfig, PuzzlePolicy, TaskRow
+from hrm.data.config import ConversionConfig, PuzzlePolicy, Task
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import (
     DEFAULT_READER,
@@ -73,7 +73,7 @@ def test_a_pair_may_name_its_task() -> None:
 
 
 def test_a_converted_file_has_the_rows_of_its_tasks() -> None:
-    tasks = ConversionConfig(puzzle_policy=PuzzlePolicy.TASK, tasks=(TaskRow("plan", 1007),))
+    tasks = ConversionConfig(puzzle_policy=PuzzlePolicy.TASK, tasks=(Task(name="plan", row=1007),))
     sink = io.BytesIO()
     source = io.BytesIO(line({**PAIR, "task": "plan"}))
     convert_file(source, sink, Converter(tasks), on_refused=lambda each: pytest.fail(each.detail))

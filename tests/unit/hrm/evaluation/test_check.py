@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from hrm.checkpoint.record import TrainingRecord, pair_hash
-from hrm.data.config import ConversionConfig, PuzzlePolicy, TaskRow
+from hrm.data.config import ENOUGH_PROMPTS, ConversionConfig, PuzzlePolicy, Task
 from hrm.data.conversion import AcceptedPair, Content, Converter
 from hrm.data.texts import TextHashes
-from hrm.evaluation.check import ENOUGH_PROMPTS, MessageCheck, check_message
+from hrm.evaluation.check import MessageCheck, check_message
 from hrm.training.examples import AcceptedExample, training_record
 from schemas import PromptMatch, TextCheck
 from tests.support.checkpoints import ACCEPTED, FIRST_RECORD, RECORD, SEVERAL
@@ -176,7 +176,9 @@ def test_a_varied_prompt_has_the_accepted_targets_of_its_own() -> None:
 # Tasks.
 
 TASKS = Converter(
-    ConversionConfig(puzzle_policy=PuzzlePolicy.TASK, puzzle_space=5, tasks=(TaskRow("plan", 5),))
+    ConversionConfig(
+        puzzle_policy=PuzzlePolicy.TASK, puzzle_space=5, tasks=(Task(name="plan", row=5),)
+    )
 )
 
 

@@ -3,14 +3,16 @@
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from hrm.checkpoint import CheckpointError, load_checkpoint
-from hrm.data.config import PuzzlePolicy
+from hrm.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from hrm.data.config import ENOUGH_PROMPTS, PuzzlePolicy
+from hrm.data.conversion import AcceptedPair, Converter
 from hrm.evaluation.evaluator import Evaluator
 from hrm.training.examples import MAX_PUZZLES, TrainingDataError
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
@@ -101,6 +103,7 @@ def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> No
         "conversion": 2,
         "hashed_tokens": 1011,
         "case_sensitive": False,
+        "find_tasks": False,
         "prompt_noise": 0,
         "foreign_share": 0.2,
     }
@@ -166,13 +169,17 @@ def with_tasks(path: Path, *tasks: str | None, puzzle_id: int | None = None) -> 
     return path
 
 
+def rows_of(checkpoint: Checkpoint) -> dict[str, int]:
+    return {task.name: task.row for task in checkpoint.conversion.tasks}
+
+
 def test_each_task_of_the_data_gets_a_row_behind_all_others(tmp_path: Path) -> None:
     data = with_tasks(tmp_path / "m.jsonl", "b", "a", "b", None, puzzle_id=10)
     run = prepare_run(data, tmp_path / "run", TrainingOptions(**TINY))
     run.train()
     checkpoint = load_checkpoint(tmp_path / "run")
     assert checkpoint.conversion.puzzle_policy is PuzzlePolicy.TASK
-    assert checkpoint.conversion.tasks == (("b", 11), ("a", 12))
+    assert rows_of(checkpoint) == {"b": 11, "a": 12}
     assert checkpoint.config.num_puzzle_identifiers == 13
     record = checkpoint.training
     assert record is not None
@@ -197,7 +204,7 @@ def test_new_tasks_come_behind_the_table_of_the_base(tmp_path: Path) -> None:
     options = TrainingOptions(steps=1, measure_every=1, init_from="first")
     prepare_run(more, tmp_path / "second", options, checkpoint_dir=tmp_path).train()
     checkpoint = load_checkpoint(tmp_path / "second")
-    assert checkpoint.conversion.tasks == (("a", 8), ("b", 9), ("c", 10))
+    assert rows_of(checkpoint) == {"a": 8, "b": 9, "c": 10}
     assert checkpoint.config.num_puzzle_identifiers == 11
 
 
@@ -207,7 +214,7 @@ def test_a_task_that_is_held_out_is_not_known(tmp_path: Path) -> None:
     held_out.write_text(json.dumps({"prompt": "p", "completion": "c", "task": "other"}))
     options = TrainingOptions(**TINY, held_out=held_out)
     prepare_run(data, tmp_path / "run", options).train()
-    assert load_checkpoint(tmp_path / "run").conversion.tasks == (("a", 8),)
+    assert rows_of(load_checkpoint(tmp_path / "run")) == {"a": 8}
 
 
 def test_tasks_beyond_the_largest_table_are_refused(tmp_path: Path) -> None:
@@ -222,7 +229,7 @@ def test_a_base_that_counts_lines_takes_no_tasks(data: Path, tmp_path: Path) -> 
     config.write_text(config.read_text().replace("prompt_hash", "line_index"))
     tasks = with_tasks(tmp_path / "tasks.jsonl", "a")
     options = TrainingOptions(init_from="base")
-    with pytest.raises(TrainingDataError, match="names tasks, but base chooses puzzles by line"):
+    with pytest.raises(TrainingDataError, match="has tasks, but base chooses puzzles by line"):
         prepare_run(tasks, tmp_path / "run", options, checkpoint_dir=tmp_path)
 
 
@@ -231,8 +238,53 @@ def test_a_checkpoint_whose_tasks_have_no_rows_is_not_evaluated(tmp_path: Path) 
     prepare_run(data, tmp_path / "run", TrainingOptions(**TINY)).train()
     config = tmp_path / "run" / "config.json"
     content = json.loads(config.read_text())
-    content["conversion"]["tasks"] = [["a", 99]]
+    content["conversion"]["tasks"] = [{"name": "a", "row": 99}]
     config.write_text(json.dumps(content))
     checkpoint = load_checkpoint(tmp_path / "run")
     with pytest.raises(CheckpointError, match="task a has row 99, but the table has 9"):
         Evaluator(checkpoint, StubPredictor(), device="cpu", worker="w")
+
+
+# Tasks that nobody named.
+
+
+def slots(path: Path, words: Iterable[str], **fields: str) -> Path:
+    pairs = [
+        {"prompt": f"plan the load test of the {word} shop", "completion": word, **fields}
+        for word in words
+    ]
+    path.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    return path
+
+
+def test_tasks_are_found_if_that_is_asked_for(tmp_path: Path) -> None:
+    words = [f"w{number}" for number in range(ENOUGH_PROMPTS)]
+    data = slots(tmp_path / "m.jsonl", words)
+    prepare_run(data, tmp_path / "plain", TrainingOptions(**TINY)).train()
+    assert rows_of(load_checkpoint(tmp_path / "plain")) == {}
+    prepare_run(data, tmp_path / "run", TrainingOptions(**TINY, find_tasks=True)).train()
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert rows_of(checkpoint) == {"found-1": 8}
+    assert checkpoint.training is not None
+    assert checkpoint.training.prompts_of(8) == ENOUGH_PROMPTS
+    converter = Converter(checkpoint.conversion)
+    new = AcceptedPair(prompt="plan the load test of the old shop", completion="c")
+    assert converter.named_puzzle(new) == 8
+    # A base's tasks stay, and no template is found twice.
+    more = slots(tmp_path / "more.jsonl", [*words, "new"])
+    options = TrainingOptions(steps=1, measure_every=1, init_from="run", find_tasks=True)
+    prepare_run(more, tmp_path / "next", options, checkpoint_dir=tmp_path).train()
+    assert load_checkpoint(tmp_path / "next").conversion == checkpoint.conversion
+
+
+def test_too_few_prompts_and_named_ones_are_no_task_to_find(tmp_path: Path) -> None:
+    few = slots(tmp_path / "few.jsonl", [f"w{number}" for number in range(ENOUGH_PROMPTS - 1)])
+    named = slots(tmp_path / "named.jsonl", [f"w{n}" for n in range(ENOUGH_PROMPTS)], task="own")
+    for data, rows in ((few, {}), (named, {"own": 8})):
+        prepare_run(data, tmp_path / data.stem, TrainingOptions(**TINY, find_tasks=True)).train()
+        assert rows_of(load_checkpoint(tmp_path / data.stem)) == rows
+
+
+def test_twelve_tokens_are_too_few_to_find_tasks(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="find_tasks: 12 tokens tell too few words apart"):
+        prepare_run(data, tmp_path / "run", TrainingOptions(conversion=1, find_tasks=True))

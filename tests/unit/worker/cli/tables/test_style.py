@@ -239,6 +239,8 @@ def print_analysis(_: Path) -> None:
             targets=text,
             difficulties={Difficulty.EASY: MANY, Difficulty.HARD: 1},
             categories={},
+            tasks={},
+            found_tasks=(),
         ),
         VOCABULARY_1,
     )
