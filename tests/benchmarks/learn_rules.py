@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from operator import eq
 from pathlib import Path
 
 import torch
@@ -142,7 +141,11 @@ def _solves(example: HRMExample, baseline: Baseline) -> bool:
 
 def _right(example: HRMExample, baseline: Baseline) -> int:
     """Tokens of the target that the baseline's best prediction has right."""
-    return max(sum(map(eq, each, example.target_sequence)) for each in baseline.predict(example))
+    target = example.target_sequence
+    return max(
+        sum(a == b for a, b in zip(each, target, strict=False))
+        for each in baseline.predict(example)
+    )
 
 
 def _total(examples: Sequence[HRMExample]) -> int:

@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from schemas import RejectionReason, TextCheck, Verdict
+from schemas import PromptMatch, RejectionReason, TextCheck, Verdict
 from worker.evaluator import Evaluator
 
 PREFIX = "sqe_hrm"
@@ -90,6 +90,11 @@ class Metrics:
             "Completions compared with the accepted ones, and whether the model solved them.",
             *("text", "solved"),
         )
+        self._matches = counter(
+            "prompt_matches_total",
+            "Prompts by how training knows them, and whether the model solved them.",
+            *("match", "solved"),
+        )
         self._truncated = counter(
             "truncated_total", "Messages with words that the model does not read."
         )
@@ -118,6 +123,9 @@ class Metrics:
         for text in TextCheck:
             for solved in ("true", "false"):
                 self._text_checks.labels(text, solved)
+        for match in PromptMatch:
+            for solved in ("true", "false"):
+                self._matches.labels(match, solved)
 
     def evaluated(self, verdict: Verdict, confusions: Mapping[tuple[str, str], int]) -> None:
         """Count a verdict; `confusions` counts its wrong tokens by (target, predicted)."""
@@ -129,6 +137,7 @@ class Metrics:
             category=verdict.category,
         ).inc()
         self._text_checks.labels(verdict.text, str(verdict.solved).lower()).inc()
+        self._matches.labels(verdict.match, str(verdict.solved).lower()).inc()
         self._truncated.inc(bool(verdict.truncated))
         self._unread_words.inc(verdict.unread_words or 0)
         if verdict.failure_pattern is not None:

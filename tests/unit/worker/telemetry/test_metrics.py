@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hrm.inference.prediction import EngineStatistics
-from schemas import TextCheck
+from schemas import PromptMatch, TextCheck
 from tests.support.stubs import DIGEST, StubEvaluator, message, verdict
 from worker.telemetry.metrics import WINDOW, ErrorKind, Metrics
 
@@ -17,6 +17,7 @@ NAMES = {
     "evaluations",
     "failures",
     "token_confusions",
+    "prompt_matches",
     "text_checks",
     "truncated",
     "unread_words",
@@ -220,6 +221,22 @@ def test_texts_are_counted_by_what_the_model_said_of_them() -> None:
     }
     assert values["sqe_hrm_truncated_total",] == 2
     assert values["sqe_hrm_unread_words_total",] == 14
+
+
+def test_prompts_are_counted_by_how_training_knows_them() -> None:
+    metrics = Metrics()
+    solved = verdict(message("solve"))
+    for match in (PromptMatch.PUZZLE, PromptMatch.PUZZLE, PromptMatch.NEW):
+        metrics.evaluated(solved.model_copy(update={"match": match}), {})
+    metrics.evaluated(verdict(message("fail")), {})
+    values = samples(metrics)
+    found = {key[1:]: value for key, value in values.items() if "prompt_matches_total" in key[0]}
+    assert len(found) == 10
+    assert {labels: count for labels, count in found.items() if count} == {
+        ("puzzle", "true"): 2,
+        ("new", "true"): 1,
+        ("false", "pair"): 1,
+    }
 
 
 def test_errors_and_reasons_show_before_the_first_one() -> None:
