@@ -101,6 +101,18 @@ class TrainingSummary(_Figures):
     further_answers: int = Field(
         description="Accepted targets in puzzle rows of their own, beside that in the prompt's row."
     )
+    varied_prompts: int = Field(description="Prompts that training varied.")
+
+
+class TaskSummary(_Figures):
+    """A task that the checkpoint knows."""
+
+    name: str
+    row: int = Field(description="Its row of the puzzle table.")
+    found: bool = Field(description="Whether training found it, since no message named it.")
+    prompts: int | None = Field(
+        description="Prompts of it that were trained; null without a training record."
+    )
 
 
 class ConfigurationValue(_Figures):
@@ -129,6 +141,7 @@ class Inspection(_Figures):
     components: tuple[ComponentSize, ...]
     model: dict[str, ConfigurationValue]
     conversion: dict[str, ConfigurationValue]
+    tasks: tuple[TaskSummary, ...]
     training: TrainingSummary | None
     tensors: dict[str, TensorStatistics]
 
@@ -161,7 +174,19 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
             {**config.model_dump(mode="json"), "token_head": config.token_head.value},
             checkpoint.config_sources,
         ),
-        conversion=_with_sources(checkpoint.conversion.in_force, checkpoint.config_sources),
+        conversion=_with_sources(
+            {k: v for k, v in checkpoint.conversion.in_force.items() if k != "tasks"},
+            checkpoint.config_sources,
+        ),
+        tasks=tuple(
+            TaskSummary(
+                name=task.name,
+                row=task.row,
+                found=bool(task.template),
+                prompts=None if training is None else training.prompts_of(task.row),
+            )
+            for task in checkpoint.conversion.tasks
+        ),
         training=None if training is None else _summary(training),
         tensors=tensors,
     )
@@ -176,6 +201,7 @@ def _summary(training: TrainingRecord) -> TrainingSummary:
         prompts=None if texts is None else len(texts.prompts),
         several_answers=None if texts is None else texts.prompts_with_several,
         further_answers=sum(len(rows) - 1 for rows in training.answers.values()),
+        varied_prompts=training.varied_prompts,
     )
 
 

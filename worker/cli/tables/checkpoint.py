@@ -10,7 +10,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hrm.checkpoint.inspection import Component, ConfigurationValue, Inspection, TensorStatistics
+from hrm.checkpoint.inspection import (
+    Component,
+    ConfigurationValue,
+    Inspection,
+    TaskSummary,
+    TensorStatistics,
+)
+from hrm.data.config import ENOUGH_PROMPTS
 from hrm.evaluation.comparison import CONVERGED_BELOW, Comparison, StepChange, TensorChange
 from hrm.evaluation.recommendation import CheckpointFigures, Recommendation
 from schemas import HaltedBy
@@ -41,10 +48,12 @@ _SHORT_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64
 
 def print_inspection(inspection: Inspection) -> None:
     """Print everything known about one checkpoint."""
+    tasks = [("Tasks", _tasks_table(inspection.tasks))] if inspection.tasks else []
     print_parts(
         ("", _heading(inspection)),
         ("Components", _components_table(inspection)),
         ("Configuration", _configuration_table(inspection)),
+        *tasks,
         (
             "Tensors (mean |x|, deviation and range of the finite numbers)",
             _tensors_table(inspection.tensors),
@@ -71,6 +80,8 @@ def print_comparison(comparison: Comparison) -> None:
 def _heading(inspection: Inspection) -> Text:
     training, stored = inspection.training, _mebibytes(inspection.stored_bytes)
     trained = f"{training.pairs:,} known pairs" if training else "no record: no pair is known"
+    if training and training.varied_prompts:
+        trained += f"; {training.varied_prompts:,} prompts were varied"
     if training and training.further_answers:
         trained += f", and {training.further_answers:,} further answers in puzzle rows of their own"
     if training is None:
@@ -130,6 +141,16 @@ def _configuration_table(inspection: Inspection) -> Table:
     values: Mapping[str, ConfigurationValue] = inspection.model | inspection.conversion
     for name, value in values.items():
         made.add_row(name, f"{value.value}", value.source)
+    return made
+
+
+def _tasks_table(tasks: Sequence[TaskSummary]) -> Table:
+    made = table("", "puzzle", "prompts", "new prompts", left=(0, 3), gap=GAP)
+    for task in tasks:
+        prompts = NOTHING if task.prompts is None else f"{task.prompts:,}"
+        enough = task.prompts is not None and task.prompts >= ENOUGH_PROMPTS
+        judged = "are judged" if enough else "too new to judge"
+        made.add_row(task.name, f"{task.row:,}", prompts, judged)
     return made
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from hrm.checkpoint import Checkpoint, inspection, load_checkpoint, read_checkpoint, save_checkpoint
 from hrm.checkpoint.config import tensor_shapes
 from hrm.checkpoint.inspection import Component, component_of, inspect_checkpoint, tensor_statistics
+from hrm.data.config import ConversionConfig, PuzzlePolicy, Task
 from hrm.model.config import HRMConfig
 from tests.support.checkpoints import (
+    ACCEPTED,
     FIRST_RECORD,
     RECORD,
     SEVERAL,
@@ -110,6 +112,23 @@ def test_the_configuration_names_the_source_of_each_value(tmp_path: Path) -> Non
     assert named["H_cycles"] == (2, "default")
     assert named["word_hash"] == ("sha256", "config.json")
     assert named["puzzle_space"] == (1000, "default")
+
+
+def test_tasks_are_shown_with_the_prompts_that_were_trained(saved: Checkpoint) -> None:
+    assert inspect_checkpoint(saved).tasks == ()
+    tasks = (Task(name="plan", row=1000), Task(name="found-1", row=1001, template=(3, 4)))
+    conversion = ConversionConfig(puzzle_policy=PuzzlePolicy.TASK, tasks=tasks)
+    accepted = ACCEPTED.model_copy(update={"prompt_counts": {1000: 30}})
+    record = RECORD.model_copy(update={"accepted": accepted})
+    sources = dict.fromkeys((*saved.config_sources, "tasks"), "config.json")
+    checkpoint = replace(saved, conversion=conversion, config_sources=sources, training=record)
+    assert [tuple(each.model_dump().values()) for each in inspect_checkpoint(checkpoint).tasks] == [
+        ("plan", 1000, False, 30),
+        ("found-1", 1001, True, 1),
+    ]
+    unrecorded = inspect_checkpoint(replace(checkpoint, training=None)).tasks
+    assert [each.prompts for each in unrecorded] == [None, None]
+    assert "tasks" not in inspect_checkpoint(checkpoint).conversion
 
 
 def test_digest_and_training_record_are_the_checkpoints(saved: Checkpoint) -> None:
