@@ -53,6 +53,7 @@ def act_losses(
     labels: Tensor,
     target_q_continue: Tensor | None,
     head: TokenHead = TokenHead.STABLEMAX,
+    refused: Tensor | None = None,
 ) -> Losses:
     """Compute the losses of one ACT step.
 
@@ -62,10 +63,14 @@ def act_losses(
         labels: int64 (B, S).
         target_q_continue: float32 (B,) from 0 to 1, or None in evaluation.
         head: How logits become probabilities.
+        refused: bool (B,): the examples that have no answer, whose labels say so. Halting there is
+            never right.
     """
     targets = (labels != IGNORE_LABEL).sum(-1, keepdim=True).clamp(min=1)
     tokens = (token_cross_entropy(logits, labels, head) / targets).sum()
     solved = Correctness.of(logits.argmax(-1), labels).solved
+    if refused is not None:
+        solved = solved & ~refused
     q_halt = F.binary_cross_entropy_with_logits(q_logits[:, 0], solved.float(), reduction="sum")
     q_continue = torch.zeros_like(q_halt)
     if target_q_continue is not None:

@@ -8,7 +8,8 @@ prompt.
 With variations alone, a network learns that the puzzle decides, and answers any prompt under it. So
 some draws give a puzzle a *foreign* prompt, one that was never accepted for it. Its target is the
 end token at every position. No completion has that target, because none begins with an end: a
-network that gives it has said that it does not know the prompt, and the message is not solved.
+network that gives it has said that it does not know the prompt, and the message is not solved. So
+the Q head learns that nothing is solved here, however well the network refuses.
 """
 
 from collections import defaultdict
@@ -27,6 +28,9 @@ from hrm.model.config import PADDING_TOKEN
 ANY_WORD_SHARE = 0.5
 """Share of new words that may be any; the others are words of accepted prompts. A name or a number
 is any word, a politeness may be a word that other prompts have."""
+
+EXACT_SHARE = 0.1
+"""Share of prompts that stay exact. They are learned sooner than any variation."""
 
 FOREIGN_SHARES = (0.6, 0.2)
 """Shares of foreign prompts that are another accepted one, and that are one's own with half of its
@@ -136,9 +140,16 @@ class PromptNoise:
                 return None
         return words
 
+    def refused(self, labels: Tensor) -> Tensor:
+        """Which rows have a foreign prompt: bool (B,) of labels (B, S)."""
+        # The last part of a completion may be an end alone, with nothing after it.
+        return labels[:, :2].eq(self._vocabulary.end).all(-1)
+
     def _varied(self, words: Words, source: Random) -> Words:
-        changes = source.randint(0, allowed(words, self._changes))
-        return varied(words, changes, self._new_word, source)
+        most = allowed(words, self._changes)
+        if not most or source.random() < EXACT_SHARE:
+            return words
+        return varied(words, source.randint(1, most), self._new_word, source)
 
     def _padded(self, first: int, words: Words, like: Tensor) -> Tensor:
         tokens = [first, *words, self._vocabulary.end][: like.shape[1]]

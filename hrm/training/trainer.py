@@ -183,13 +183,15 @@ class Trainer:
             carry.batch, State(*(z.detach() for z in state)), carry.steps + 1, carry.halted
         )
         last = carry.steps >= network.config.halt_max_steps
-        carry.halted = self._halts(carry.steps, q_logits.detach(), last)
+        refused = None if self._noise is None else self._noise.refused(carry.batch.labels)
+        carry.halted = self._halts(carry.steps, q_logits.detach(), last, refused)
         losses = act_losses(
             logits,
             q_logits,
             carry.batch.labels,
             self._continue_target(carry.state, x, last),
             network.config.token_head,
+            refused,
         )
         total = losses.total / self.batch_size
         torch.autograd.backward(total)
@@ -275,12 +277,16 @@ class Trainer:
             halted=rows,
         )
 
-    def _halts(self, steps: Tensor, q_logits: Tensor, last: Tensor) -> Tensor:
+    def _halts(
+        self, steps: Tensor, q_logits: Tensor, last: Tensor, refused: Tensor | None
+    ) -> Tensor:
         config = self.network.config
         explores = self._uniform() < config.halt_exploration_prob
         least = (2 + self._uniform() * (config.halt_max_steps - 1)).long()
         prefers_halt = q_logits[:, 0] > q_logits[:, 1]
-        return last | (prefers_halt & (steps >= torch.where(explores, least, 0)))
+        halts = last | (prefers_halt & (steps >= torch.where(explores, least, 0)))
+        # Halting is never right there, so that these would take all steps, and most of the time.
+        return halts if refused is None else halts | (refused & (steps >= least))
 
     @torch.no_grad()
     def _continue_target(self, state: State, x: Tensor, last: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Noise on prompts: what is drawn, and that nothing contradicts what was accepted."""
 
+import math
 from random import Random
 
 import pytest
@@ -10,7 +11,8 @@ from hrm.data.conversion import Converter
 from hrm.data.variations import allowed, distance
 from hrm.data.vocabulary import vocabulary_of
 from hrm.model.batch import Batch, encode
-from hrm.model.config import HRMConfig
+from hrm.model.config import IGNORE_LABEL, HRMConfig
+from hrm.training.losses import act_losses
 from hrm.training.noise import NewWords, PromptNoise, varied
 from hrm.training.trainer import Trainer, TrainingConfig
 from tests.support.networks import tiny_network
@@ -80,7 +82,7 @@ def test_varied_prompts_keep_puzzle_part_and_target(examples: Batch) -> None:
 
 def test_noise_is_new_each_time_and_spares_some_prompts(examples: Batch) -> None:
     found = [drawn.inputs[0].tolist() for drawn in draws(examples, foreign_share=0.0)]
-    assert 10 < found.count(examples.inputs[0].tolist()) < 50
+    assert 2 < found.count(examples.inputs[0].tolist()) < 30
     assert len(set(map(tuple, found))) > 50
 
 
@@ -103,7 +105,7 @@ def test_foreign_prompts_are_far_from_all_of_the_puzzle_and_have_no_answer(
             near = [CONVERTER.tokenizer.sequence(each)[1:-1] for each in own]
             apart = all(distance(words, each) > 2 * allowed(each, 3) for each in near)
             assert apart == refused, text
-    assert 0.7 < foreign / (100 * len(PROMPTS)) < 0.92
+    assert 0.5 < foreign / (100 * len(PROMPTS)) < 0.92
 
 
 def test_the_given_examples_stay_as_they_are(examples: Batch) -> None:
@@ -143,3 +145,27 @@ def test_a_resumed_training_draws_the_same_noise(examples: Batch) -> None:
     assert [first.step().loss for _ in range(2)] == losses[:2]
     second.load_state_dict(first.state_dict(), first.averaged_network.state_dict())
     assert [second.step().loss for _ in range(2)] == losses[2:]
+
+
+def test_rows_with_foreign_prompts_are_told_from_a_part_that_is_an_end(examples: Batch) -> None:
+    noise = PromptNoise(examples, VOCABULARY, changes=3, foreign_share=0.5)
+    drawn = noise.draw(list(range(len(examples))), examples, Random(0))
+    refused = [bool(labels.eq(VOCABULARY.end).all()) for labels in drawn.labels]
+    assert set(refused) == {True, False}
+    assert noise.refused(drawn.labels).tolist() == refused
+    end_alone = torch.full((1, 24), IGNORE_LABEL)
+    end_alone[0, 0] = VOCABULARY.end
+    assert noise.refused(end_alone).tolist() == [False]
+
+
+def test_halting_at_a_foreign_prompt_is_never_right() -> None:
+    labels = torch.tensor([[2, 2, 2], [2, 2, 2]])
+    logits = torch.nn.functional.one_hot(labels, 5).float() * 9
+    q_logits = torch.tensor([[3.0, 0.0], [-3.0, 0.0]])
+    answered = act_losses(logits, q_logits, labels, None)
+    refused = act_losses(logits, q_logits, labels, None, refused=torch.tensor([True, True]))
+    assert refused.tokens == answered.tokens
+    expected = sum(math.log1p(math.exp(q)) for q in (3.0, -3.0))
+    assert float(refused.q_halt) == pytest.approx(expected)
+    mixed = act_losses(logits, q_logits, labels, None, refused=torch.tensor([False, True]))
+    assert float(mixed.q_halt) == pytest.approx(2 * math.log1p(math.exp(-3.0)))
