@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--halt-max-steps", type=int, default=16)
     parser.add_argument("--conversion", type=int, choices=(1, 2), default=2)
     parser.add_argument("--hashed-tokens", type=int, default=1011)
     parser.add_argument("--no-puzzles", action="store_true", help="without puzzle embeddings")
@@ -89,6 +90,7 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         H_layers=options.layers,
         L_layers=options.layers,
         num_puzzle_identifiers=len(tasks),
+        halt_max_steps=options.halt_max_steps,
         halt_exploration_prob=0.5,
     )
     network = HRM(config, torch.bfloat16)

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--halt-max-steps", type=int, default=16)
     parser.add_argument("--hashed-tokens", type=int, default=499)
     parser.add_argument("--variants", type=int, default=2, help="held-out variants of each prompt")
     parser.add_argument("--seed", type=int, default=0)
@@ -87,6 +88,7 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         H_layers=options.layers,
         L_layers=options.layers,
         num_puzzle_identifiers=converter.config.puzzle_space,
+        halt_max_steps=options.halt_max_steps,
         halt_exploration_prob=0.5,
     )
     messages = {name: encode_messages(found, config) for name, found in examples.items()}
