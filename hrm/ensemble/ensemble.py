@@ -21,6 +21,8 @@ from hrm.checkpoint import (
     load_checkpoint,
 )
 from hrm.checkpoint.record import Accepted
+from hrm.data.config import Task
+from hrm.data.texts import text_hash
 from hrm.ensemble.combiners import Strategy, vote, weighted_average
 from hrm.ensemble.join import Combine, join_by
 from hrm.ensemble.stacking import EnsembleError, Stacking
@@ -33,6 +35,12 @@ MAX_NAME_LENGTH = 80
 
 _MIN_MEMBERS = 2
 
+
+def _in_short(tasks: Sequence[Task]) -> str:
+    """Tell lists of tasks apart, in a few characters of an error line."""
+    return f"{len(tasks)} ({text_hash(str(tasks))[:8]})" if tasks else "none"
+
+
 SHARED_FIELDS: dict[str, Callable[[Checkpoint], object]] = {
     "token_head": lambda member: member.config.token_head.value,
     "vocab_size": lambda member: member.config.vocab_size,
@@ -43,7 +51,7 @@ SHARED_FIELDS: dict[str, Callable[[Checkpoint], object]] = {
     "word_hash": lambda member: member.conversion.word_hash,
     "puzzle_policy": lambda member: member.conversion.puzzle_policy,
     "puzzle_space": lambda member: member.conversion.puzzle_space,
-    "tasks": lambda member: member.conversion.tasks,
+    "tasks": lambda member: _in_short(member.conversion.tasks),
 }
 """Fields in which members have to agree, or they would read a message as different examples."""
 

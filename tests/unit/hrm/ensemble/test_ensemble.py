@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, pair_hash
-from hrm.data.config import ConversionConfig, PuzzlePolicy, WordHash
+from hrm.data.config import ConversionConfig, PuzzlePolicy, Task, WordHash
 from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
 from hrm.data.texts import AcceptedTexts, TextHashes
@@ -68,6 +68,7 @@ def fit(members: list[Checkpoint]) -> Stacking:
             "a has puzzle_policy line_index, x has prompt_hash",
         ),
         ({}, {"puzzle_space": 4}, "a has puzzle_space 5, x has 4"),
+        ({}, {"tasks": (Task(name="t", row=5),)}, "a has tasks none, x has 1 (0ebca6fc)"),
     ],
 )
 def test_members_that_read_messages_differently_are_refused(
