@@ -35,6 +35,9 @@ SAMPLES = CHECKPOINTS / "sqe-demo" / "messages.jsonl"
 POLITE = ("please", "kindly", "now", "again", "our", "the", "new", "also", "today:", "(urgent)")
 """Words that agents add or exchange, beside those of the other prompts."""
 
+FOREIGN = 4
+"""Foreign prompts of each kind for each puzzle."""
+
 Texts = tuple[str, str, int]
 """Prompt, completion and puzzle."""
 
@@ -154,9 +157,12 @@ def _held_out(pairs: Sequence[Texts], variants: int, source: Random) -> dict[str
     found["other prompt of the file"] = [
         (source.choice([o for o, _, p in pairs if p != puzzle]), completion, puzzle)
         for _, completion, puzzle in pairs
+        for _ in range(FOREIGN)
     ]
     found["unseen prompt"] = [
-        (source.choice(strangers), completion, puzzle) for _, completion, puzzle in pairs
+        (source.choice(strangers), completion, puzzle)
+        for _, completion, puzzle in pairs
+        for _ in range(FOREIGN)
     ]
     return found
 

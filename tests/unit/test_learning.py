@@ -82,6 +82,6 @@ def test_the_experiment_on_variations_runs(tmp_path: Path) -> None:
         "varied 3": 6,
         "exact, changed answer": 3,
         "varied, changed answer": 18,
-        "other prompt of the file": 3,
-        "unseen prompt": 3,
+        "other prompt of the file": 12,
+        "unseen prompt": 12,
     }
