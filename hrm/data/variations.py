@@ -21,8 +21,8 @@ def distance(one: Sequence[int], other: Sequence[int], limit: int | None = None)
 
 
 def allowed(words: Sequence[int], changes: int) -> int:
-    """Most words of a prompt that may change: `changes`, but no more than a third of its words."""
-    return min(changes, len(words) // 3)
+    """Most words of a prompt that may change: `changes`, but at most two fifths of its words."""
+    return min(changes, 2 * len(words) // 5)
 
 
 def standing_alone(prompts: Iterable[tuple[int, Words]], changes: int) -> set[tuple[int, Words]]:

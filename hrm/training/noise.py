@@ -25,6 +25,10 @@ from hrm.data.vocabulary import PART_WORDS, Vocabulary
 from hrm.model.batch import Batch
 from hrm.model.config import PADDING_TOKEN
 
+FOREIGN_MARGIN = 2
+"""A foreign prompt differs in more than this many words more than a variation. What is between the
+two is neither: there the network decides by itself."""
+
 ANY_WORD_SHARE = 0.5
 """Share of new words that may be any; the others are words of accepted prompts. A name or a number
 is any word, a politeness may be a word that other prompts have."""
@@ -135,7 +139,7 @@ class PromptNoise:
             length = source.randint(1, max(2, 2 * len(own)))
             words = tuple(self._new_word(source) for _ in range(min(length, PART_WORDS)))
         for accepted in self._by_puzzle[self._puzzles[row]]:
-            limit = 2 * allowed(accepted, self._changes)
+            limit = allowed(accepted, self._changes) + FOREIGN_MARGIN
             if distance(words, accepted, limit) <= limit:
                 return None
         return words

@@ -13,7 +13,7 @@ from hrm.data.vocabulary import vocabulary_of
 from hrm.model.batch import Batch, encode
 from hrm.model.config import IGNORE_LABEL, HRMConfig
 from hrm.training.losses import act_losses
-from hrm.training.noise import NewWords, PromptNoise, varied
+from hrm.training.noise import FOREIGN_MARGIN, NewWords, PromptNoise, varied
 from hrm.training.trainer import Trainer, TrainingConfig
 from tests.support.networks import tiny_network
 
@@ -103,7 +103,7 @@ def test_foreign_prompts_are_far_from_all_of_the_puzzle_and_have_no_answer(
             own = [t for t, p in PROMPTS if p == puzzle]
             words = words_of(drawn.inputs[row])
             near = [CONVERTER.tokenizer.sequence(each)[1:-1] for each in own]
-            apart = all(distance(words, each) > 2 * allowed(each, 3) for each in near)
+            apart = all(distance(words, each) > allowed(each, 3) + FOREIGN_MARGIN for each in near)
             assert apart == refused, text
     assert 0.5 < foreign / (100 * len(PROMPTS)) < 0.92
 
