@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -19,6 +19,7 @@ import torch
 from hrm.data.changes import ChangeKind, Replacements, change_at, places
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
+from hrm.evaluation.lookup import TrainingPairs
 from hrm.evaluation.measurement import measure_each
 from hrm.model.batch import Messages, encode_messages
 from hrm.model.config import HRMConfig, TokenHead
@@ -112,7 +113,10 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         foreign_share=options.foreign_share,
     )
     trainer = Trainer(network, trained, recipe, noise if options.prompt_noise else None)
-    yield {key: value for key, value in vars(options).items() if key != "output"}
+    yield {
+        **{key: value for key, value in vars(options).items() if key != "output"},
+        "nearest neighbour": _nearest_neighbour(sets, converter),
+    }
     seconds = 0.0
     while trainer.step_count < options.steps:
         started = time.monotonic()
@@ -123,6 +127,19 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         for name, found in messages.items():
             line[name] = _figures(trainer.averaged_network, found)
         yield line
+
+
+def _nearest_neighbour(sets: Mapping[str, Sequence[Texts]], converter: Converter) -> dict[str, int]:
+    """How many messages of each set the accepted pair with the nearest prompt solves."""
+    accepted = TrainingPairs()
+    for each in sets["exact"]:
+        accepted.add(converter.convert(*each))
+    _, nearest = accepted.baselines("the exact pairs")
+    examples = {name: [converter.convert(*each) for each in found] for name, found in sets.items()}
+    return {
+        name: sum(each.target_sequence in map(tuple, nearest.predict(each)) for each in found)
+        for name, found in examples.items()
+    }
 
 
 def _figures(network: HRM, messages: Messages) -> dict[str, float]:

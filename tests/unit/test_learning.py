@@ -75,6 +75,7 @@ def test_the_experiment_on_variations_runs(tmp_path: Path) -> None:
     learn_variation.main([*SMALL, *sizes, "--output", str(output)])
     start, _, last = map(json.loads, output.read_text().splitlines())
     assert start["prompt_noise"] == 3
+    assert start["nearest neighbour"]["exact"] == 3
     assert {name: last[name]["of"] for name in last.keys() - {"step", "loss", "seconds"}} == {
         "exact": 3,
         "varied 1": 6,
