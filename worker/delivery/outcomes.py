@@ -31,7 +31,7 @@ from worker.settings import Settings
 Outcome = Verdict | Rejection
 
 
-CONTENT = {"agent_id", "prompt", "completion", "puzzle_id", "category"}
+CONTENT = {"agent_id", "prompt", "completion", "puzzle_id", "task", "category"}
 """Fields that a verdict follows from. A message with other content counts for itself, even if it
 has the id of an earlier one. A resent message may have another `created_at`."""
 
