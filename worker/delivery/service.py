@@ -692,7 +692,7 @@ class Service:
         refusal = Refusal(
             body=_original_bytes(body),
             queue=job.envelope.queue,
-            identity=own_id or f"{task_id}/{position}",
+            identity=f"{task_id}/{position}",
             message_id=own_id or task_id,
             # In a batch, the task's id is for the list of all outcomes.
             result_ids=(own_id, None if job.batch is not None else task_id),

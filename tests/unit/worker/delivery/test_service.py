@@ -332,15 +332,6 @@ def test_equal_refused_messages_are_told_apart_by_position_and_task(world: World
     assert markers[:2] == markers[2:], "the same task delivered again"
 
 
-def test_a_refused_message_that_is_sent_again_in_another_place_is_the_same(world: World) -> None:
-    refused = json.dumps({"message_id": "m-1", "prompt": 5})
-    world.process(refused, "other")
-    world.process("one more", refused)
-    markers = [answer.marker for answer in world.delivery.answers]
-    assert markers[0] == markers[3]
-    assert len(set(markers)) == 3
-
-
 def test_an_unforeseen_error_leaves_its_message_and_no_other_without_an_outcome(
     world: World,
 ) -> None:
