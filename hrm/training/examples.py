@@ -47,7 +47,7 @@ class AcceptedExample:
 
 
 class NamedTasks(NamedTuple):
-    """What the messages of a file name themselves."""
+    """The puzzles and tasks that the messages of a file name."""
 
     tasks: list[str]
     """The tasks, in the order of their first messages."""

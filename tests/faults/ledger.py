@@ -61,7 +61,7 @@ def partial_batches(store: redis.Redis) -> int:
 
 @dataclass
 class Ledger:
-    """What Redis accepted.
+    """The messages that Redis accepted.
 
     Args:
         poison: Message ids that have to become dead letters because of what they do to workers.

@@ -44,7 +44,7 @@ LONGEST = 300.0
 """Seconds in which all messages have outcomes, or some are lost."""
 
 KINDS = ("solve", "fail", "solve", "nan", "solve", "fail", "solve", "solve", "fail", "solve")
-"""What happens to messages: solved, unsolved or refused, in turn."""
+"""The outcomes of messages, in turn: solved, unsolved or refused."""
 
 LOOKED_AT = 2000
 """Messages without an outcome that are looked at, the oldest."""

@@ -19,7 +19,7 @@ SHORT = 1.0
 
 
 NAME = "primary"
-"""What Sentinel calls the servers."""
+"""The servers' name at the Sentinel."""
 
 
 @pytest.fixture

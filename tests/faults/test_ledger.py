@@ -15,7 +15,7 @@ from tests.support.stubs import message
 from worker.broker.keys import BACKFILL_QUEUE, DEAD_LETTERS, FAILURES, FAULTS, partial, result
 
 COUNTED = Counter({"evaluations_total": 3, "failures_total": 1, "rejected_total": 2})
-"""What the worker counts in `scene`."""
+"""The worker's counters in `scene`."""
 
 
 @pytest.fixture(scope="module")

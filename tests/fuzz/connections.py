@@ -66,7 +66,7 @@ TOKENS = (
 
 @dataclass(frozen=True)
 class Talk:
-    """What a client sends, and how it goes away."""
+    """The bytes that a client sends, and how it goes away."""
 
     data: bytes
     connections: int = 1

@@ -41,7 +41,7 @@ CHUNK = 200
 
 @dataclass(frozen=True)
 class Expected:
-    """What has to come of an item."""
+    """The outcome that an item has to have."""
 
     names: tuple[str, ...]
     """Ids of the task and of its messages, as far as they can be read."""

@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass
 class Tally:
-    """What became of the cases of one input."""
+    """The results of the cases of one input."""
 
     input: str
     cases: int = 0

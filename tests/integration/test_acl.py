@@ -109,7 +109,7 @@ def test_each_user_needs_no_more_than_the_file_gives(
 
 
 def look_around(viewer: Any, namespace: Namespace) -> None:  # noqa: ANN401 - as redis-py replies
-    """What a dashboard or an operator reads."""
+    """Read everything that a dashboard or an operator needs."""
     failures = namespace.key(FAILURES)
     ((entry, _),) = viewer.xrange(failures)
     assert viewer.xrevrange(failures, count=1)[0][0] == entry

@@ -1,4 +1,4 @@
-"""What the user of a plain Celery application finds: options, states and errors of its tasks."""
+"""Options, states and errors of tasks, as the user of a plain Celery application finds them."""
 
 import contextlib
 import json
@@ -207,7 +207,7 @@ def test_the_application_finds_the_primary_of_sentinels(tmp_path: Path) -> None:
 
 
 def celery(site_url: str, *arguments: str, namespace: str = "") -> dict[str, Any]:
-    """What the command says, as JSON, by worker."""
+    """The command's answer, as JSON, by worker."""
     done = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "worker.broker.producer", *arguments, "--json"],
         cwd=ROOT,

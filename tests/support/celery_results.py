@@ -1,4 +1,4 @@
-"""What Celery says of a task that a worker refused."""
+"""Celery's view of a task that a worker refused."""
 
 import json
 

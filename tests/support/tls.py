@@ -31,7 +31,7 @@ class Authority:
     def server(
         self, host: str = HOST, *, expired: bool = False, clients: bool = False
     ) -> ssl.SSLContext:
-        """What a server needs that has a certificate for `host`.
+        """Build the TLS context of a server that has a certificate for `host`.
 
         Args:
             host: Name or address in the certificate.

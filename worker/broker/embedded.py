@@ -102,7 +102,7 @@ class Server:
 
 @dataclass(frozen=True)
 class _Address:
-    """Where a server listens: on the socket in its folder or, with a password, on a port."""
+    """The address of a server: the socket in its folder or, with a password, a port."""
 
     folder: Path
     port: int | None = None

@@ -1,4 +1,4 @@
-"""What can be wrong with TLS: worded in one line, with its fix.
+"""Errors of TLS, worded in one line with the fix.
 
 Knows certificates, and OpenSSL's errors as redis-py passes them on; nothing of what is sent.
 """

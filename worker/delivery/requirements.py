@@ -117,7 +117,7 @@ return refused
 
 
 class Requirements:
-    """What a worker with these settings needs of Redis."""
+    """The permissions and the version that a worker with these settings needs of Redis."""
 
     def __init__(self, settings: Settings) -> None:
         namespace = Namespace(settings.namespace)

@@ -1,4 +1,4 @@
-"""What a worker does for deliveries again and again: renew its own, put back those of the dead.
+"""The regular care for deliveries: renew this worker's, put back those of dead workers.
 
 It works over the connections that store outcomes, in a thread of its own. So a lost connection of
 the consumer, a busy event loop or a drain renews no later.

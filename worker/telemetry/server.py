@@ -48,7 +48,7 @@ END_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a page says."""
+    """A page's answer to a request."""
 
     status: HTTPStatus
     body: bytes
@@ -115,7 +115,7 @@ class _Request(HTTPRequestParser):
     """A request."""
 
     path = ""
-    """What waitress reads after a client has gone, and sets only in a request without an error."""
+    """Set by waitress only in a request without an error, but read after a client has gone, too."""
 
 
 class _Channel(HTTPChannel):

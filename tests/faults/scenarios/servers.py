@@ -21,7 +21,7 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "everysec")
 """A killed server loses nothing that it has confirmed."""
 
 NAME = "primary"
-"""What Sentinel calls the servers."""
+"""The servers' name at the Sentinel."""
 
 RESTARTED = 3.0
 """Visibility timeout that is longer than a restart."""

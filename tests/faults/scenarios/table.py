@@ -26,7 +26,7 @@ class Scenario:
     short: Size
 
     def title_of(self, size: Size) -> str:
-        """What the table calls this scenario in a size."""
+        """The scenario's name in the table, which depends on the size."""
         return self.title.format(**asdict(size))
 
 

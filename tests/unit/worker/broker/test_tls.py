@@ -51,7 +51,7 @@ def test_a_key_with_a_password_is_refused_without_asking_at_the_terminal(tmp_pat
 
 
 def of_openssl(cause: ssl.SSLError) -> redis.ConnectionError:
-    """What redis-py makes of an error of OpenSSL."""
+    """The error that redis-py raises for one of OpenSSL."""
     error = redis.ConnectionError(f"Error 1 connecting to db:6380. {cause}.")
     error.__cause__ = cause
     return error

@@ -1,4 +1,4 @@
-"""What makes two messages the same."""
+"""The fields by which two messages are the same."""
 
 from schemas import SQEMessage
 from worker.delivery.outcomes import CONTENT
