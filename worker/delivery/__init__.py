@@ -12,6 +12,7 @@
 - `service`: gives each message one outcome
 - `outcomes`: the rules of what is stored, and with what it is acknowledged
 - `storing`: sends what is done to Redis, and sends again what Redis did not accept
+- `vital`: threads whose end is the end of the worker
 - `upkeep`: renews deliveries, and puts back those of dead workers
 - `markers`: what Redis remembers of counted messages, in few bytes
 - `requirements`: the version and the permissions that a worker needs of Redis

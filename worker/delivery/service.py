@@ -42,6 +42,7 @@ from worker.delivery.outcomes import Answer, Batch, Delivery, Entry, Outcome
 from worker.delivery.storing import Step, Storable, Storing
 from worker.delivery.taken import Taken
 from worker.delivery.tasks import bodies_of
+from worker.delivery.vital import Vital
 from worker.evaluator import EngineClosedError, Evaluator, Pending
 from worker.telemetry.metrics import ErrorKind, Metrics
 
@@ -202,7 +203,7 @@ class Service:
         self._abandoned = False
         self._ended = False
         self._changed = threading.Condition(threading.RLock())
-        self._intake = threading.Thread(target=self._run, name="intake", daemon=True)
+        self._intake = Vital(self._run, "intake")
 
     def start(self) -> None:
         """Begin to read what is handed over."""

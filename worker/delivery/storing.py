@@ -26,6 +26,7 @@ from worker.broker.contract import WAIT_SECONDS
 from worker.delivery.outcomes import Entry
 from worker.delivery.scripts import load_scripts
 from worker.delivery.trouble import Trouble
+from worker.delivery.vital import Vital
 
 FIRST_PAUSE = 0.1
 """Seconds until the second attempt; a Redis that restarts is often back by then."""
@@ -133,10 +134,7 @@ class Storing:
         self._giving_up = False
         self._ended = False
         self._changed = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"storing-{number}", daemon=True)
-            for number in range(THREADS)
-        ]
+        self._threads = [Vital(self._run, f"storing-{number}") for number in range(THREADS)]
 
     def start(self) -> None:
         """Begin."""

@@ -1,7 +1,7 @@
 """The regular care for deliveries: renew this worker's, put back those of dead workers.
 
-It works over the connections that store outcomes, in a thread of its own. So a lost connection of
-the consumer, a busy event loop or a drain renews no later.
+It works over the connections that store outcomes, in a thread of its own. So renewals come in time
+also without the consumer's connection, beside a busy event loop and during a drain.
 
 Knows tags and times; nothing of what is in an item.
 """
@@ -14,6 +14,7 @@ import redis
 from worker.broker.keys import NOTED, QUEUES, UNACKED_INDEX, Namespace, queue_lists, suspects
 from worker.delivery.hand import Hand
 from worker.delivery.scripts import RECLAIM, RENEW, RESTORE
+from worker.delivery.vital import Vital
 
 BEATS = 4
 """Renewals of a message within the visibility timeout; three of them may fail."""
@@ -62,7 +63,7 @@ class Upkeep:
         self._lost: list[str] = []
         self._woken = threading.Event()
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._thread = Vital(self._run, "upkeep")
 
     def start(self) -> None:
         """Begin."""

@@ -24,6 +24,7 @@ from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
 from worker.broker.backlog import read_backlog
 from worker.broker.keys import Namespace
 from worker.broker.urls import connections
+from worker.delivery import vital
 from worker.delivery.hand import Hand
 from worker.delivery.outcomes import Delivery
 from worker.delivery.requirements import Requirements
@@ -194,6 +195,7 @@ class _Worker:
         controller = self._controller(hand, service)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, shutdown.on_signal)
+        vital.watch(shutdown.on_stalled)
         for part in (storing, service, upkeep):
             part.start()
         watchdog.start(shutdown.on_stalled)

@@ -83,7 +83,7 @@ class Shutdown:
             self._begin()
 
     def on_stalled(self, reason: str) -> None:
-        """Begin and end at once, because the engine hangs and nothing will be finished."""
+        """Begin and end at once, because the engine hangs, or a part of the worker has ended."""
         self.on_broken(reason)
         self._let_go()
         self._give_up()
