@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import STUB, Worker, wait_for
-from tests.support.servers import Server, sentinel, server
+from tests.support.servers import Server, pair, sentinel
 from tests.support.stubs import message
 from worker.broker.keys import UNACKED
 from worker.client import BrokerUnreachable, Client
@@ -23,27 +23,24 @@ NAME = "primary"
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
-    """A primary and its replica."""
-    with server(tmp_path) as primary, server(tmp_path) as replica:
-        replica.follow(primary)
-        wait_for(replica.is_following, "replicating")
-        yield primary, replica
+def both(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+    with pair(tmp_path) as servers:
+        yield servers
 
 
 @pytest.fixture
-def sentinels(tmp_path: Path, pair: tuple[Server, Server]) -> Iterator[str]:
+def sentinels(tmp_path: Path, both: tuple[Server, Server]) -> Iterator[str]:
     """The URL of a Sentinel that watches both, behind another that does not answer."""
-    with sentinel(tmp_path, NAME, pair[0]) as watching:
+    with sentinel(tmp_path, NAME, both[0]) as watching:
         state: Any = watching.store.sentinel_master
         wait_for(lambda: state(NAME)["num-slaves"] == 1, "Sentinel knows the replica")
         yield f"sentinel://127.0.0.1:1;sentinel://127.0.0.1:{watching.port}/0?master_name={NAME}"
 
 
 def test_a_full_worker_is_not_ready_while_its_primary_stays_demoted(
-    tmp_path: Path, pair: tuple[Server, Server]
+    tmp_path: Path, both: tuple[Server, Server]
 ) -> None:
-    primary, other = pair
+    primary, other = both
     gate = tmp_path / "gate"
     with (
         Client(primary.url) as client,
@@ -74,9 +71,9 @@ async def awaited_one(url: str) -> bool:
 
 
 def test_what_no_replica_confirms_is_neither_submitted_nor_stored(
-    tmp_path: Path, pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, both: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    primary, replica = pair
+    primary, replica = both
     gate = tmp_path / "gate"
     monkeypatch.setenv("SQE_WAIT_REPLICAS", "1")
     with (

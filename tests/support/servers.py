@@ -56,6 +56,15 @@ def server(folder: Path, *options: str, port: int = 0) -> contextlib.AbstractCon
     return _running(folder, port, "", *OPTIONS, *options)
 
 
+@contextlib.contextmanager
+def pair(folder: Path) -> Iterator[tuple[Server, Server]]:
+    """A primary and its replica."""
+    with server(folder) as primary, server(folder) as replica:
+        replica.follow(primary)
+        wait_for(replica.is_following, "replicating")
+        yield primary, replica
+
+
 def sentinel(folder: Path, name: str, primary: Server) -> contextlib.AbstractContextManager[Server]:
     """A Sentinel that soon decides alone that `primary` is down; `name` is what it calls it."""
     config = (

@@ -15,7 +15,7 @@ from tests.faults.ledger import Row
 from tests.faults.scenarios.size import Size
 from tests.faults.scene import Scene
 from tests.support.processes import Worker, wait_for
-from tests.support.servers import Proxy, Server, sentinel, server
+from tests.support.servers import Proxy, Server, pair, sentinel, server
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "everysec")
 """A killed server loses nothing that it has confirmed."""
@@ -116,15 +116,6 @@ def confirmed_by(replicas: int) -> Iterator[None]:
     """Clients that are made in this block wait for replicas."""
     with patch.dict(os.environ, SQE_WAIT_REPLICAS=str(replicas)):
         yield
-
-
-@contextlib.contextmanager
-def pair(folder: Path) -> Iterator[tuple[Server, Server]]:
-    """A primary and its replica."""
-    with server(folder) as primary, server(folder) as replica:
-        replica.follow(primary)
-        wait_for(replica.is_following, "replicating")
-        yield primary, replica
 
 
 def handed_over(folder: Path, size: Size) -> Row:
