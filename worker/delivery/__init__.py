@@ -9,6 +9,8 @@
 - `taken`: an item as it came from Redis
 - `consumer`: Celery's consumer, which reconnects and shows that it is alive
 - `tasks`: takes the messages out of a task's arguments
+- `job`: a task in work, and how it ends
+- `waits`: the time that a message waited in its queue
 - `service`: gives each message one outcome
 - `outcomes`: the rules of what is stored, and with what it is acknowledged
 - `storing`: sends what is done to Redis, and sends again what Redis did not accept

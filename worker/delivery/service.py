@@ -11,18 +11,13 @@ together with whatever else is ready. A task without messages left is acknowledg
 Knows no Celery and no scripts.
 """
 
-import json
 import logging
-import re
 import threading
-import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from redis.client import Pipeline
 
@@ -31,18 +26,19 @@ from schemas import (
     Rejection,
     RejectionReason,
     SQEHRMError,
-    SQEMessage,
     Verdict,
 )
 from worker.broker.keys import LIVE_QUEUE
 from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
 from worker.delivery.hand import Hand
+from worker.delivery.job import Ending, Job, Nobody, Observer
 from worker.delivery.options import check_time
 from worker.delivery.outcomes import Answer, Batch, Delivery, Entry, Outcome
 from worker.delivery.storing import Step, Storable, Storing
 from worker.delivery.taken import Taken
-from worker.delivery.tasks import bodies_of
+from worker.delivery.tasks import bodies_of, original_bytes, own_id_of
 from worker.delivery.vital import Vital
+from worker.delivery.waits import queued_seconds, with_queue_time
 from worker.evaluator import EngineClosedError, Evaluator, Pending
 from worker.telemetry.metrics import ErrorKind, Metrics
 
@@ -62,89 +58,9 @@ BACKLOG_AT_ONCE = 32
 """Messages of the backlog that the intake takes from its line together. A live message that comes
 meanwhile still goes before the next of them."""
 
-LONGEST_WAIT = 30 * 86_400.0
-"""Longest plausible time in a queue, in seconds. An older time from a producer means a wrong clock
-or unit (a clock that starts in 1970, a zero), and one such value would outweigh all others in a
-histogram's sum."""
-
-CLOCK_SKEW = 300.0
-"""Seconds by which a producer's clock may be ahead of this machine's. Synchronised clocks differ by
-far less, and Kerberos allows the same. Milliseconds mistaken for seconds are far beyond it."""
-
-_IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-class Ending(StrEnum):
-    """How a delivery ends."""
-
-    ANSWERED = "answered"
-    """Every message has an outcome. A single message was not refused."""
-    REFUSED = "refused"
-    """The whole item or task, or its single message, became one dead letter."""
-    GIVEN_BACK = "given back"
-    """It is in its queue again."""
-
-
-class Observer(Protocol):
-    """Told about tasks by the service's threads. It must be quick, and must not raise."""
-
-    def accepted(self, envelope: Envelope) -> None:
-        """A task was read, and its messages are evaluated from now on."""
-
-    def finished(self, envelope: Envelope, ending: Ending) -> None:
-        """An accepted task has left this worker."""
-
-
-class _Nobody:
-    """Watches nothing."""
-
-    def accepted(self, envelope: Envelope) -> None:
-        """Do nothing."""
-
-    def finished(self, envelope: Envelope, ending: Ending) -> None:
-        """Do nothing."""
-
 
 class NoOutcome(SQEHRMError):
     """Messages of a task met unexpected errors. It has to be delivered again: this was a fault."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """A delivery of a task, and how far it is. Guarded by the service's lock."""
-
-    tag: str
-    envelope: Envelope
-    bodies: Sequence[Any]
-    batch: Batch | None
-    queued: float | None = None
-    """Seconds in the queue, if the producer says so."""
-    outcomes: dict[int, str] = field(default_factory=dict)
-    """Stored outcomes by position, as JSON; empty if nobody wants the list of them."""
-    to_do: deque[int] = field(default_factory=deque)
-    """Positions of the messages that were not submitted yet."""
-    in_engine: set[int] = field(default_factory=set)
-    """Positions of those that the engine has."""
-    unsettled: int = 0
-    """Messages that were submitted, and neither have a stored outcome nor will have none."""
-    problem: Exception | None = None
-    """The first reason why a message has no outcome."""
-    has_failed: bool = False
-    """Whether there was an unexpected error."""
-    ending: Ending = Ending.ANSWERED
-    """How it ends once every message has its outcome."""
-    is_abandoned: bool = False
-    """Whether nobody waits for the engine any more."""
-
-    @property
-    def is_urgent(self) -> bool:
-        """Whether an agent may wait for it."""
-        return self.envelope.queue == LIVE_QUEUE
-
-    @property
-    def list_wanted(self) -> bool:
-        """Whether somebody wants all outcomes as a list."""
-        return self.batch is not None and self.batch.list_id is not None
 
 
 class Service:
@@ -180,15 +96,15 @@ class Service:
         self._metrics = metrics
         self._on_broken = on_broken
         self._stops_broken = is_broken
-        self._observer: Observer = observer or _Nobody()
+        self._observer: Observer = observer or Nobody()
         self._errors_in_a_row = 0
         self._answered = 0
         """Answers of the engine before the last unexpected error."""
-        self._jobs: dict[_Job, None] = {}
+        self._jobs: dict[Job, None] = {}
         """Tasks in work, the oldest first."""
         self._taken: dict[bool, deque[Taken]] = {True: deque(), False: deque()}
         """Items that nobody has read yet, by whether they are urgent."""
-        self._submitting: dict[bool, deque[_Job]] = {True: deque(), False: deque()}
+        self._submitting: dict[bool, deque[Job]] = {True: deque(), False: deque()}
         """Jobs with messages to submit, by whether they are urgent."""
         self._backlog_in_engine = 0
         """Messages in the engine that are not urgent."""
@@ -351,7 +267,7 @@ class Service:
         """Begin a task."""
         self._hand.weigh(tag, len(bodies))
         batch = Batch.of(envelope) if envelope.is_batch else None
-        job = _Job(tag, envelope, bodies, batch, _queued_seconds(envelope.enqueued_at))
+        job = Job(tag, envelope, bodies, batch, queued_seconds(envelope.enqueued_at))
         with self._changed:
             self._jobs[job] = None
             job.is_abandoned = self._abandoned
@@ -366,7 +282,7 @@ class Service:
 
         self._step(job, partial(self._delivery.begin, batch=batch), begun)
 
-    def _begun(self, job: _Job) -> None:
+    def _begun(self, job: Job) -> None:
         """Put those messages of a task in line that have no outcome yet."""
         missing = [place for place in range(len(job.bodies)) if place not in job.outcomes]
         with self._changed:
@@ -375,7 +291,7 @@ class Service:
         self._hand.weigh(job.tag, len(missing))
         self._advance(job)
 
-    def _advance(self, job: _Job) -> None:
+    def _advance(self, job: Job) -> None:
         """Go on with a task: the messages of a suspect one by one, those of others all at once."""
         suspicion = job.envelope.suspicion
         if suspicion is not None and job.problem is not None:
@@ -398,12 +314,12 @@ class Service:
         mark = partial(self._delivery.mark_alone, suspicion=suspicion, position=position)
         self._step(job, mark, lambda _: self._line_up(job))
 
-    def _line_up(self, job: _Job) -> None:
+    def _line_up(self, job: Job) -> None:
         with self._changed:
             self._submitting[job.is_urgent].append(job)
             self._changed.notify()
 
-    def _submit_all(self, job: _Job, positions: Sequence[int]) -> None:
+    def _submit_all(self, job: Job, positions: Sequence[int]) -> None:
         """Submit messages to the engine, which calls back when they are done."""
         outer, self._done_at_once = self._done_at_once, []
         for position in positions:
@@ -424,7 +340,7 @@ class Service:
             if work is not None:
                 work()
 
-    def _submit(self, job: _Job, position: int) -> None:
+    def _submit(self, job: Job, position: int) -> None:
         body = job.bodies[position]
 
         def submit() -> Pending:
@@ -444,7 +360,7 @@ class Service:
 
     # From the engine to Redis. The storing thread runs everything here but `_leave_engine`.
 
-    def _done(self, job: _Job, position: int, result: Pending | MessageRejected | None) -> None:
+    def _done(self, job: Job, position: int, result: Pending | MessageRejected | None) -> None:
         """Note that a message is done; a result of None means that it has no outcome."""
         if threading.get_ident() == self._intake.ident:
             self._done_at_once.append((position, result))
@@ -452,7 +368,7 @@ class Service:
             self._leave_engine(job, [(position, result)])
 
     def _leave_engine(
-        self, job: _Job, done: Sequence[tuple[int, Pending | MessageRejected | None]]
+        self, job: Job, done: Sequence[tuple[int, Pending | MessageRejected | None]]
     ) -> None:
         """Have the outcomes of messages stored that are done."""
         with self._changed:
@@ -475,7 +391,7 @@ class Service:
             self._settle_now(job, len(done) - len(ready))
 
     def _answer_step(
-        self, job: _Job, position: int, result: Pending | MessageRejected
+        self, job: Job, position: int, result: Pending | MessageRejected
     ) -> Storable | None:
         """Build what stores a message's outcome. None if it has none."""
         try:
@@ -500,20 +416,20 @@ class Service:
         entry = Entry(answer, outcome, tag, job.batch, position)
         return Storable(entry, accepted, partial(self._settle, job), partial(self._break, job))
 
-    def _settle(self, job: _Job) -> None:
+    def _settle(self, job: Job) -> None:
         """Note in a storing thread that a message has its outcome, or will have none."""
-        settled: Counter[_Job] | None = getattr(self._settled, "jobs", None)
+        settled: Counter[Job] | None = getattr(self._settled, "jobs", None)
         if settled is None:
             settled = self._settled.jobs = Counter()
         settled[job] += 1
 
     def _after_round(self) -> None:
         """Go on with the jobs of a pipeline."""
-        settled: Counter[_Job] | None = getattr(self._settled, "jobs", None)
+        settled: Counter[Job] | None = getattr(self._settled, "jobs", None)
         while settled:
             self._settle_now(*settled.popitem())
 
-    def _settle_now(self, job: _Job, count: int) -> None:
+    def _settle_now(self, job: Job, count: int) -> None:
         with self._changed:
             job.unsettled -= count
             left = job.unsettled + len(job.to_do)
@@ -521,7 +437,7 @@ class Service:
         if job.envelope.suspicion is not None or not left:
             self._advance(job)
 
-    def _end(self, job: _Job) -> None:
+    def _end(self, job: Job) -> None:
         """End a task: acknowledge it if every message has its outcome, or give it back."""
         places = range(len(job.bodies))
         if not all(place in job.outcomes for place in places):
@@ -540,7 +456,7 @@ class Service:
                 aborted=lambda: self._forget(job, Ending.GIVEN_BACK),
             )
 
-    def _forget(self, job: _Job, ending: Ending) -> None:
+    def _forget(self, job: Job, ending: Ending) -> None:
         with self._changed:
             if job not in self._jobs:
                 return
@@ -553,7 +469,7 @@ class Service:
             self._endings[ending] += 1
         self._hand.remove(tag)
 
-    def _put_back(self, tag: str, *, fault: bool, job: _Job | None = None) -> None:
+    def _put_back(self, tag: str, *, fault: bool, job: Job | None = None) -> None:
         """Give an item back; if Redis does not take it, it comes back when nobody renews it."""
 
         def done(_: object = None) -> None:
@@ -608,7 +524,7 @@ class Service:
 
     def _step(
         self,
-        job: _Job,
+        job: Job,
         send: Callable[[Pipeline], object],
         accepted: Callable[[list[Any]], object],
         aborted: Callable[[], object] | None = None,
@@ -625,12 +541,12 @@ class Service:
         step = Step(send, accepted, aborted or give_up, partial(self._break, job))
         self._storing.put(lambda: step)
 
-    def _break(self, job: _Job, error: Exception) -> None:
+    def _break(self, job: Job, error: Exception) -> None:
         """Give an item back after an unexpected error of this worker."""
         self._fail(job, error)
         self._put_back(job.tag, fault=True, job=job)
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         """Note an unexpected error of a task."""
         self._metrics.error(ErrorKind.INTERNAL)
         detail = f"unexpected {type(error).__name__}: see the worker's log"
@@ -641,7 +557,7 @@ class Service:
             self.note_unexpected(error)
 
     def _answer(
-        self, job: _Job, position: int, pending: Pending | MessageRejected
+        self, job: Job, position: int, pending: Pending | MessageRejected
     ) -> tuple[Answer, Confusions] | None:
         """Build the answer to a body that is done, with its wrong tokens. None if it has none."""
         if isinstance(pending, MessageRejected):
@@ -653,14 +569,14 @@ class Service:
             return self._refusal(job, evaluated, position), Counter()
         verdict, wrong = evaluated
         answer = self._delivery.verdict(
-            _with_queue_time(verdict, pending.message, job.queued),
+            with_queue_time(verdict, pending.message, job.queued),
             pending.message,
             None if job.batch is not None else job.envelope.task_id,
             job.envelope.result_seconds,
         )
         return answer, wrong
 
-    def _attempt(self, job: _Job, step: Callable[[], T]) -> T | MessageRejected | None:
+    def _attempt(self, job: Job, step: Callable[[], T]) -> T | MessageRejected | None:
         """Return what `step` returns, or the `MessageRejected` it raises.
 
         None if the message has to be delivered again; the reason is the problem of `job`. An
@@ -687,11 +603,11 @@ class Service:
                 return MessageRejected(RejectionReason.EVALUATION_FAILED, detail)
         return None
 
-    def _refusal(self, job: _Job, rejected: MessageRejected, position: int) -> Answer:
+    def _refusal(self, job: Job, rejected: MessageRejected, position: int) -> Answer:
         body, task_id = job.bodies[position], job.envelope.task_id
-        own_id = _own_id(body)
+        own_id = own_id_of(body)
         refusal = Refusal(
-            body=_original_bytes(body),
+            body=original_bytes(body),
             queue=job.envelope.queue,
             identity=f"{task_id}/{position}",
             message_id=own_id or task_id,
@@ -709,48 +625,3 @@ class Service:
             self._metrics.evaluated(outcome, wrong)
         else:
             self._metrics.rejected(outcome.reason)
-
-
-def _queued_seconds(enqueued_at: float | None) -> float | None:
-    return None if enqueued_at is None else _plausible_wait(time.time() - enqueued_at)
-
-
-def _plausible_wait(seconds: float) -> float | None:
-    """Check a time in the queue by a producer's clock; None if that clock cannot be right.
-
-    The result is not below 0, since the clocks of two machines differ.
-    """
-    return max(0.0, seconds) if -CLOCK_SKEW <= seconds <= LONGEST_WAIT else None
-
-
-def _with_queue_time(verdict: Verdict, message: SQEMessage, queued: float | None) -> Verdict:
-    """Fill in the time in the queue from `created_at` if the producer did not give its own."""
-    if queued is not None or message.created_at is None:
-        return verdict
-    total = (verdict.evaluated_at - message.created_at).total_seconds()
-    waited = _plausible_wait(total - verdict.timings.total)
-    if waited is None:
-        return verdict
-    timings = verdict.timings.model_copy(
-        update={"queue": waited, "total": waited + verdict.timings.total}
-    )
-    return verdict.model_copy(update={"timings": timings})
-
-
-def _own_id(body: Any) -> str | None:  # noqa: ANN401
-    """Read the `message_id` in a refused message, if there is a valid one."""
-    if isinstance(body, str):
-        try:
-            # An integer of any length must not hide the id.
-            body = json.loads(body, parse_int=float)
-        except (ValueError, RecursionError):
-            return None
-    own_id = body.get("message_id") if isinstance(body, dict) else None
-    return own_id if isinstance(own_id, str) and _IDENTIFIER.fullmatch(own_id) else None
-
-
-def _original_bytes(body: Any) -> bytes:  # noqa: ANN401
-    """Return the message as it was sent, or a decoded object as JSON."""
-    if isinstance(body, str):
-        return body.encode(errors="surrogatepass")
-    return json.dumps(body, separators=(",", ":")).encode()

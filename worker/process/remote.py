@@ -26,7 +26,7 @@ from kombu.pidbox import Node
 
 from worker.broker.contract import TASKS
 from worker.delivery.envelope import Envelope
-from worker.delivery.service import Ending
+from worker.delivery.job import Ending
 from worker.delivery.trouble import Trouble
 from worker.settings import Settings
 

@@ -26,17 +26,13 @@ from worker.broker.app import ENQUEUED_AT, EVALUATE, EVALUATE_BATCH
 from worker.delivery import storing, tasks
 from worker.delivery.envelope import Envelope
 from worker.delivery.hand import Hand
+from worker.delivery.job import Ending
 from worker.delivery.outcomes import Answer, Batch, Delivery, Entry
-from worker.delivery.service import (
-    CLOCK_SKEW,
-    LONGEST_WAIT,
-    MAX_ERRORS_IN_A_ROW,
-    Ending,
-    Service,
-)
+from worker.delivery.service import MAX_ERRORS_IN_A_ROW, Service
 from worker.delivery.storing import Storing
 from worker.delivery.suspicion import Suspicion
 from worker.delivery.taken import Taken
+from worker.delivery.waits import CLOCK_SKEW, LONGEST_WAIT
 from worker.evaluator import Evaluated
 from worker.telemetry.metrics import Metrics
 

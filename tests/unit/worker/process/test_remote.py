@@ -18,7 +18,7 @@ from kombu.messaging import Consumer, Producer
 from tests.support.processes import DEADLINE
 from worker.broker.app import EVALUATE, EVALUATE_BATCH
 from worker.delivery.envelope import Envelope
-from worker.delivery.service import Ending
+from worker.delivery.job import Ending
 from worker.process import remote
 from worker.process.remote import Remote
 from worker.settings import Settings
