@@ -80,7 +80,7 @@ class Settings(BaseModel):
 
     result_expires: Annotated[int, Field(ge=1)] = 3600
     """Seconds for which an outcome can be fetched, unless the sender says otherwise. A million
-    outcomes take about 1 GB of Redis."""
+    outcomes take about 1.3 GB of Redis."""
 
     result_expires_max: Annotated[int, Field(ge=1)] = 86_400
     """The most seconds that a sender can choose for its outcomes; more counts as this."""
