@@ -7,11 +7,8 @@ time. Every measurement is a line of JSON.
 """
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -22,10 +19,11 @@ from hrm.evaluation.baselines import Baseline, TargetCounter
 from hrm.evaluation.lookup import TrainingPairs
 from hrm.evaluation.measurement import ExampleFigures, measure_each
 from hrm.model.batch import Messages, encode
-from hrm.model.config import HRMConfig, TokenHead
+from hrm.model.config import TokenHead
 from hrm.model.network import HRM
 from hrm.training.trainer import Trainer, TrainingConfig
 from schemas import HaltedBy, HRMExample
+from tests.benchmarks import learning
 from tests.benchmarks.corpus import TASKS, Pair, split
 
 
@@ -34,25 +32,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--tasks", type=int, default=8, help="the first tasks of the corpus")
     parser.add_argument("--fillings", type=int, default=40, help="trained pairs of each task")
     parser.add_argument("--unseen", type=int, default=10, help="held-out pairs of each task")
-    parser.add_argument("--steps", type=int, default=750)
-    parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--halt-max-steps", type=int, default=16)
     parser.add_argument("--conversion", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--hashed-tokens", type=int, default=1011)
     parser.add_argument("--no-puzzles", action="store_true", help="without puzzle embeddings")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure-every", type=int, default=150)
-    parser.add_argument("--output", type=Path, help="file to append the lines to")
+    learning.add_options(parser)
+    parser.set_defaults(steps=750, batch_size=96, hashed_tokens=1011, measure_every=150)
     options = parser.parse_args(arguments)
-    for line in _lines(options):
-        text = json.dumps(line)
-        print(text, flush=True)  # noqa: T201 - the result
-        if options.output is not None:
-            with options.output.open("a") as file:
-                file.write(text + "\n")
+    learning.write(_lines(options), options.output)
 
 
 def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -64,9 +49,8 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     converter = Converter(conversion)
     rows = {task.name: row for row, task in enumerate(tasks)}
     trained, unseen = (_examples(pairs, converter, rows) for pairs in parts)
-    given = {key: value for key, value in vars(options).items() if key != "output"}
     yield {
-        **given,
+        **learning.given(options),
         "trained": len(trained),
         "unseen_pairs": len(unseen),
         "baselines": {
@@ -81,17 +65,13 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         max(len(each.input_sequence), len(each.target_sequence)) for each in trained + unseen
     )
     torch.manual_seed(options.seed)
-    config = HRMConfig(
+    config = learning.network_config(
+        options,
         vocab_size=vocabulary_of(conversion).size,
-        token_head=TokenHead.STABLEMAX if options.conversion == 1 else TokenHead.SOFTMAX,
         seq_len=longest,
-        hidden_size=options.hidden_size,
-        puzzle_emb_ndim=0 if options.no_puzzles else options.hidden_size,
-        H_layers=options.layers,
-        L_layers=options.layers,
-        num_puzzle_identifiers=len(tasks),
-        halt_max_steps=options.halt_max_steps,
-        halt_exploration_prob=0.5,
+        puzzles=len(tasks),
+        token_head=TokenHead.STABLEMAX if options.conversion == 1 else TokenHead.SOFTMAX,
+        puzzle_emb_ndim=0 if options.no_puzzles else None,
     )
     network = HRM(config, torch.bfloat16)
     recipe = TrainingConfig(
@@ -100,13 +80,7 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     trainer = Trainer(network, encode(trained, config), recipe)
     seen, new = (Messages.whole(encode(each, config)) for each in (trained, unseen))
     sample = Messages.whole(encode(trained[:: max(1, len(trained) // len(unseen))], config))
-    seconds = 0.0
-    while trainer.step_count < options.steps:
-        started = time.monotonic()
-        for _ in range(min(options.measure_every, options.steps - trainer.step_count)):
-            report = trainer.step()
-        seconds += time.monotonic() - started
-        line: dict[str, object] = {"step": report.step, "loss": report.loss, "seconds": seconds}
+    for line in learning.rounds(trainer, options):
         network = trainer.averaged_network
         measured = {"trained sample": sample, "unseen": new}
         rules = [HaltedBy.Q]
@@ -115,7 +89,7 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         for name, messages in measured.items():
             for halting in rules:
                 found = measure_each(network, messages, halting)
-                line[f"{name} {halting}"] = _figures(found)
+                line[f"{name} {halting}"] = learning.figures(found)
                 if (name, halting) == ("unseen", HaltedBy.Q):
                     line["unsolved"] = _unsolved(parts.unseen, found)
         yield line
@@ -152,17 +126,6 @@ def _right(example: HRMExample, baseline: Baseline) -> int:
 
 def _total(examples: Sequence[HRMExample]) -> int:
     return sum(len(each.target_sequence) for each in examples)
-
-
-def _figures(found: ExampleFigures) -> dict[str, float]:
-    correctness = found.correctness
-    return {
-        "solved": int(correctness.solved.sum()),
-        "of": len(correctness.solved),
-        "tokens": round(int(correctness.correct.sum()) / int(correctness.targets.sum()), 4),
-        "q_right": round(float(found.q_right.double().mean()), 4),
-        "steps": round(float(found.act_steps.double().mean()), 2),
-    }
 
 
 def _unsolved(pairs: Sequence[Pair], found: ExampleFigures) -> dict[str, int]:

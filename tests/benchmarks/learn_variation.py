@@ -7,11 +7,8 @@ the messages need. Every measurement is a line of JSON.
 """
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from random import Random
 
 import torch
@@ -21,12 +18,12 @@ from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.evaluation.lookup import TrainingPairs
 from hrm.evaluation.measurement import measure_each
-from hrm.model.batch import Messages, encode_messages
-from hrm.model.config import HRMConfig, TokenHead
+from hrm.model.batch import encode_messages
 from hrm.model.network import HRM
 from hrm.training.noise import PromptNoise
 from hrm.training.trainer import Trainer, TrainingConfig
 from schemas import HaltedBy, HRMExample
+from tests.benchmarks import learning
 from tests.benchmarks.corpus import TASKS, split
 from tests.benchmarks.setting import CHECKPOINTS
 from worker.demo.traffic import read_accepted
@@ -48,24 +45,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--messages", type=int, help="the shortest ones (default: all)")
     parser.add_argument("--prompt-noise", type=int, default=0)
     parser.add_argument("--foreign-share", type=float, default=0.2)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=48)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--halt-max-steps", type=int, default=16)
-    parser.add_argument("--hashed-tokens", type=int, default=499)
     parser.add_argument("--variants", type=int, default=2, help="held-out variants of each prompt")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure-every", type=int, default=250)
-    parser.add_argument("--output", type=Path, help="file to append the lines to")
+    learning.add_options(parser)
+    parser.set_defaults(steps=1500, batch_size=48, hashed_tokens=499, measure_every=250)
     options = parser.parse_args(arguments)
-    for line in _lines(options):
-        text = json.dumps(line)
-        print(text, flush=True)  # noqa: T201 - the result
-        if options.output is not None:
-            with options.output.open("a") as file:
-                file.write(text + "\n")
+    learning.write(_lines(options), options.output)
 
 
 def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -83,17 +67,11 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         for parts in messages
         for each in parts
     )
-    config = HRMConfig(
+    config = learning.network_config(
+        options,
         vocab_size=converter.tokenizer.vocabulary.size,
-        token_head=TokenHead.SOFTMAX,
         seq_len=longest,
-        hidden_size=options.hidden_size,
-        puzzle_emb_ndim=options.hidden_size,
-        H_layers=options.layers,
-        L_layers=options.layers,
-        num_puzzle_identifiers=converter.config.puzzle_space,
-        halt_max_steps=options.halt_max_steps,
-        halt_exploration_prob=0.5,
+        puzzles=converter.config.puzzle_space,
     )
     messages = {name: encode_messages(found, config) for name, found in examples.items()}
     torch.manual_seed(options.seed)
@@ -114,18 +92,13 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     )
     trainer = Trainer(network, trained, recipe, noise if options.prompt_noise else None)
     yield {
-        **{key: value for key, value in vars(options).items() if key != "output"},
+        **learning.given(options),
         "nearest neighbour": _nearest_neighbour(sets, converter),
     }
-    seconds = 0.0
-    while trainer.step_count < options.steps:
-        started = time.monotonic()
-        for _ in range(min(options.measure_every, options.steps - trainer.step_count)):
-            report = trainer.step()
-        seconds += time.monotonic() - started
-        line: dict[str, object] = {"step": report.step, "loss": report.loss, "seconds": seconds}
+    for line in learning.rounds(trainer, options):
         for name, found in messages.items():
-            line[name] = _figures(trainer.averaged_network, found)
+            measured = measure_each(trainer.averaged_network, found, HaltedBy.Q)
+            line[name] = learning.figures(measured)
         yield line
 
 
@@ -139,18 +112,6 @@ def _nearest_neighbour(sets: Mapping[str, Sequence[Texts]], converter: Converter
     return {
         name: sum(each.target_sequence in map(tuple, nearest.predict(each)) for each in found)
         for name, found in examples.items()
-    }
-
-
-def _figures(network: HRM, messages: Messages) -> dict[str, float]:
-    found = measure_each(network, messages, HaltedBy.Q)
-    correctness = found.correctness
-    return {
-        "solved": int(correctness.solved.sum()),
-        "of": len(correctness.solved),
-        "tokens": round(int(correctness.correct.sum()) / int(correctness.targets.sum()), 4),
-        "q_right": round(float(found.q_right.double().mean()), 4),
-        "steps": round(float(found.act_steps.double().mean()), 2),
     }
 
 
