@@ -88,7 +88,7 @@ class Remote:
             "active": lambda _: self._tasks(),
             "active_queues": lambda _: [_queue(queue) for queue in queues],
             "registered": lambda _: list(TASKS),
-            # A worker holds no message that it does not evaluate.
+            # `active` has every task that was read.
             **dict.fromkeys(("reserved", "scheduled", "revoked"), lambda _: []),
             # Flower asks for it every five seconds.
             "enable_events": lambda _: {"ok": "task events already enabled"},
