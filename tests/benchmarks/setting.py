@@ -47,6 +47,14 @@ class Setting:
     """Live messages in a run beside a backfill."""
     backfill: int = 20_000
     """Messages of that backfill: more than are evaluated in a run."""
+    singles: int = 10_000
+    """Single messages that wait when a worker starts and needs no inference."""
+    batched: int = 60_000
+    """The same, in batches."""
+    halting_messages: int = 3_000
+    """Messages that wait when a worker starts, under the q rule and without a cache."""
+    fixed_messages: int = 640
+    """The same with every ACT step."""
     known: int | None = None
     """Known messages in runs that compare answers: the first ones, or all if None."""
     unknown: int = 150
@@ -93,6 +101,10 @@ def quick(setting: Setting) -> Setting:
         requests=20,
         live=3,
         backfill=512,
+        singles=1_000,
+        batched=5_120,
+        halting_messages=512,
+        fixed_messages=512,
         known=8,
         unknown=4,
         messages=5_000,

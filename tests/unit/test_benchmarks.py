@@ -16,6 +16,7 @@ from hrm.model.network import HRM
 from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy, HRMExample
 from tests.benchmarks import __main__ as command
+from tests.benchmarks import bench_path
 from tests.benchmarks.bench_cache import stream
 from tests.benchmarks.bench_latency import StaticServer
 from tests.benchmarks.limit import arithmetic
@@ -58,6 +59,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         requests=5,
         live=1,
         backfill=1000,
+        singles=500,
+        batched=5120,
         unknown=3,
         messages=20,
         seconds=0.01,
@@ -229,10 +232,17 @@ def test_the_static_server_answers_waiting_examples_before_it_closes() -> None:
 # Each benchmark.
 
 
-@pytest.mark.parametrize("name", command.BENCHMARKS)
+@pytest.mark.parametrize("name", [name for name in command.BENCHMARKS if name != "path"])
 def test_a_benchmark_runs(name: str, setting: Setting) -> None:
     body = command.BENCHMARKS[name].run(setting)
     _, *rows = [line for line in body.split("\n") if line.startswith("|")]
     assert len(rows) > 1
     assert "nan" not in body
     assert not any(line.startswith("#") for line in body.split("\n"))
+
+
+def test_a_queue_that_falls_is_timed_in_messages(setting: Setting) -> None:
+    """The benchmark of the path has dozens of workers; here is one of each kind."""
+    for fall in (bench_path.plain(setting), bench_path.emptied(setting, setting.batched, 256)):
+        assert fall.rate > 0
+        assert 0 < fall.round_trips < 10

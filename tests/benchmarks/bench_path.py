@@ -1,0 +1,256 @@
+"""The way of a message, from a full queue to its stored verdict, beside an empty task of Celery.
+
+Real worker processes empty a queue that was filled before they started. The rate is the fall of its
+length in the middle of that time: neither a start counts nor the last messages.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+import redis
+
+from hrm.inference.config import Inference
+from schemas import HaltedBy, SQEMessage
+from tests.benchmarks import plain_celery
+from tests.benchmarks.page import paragraphs, table
+from tests.benchmarks.runs import engine_run, interleaved, median_ratio
+from tests.benchmarks.setting import THREADS, Setting, accepted_messages, known_examples
+from tests.support.processes import REAL, ROOT, Worker
+from tests.support.servers import Server, server
+from worker.broker.keys import LIVE_QUEUE, NO_NAMESPACE
+from worker.child import end_child, start_child
+from worker.client.tasks import evaluate, evaluate_batches
+
+TITLE = "The way of a message"
+
+BATCH = 256
+"""Messages in an item of a file."""
+
+ITEMS = 32
+"""Least number of items of a queue whose fall is timed."""
+
+TIMED = (0.7, 0.1)
+"""Shares of the queue's first length between which its fall is timed."""
+
+LOOK_SECONDS = 0.01
+"""Pause between two looks at the queue's length."""
+
+ENTRIES = 100_000
+"""Size of the prediction cache: larger than the number of distinct inputs."""
+
+
+@dataclass(frozen=True)
+class Emptied:
+    """A queue's fall while it was timed."""
+
+    rate: float
+    """Messages a second."""
+    round_trips: float
+    """Times that Redis read from a connection, a message."""
+
+
+def run(setting: Setting) -> str:
+    return paragraphs(_path(setting), _engine(setting), _processes(setting))
+
+
+def _path(setting: Setting) -> str:
+    """Cached predictions cost nothing, so these rates are the path's own."""
+    given = interleaved(
+        [
+            partial(plain, setting),
+            partial(emptied, setting, setting.singles, 1),
+            partial(emptied, setting, setting.batched, BATCH),
+        ],
+        setting.rounds,
+    )
+    celery = [each.rate for each in given[0]]
+    rows = [
+        [
+            name,
+            f"{median(each.rate for each in own):,.0f}",
+            f"{median_ratio([each.rate for each in own], celery):.2f}",
+            f"{median(each.round_trips for each in own):.3f}",
+        ]
+        for name, own in zip(
+            (
+                "Celery, one process, an empty task",
+                "a worker, single messages",
+                f"a worker, batches of {BATCH}",
+            ),
+            given,
+            strict=True,
+        )
+    ]
+    return paragraphs(
+        f"{setting.checkpoints[0].name}, its known messages, every prediction from the cache. "
+        f"Medians of {setting.rounds} rounds, in each of which every process has a Redis of its "
+        "own; a ratio is the median of the rounds' own. Round trips are Redis' reads from its "
+        "connections.",
+        table(["emptied by", "messages a second", "ratio", "round trips a message"], rows),
+    )
+
+
+def _engine(setting: Setting) -> str:
+    """The share of the engine's own rate that arrives, without a cache."""
+    rows = []
+    for halting, count in (
+        (HaltedBy.Q, setting.halting_messages),
+        (HaltedBy.MAX_STEPS, setting.fixed_messages),
+    ):
+        several = min(BATCH, count // ITEMS)
+        runs = [partial(_engine_rate, setting, halting, count)]
+        runs += [
+            partial(_rate, setting, count, batch, halting=halting, cached=0)
+            for batch in (1, several)
+        ]
+        engine, *workers = interleaved(runs, setting.rounds)
+        names = "single messages", f"batches of {several}"
+        for name, rates in zip(names, workers, strict=True):
+            rows.append(
+                [
+                    halting.value,
+                    name,
+                    f"{median(engine):,.0f}",
+                    f"{median(rates):,.0f}",
+                    f"{median_ratio(rates, engine):.2f}",
+                ]
+            )
+    return paragraphs(
+        f"The same without a cache, float32, {setting.slots} slots, {THREADS} threads, beside the "
+        "engine alone with as many examples:",
+        table(["rule", "messages", "engine", "a worker", "ratio"], rows, left=2),
+    )
+
+
+def _processes(setting: Setting) -> str:
+    """What a second process adds on the same queue."""
+    rows = []
+    for name, batch, halting, cached, count in (
+        ("single messages, cached", 1, HaltedBy.Q, ENTRIES, setting.singles),
+        (f"batches of {BATCH}, cached", BATCH, HaltedBy.Q, ENTRIES, setting.batched),
+        ("single messages", 1, HaltedBy.Q, 0, setting.halting_messages),
+        ("single messages", 1, HaltedBy.MAX_STEPS, 0, setting.fixed_messages),
+    ):
+        runs = [
+            partial(
+                _rate,
+                setting,
+                count,
+                batch,
+                halting=halting,
+                cached=cached,
+                processes=processes,
+                threads=1,
+            )
+            for processes in (1, 2)
+        ]
+        one, two = interleaved(runs, setting.rounds)
+        rows.append(
+            [
+                name,
+                halting.value,
+                f"{median(one):,.0f}",
+                f"{median(two):,.0f}",
+                f"{median_ratio(two, one):.2f}",
+            ]
+        )
+    return paragraphs(
+        "Processes of one thread each on one queue:",
+        table(["messages", "rule", "one", "two", "ratio"], rows, left=2),
+    )
+
+
+def plain(setting: Setting) -> Emptied:
+    """Empty a queue of single messages by Celery's own worker with an empty task."""
+    command = [sys.executable, "-m", "celery", "-A", plain_celery.__name__, "worker", "--pool=solo"]
+    with _redis() as (folder, store):
+        with plain_celery.app.connection_for_write(store.url) as connection:
+            for each in _messages(setting, setting.singles):
+                arguments = (each.model_dump(mode="json", exclude_none=True),)
+                plain_celery.nothing.apply_async(arguments, connection=connection)
+        with (folder / "log").open("wb") as log:
+            environ = {**os.environ, "SQE_REDIS_URL": store.url}
+            process = start_child(command, log=log, cwd=ROOT, environ=environ)
+            try:
+                return _fall(store.store, plain_celery.QUEUE, 1)
+            finally:
+                end_child(process)
+
+
+def emptied(
+    setting: Setting,
+    count: int,
+    batch: int,
+    *,
+    halting: HaltedBy = HaltedBy.Q,
+    cached: int = ENTRIES,
+    processes: int = 1,
+    threads: int = THREADS,
+) -> Emptied:
+    """Empty a queue of `count` messages, `batch` in an item, by workers with the checkpoint."""
+    options = ["--checkpoint", str(setting.checkpoints[0].resolve()), "--halting", halting]
+    options += ["--device", setting.device, "--slots", str(setting.slots)]
+    options += ["--threads", str(threads), "--dtype", "float32"]
+    with _redis() as (folder, to), ExitStack() as workers:
+        messages = _messages(setting, count)
+        tasks = (
+            (evaluate(each, LIVE_QUEUE) for each in messages)
+            if batch == 1
+            else evaluate_batches(messages, LIVE_QUEUE)
+        )
+        for task in tasks:
+            for command in task.commands(NO_NAMESPACE, 0):
+                to.store.execute_command(*command)  # type: ignore[no-untyped-call]
+        for _ in range(processes):
+            start = Worker.start(REAL, folder, to.url, *options, cached_predictions=cached)
+            workers.enter_context(start)
+        return _fall(to.store, LIVE_QUEUE, batch)
+
+
+def _rate(
+    setting: Setting, count: int, batch: int, *, halting: HaltedBy, cached: int, **workers: int
+) -> float:
+    return emptied(setting, count, batch, halting=halting, cached=cached, **workers).rate
+
+
+def _engine_rate(setting: Setting, halting: HaltedBy, count: int) -> float:
+    checkpoint = setting.checkpoint()
+    inference = Inference(halting=halting, slots=setting.slots, threads=THREADS)
+    with closing(inference.open(checkpoint, setting.device)) as engine:
+        return engine_run(engine, known_examples(checkpoint, count)).rate
+
+
+def _messages(setting: Setting, count: int) -> Iterator[SQEMessage]:
+    texts = cycle(accepted_messages(setting.checkpoint()))
+    for prompt, completion in islice(texts, count):
+        yield SQEMessage.create(agent_id="planner", prompt=prompt, completion=completion)
+
+
+@contextmanager
+def _redis() -> Iterator[tuple[Path, Server]]:
+    with tempfile.TemporaryDirectory() as name, server(Path(name)) as started:
+        yield Path(name), started
+
+
+def _fall(store: redis.Redis, queue: str, batch: int) -> Emptied:
+    """Time how the length of `queue` falls while somebody empties it."""
+    first, looks = store.llen(queue), 0
+    seen: list[tuple[float, int, int]] = []
+    for share in TIMED:
+        while (left := store.llen(queue)) > share * first:
+            looks += 1
+            time.sleep(LOOK_SECONDS)
+        reads = store.info("stats")["total_reads_processed"]
+        seen.append((time.perf_counter(), left, reads - looks))
+    (started, before, reads), (ended, after, reads_later) = seen
+    messages = batch * (before - after)
+    return Emptied(messages / (ended - started), (reads_later - reads) / messages)
