@@ -25,7 +25,10 @@ import torch
 
 from hrm.kernels.folder import cache_folder
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "cpu_gradients.cpp"))
+"""What is compiled; `HEADER` is included by each."""
+
+HEADER = Path(__file__).with_name("cpu_vectors.h")
 
 SWITCH = "SQE_CPU_KERNELS"
 """Environment variable; with the value `off` the kernels are not used."""
@@ -48,10 +51,13 @@ ARGUMENTS = {
     "attention": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_int],
     "add_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_float, c_int],
     "swiglu": [c_void_p, c_void_p, c_int64, c_int, c_int],
+    "attention_gradient": [*[c_void_p] * 4, c_int64, c_int, c_int, c_int, c_int],
+    "add_norm_gradient": [*[c_void_p] * 4, c_int64, c_int, c_float, c_int],
+    "swiglu_gradient": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int],
     "level": [*[c_void_p] * 5, c_int64, *[c_int] * 5, c_float, c_int],
     "product": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
 }
-"""Argument types of the functions in `SOURCE`, each of which exists as `…_float32` and
+"""Argument types of the functions in `SOURCES`, each of which exists as `…_float32` and
 `…_bfloat16`.
 
 `level` and `product` exist only for dtypes in which their matrix product is the fastest on this
@@ -80,7 +86,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of `SOURCE`, ready to be called."""
+    """The functions of `SOURCES`, ready to be called."""
 
     library: ctypes.CDLL
     compiler: Compiler
@@ -153,8 +159,9 @@ def _digest(compiler: Compiler, runtime: str) -> str:
     processor.
     """
     parts = (*FLAGS, *compiler.command, compiler.version, runtime, _processor())
-    digest = hashlib.sha256(SOURCE.read_bytes())
-    digest.update("\0".join(parts).encode())
+    digest = hashlib.sha256("\0".join(parts).encode())
+    for file in (*SOURCES, HEADER):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:32]
 
 
@@ -179,7 +186,7 @@ def _build(compiler: Compiler, runtime: str, library: Path) -> None:
     handle, partial = tempfile.mkstemp(prefix=".", suffix=".so", dir=library.parent)
     os.close(handle)
     try:
-        _run([*compiler.command, *FLAGS, str(SOURCE), runtime, "-o", partial])
+        _run([*compiler.command, *FLAGS, *map(str, SOURCES), runtime, "-o", partial])
         with Path(partial).open("rb") as written:
             os.fsync(written.fileno())
         Path(partial).replace(library)

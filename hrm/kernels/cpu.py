@@ -5,7 +5,7 @@ Otherwise torch multiplies with packed weights, and C++ computes the rest.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_int, c_void_p
 from functools import cache
 from typing import TypeVar
@@ -55,7 +55,7 @@ def accelerate(network: HRM) -> str:
     Returns:
         A description of the form that is used now.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     if is_switched_off():
         return f"plain torch, because {SWITCH} is off"
     dtype = network.forward_dtype
@@ -83,7 +83,7 @@ def _replace(network: HRM, kind: type[Kind], form: Callable[[Kind], nn.Module]) 
                 network.set_submodule(name, form(module))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Make glibc's allocator, if it is in use, keep freed memory for this process.
 
     Otherwise it returns the memory of each matrix product's result to the system and requests it
@@ -172,10 +172,12 @@ class Packing:
 
         The last panel is padded with zeros.
         """
-        outputs, inputs = weight.shape
-        filled = F.pad(weight.detach(), (0, 0, 0, -outputs % self.panel))
-        lanes = filled.view(-1, self.panel, inputs // self.lane, self.lane)
-        return lanes.transpose(1, 2).contiguous()
+        missing = -len(weight) % self.panel
+        filled = F.pad(weight, (0, 0, 0, missing)) if missing else weight
+        # A lane has 32 bits, which torch moves seven times as fast as its two halves.
+        lanes = filled.view(torch.int32).view(-1, self.panel, filled.shape[1] // self.lane)
+        packed = lanes.transpose(1, 2).contiguous().view(weight.dtype)
+        return packed.view(*packed.shape[:2], self.panel, self.lane)
 
 
 def interleaved(gate_up: Tensor, size: int) -> Tensor:
@@ -186,6 +188,17 @@ def interleaved(gate_up: Tensor, size: int) -> Tensor:
     halves = gate_up.view(2, -1, gate_up.shape[1])
     filled = F.pad(halves, (0, 0, 0, -halves.shape[1] % size))
     return filled.view(2, -1, size, gate_up.shape[1]).transpose(0, 1).flatten(0, 2)
+
+
+def weights_of(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The weights of a block's products, each (outputs, inputs): qkv, o, gate and up, down."""
+    attention, mlp = block.self_attn, block.mlp
+    return (
+        attention.qkv_proj.weight,
+        attention.o_proj.weight,
+        mlp.gate_up_proj.weight,
+        mlp.down_proj.weight,
+    )
 
 
 class FusedLevel(nn.Module):
@@ -204,18 +217,24 @@ class FusedLevel(nn.Module):
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.inner = blocks[0].mlp.down_proj.weight.shape[1]
         self._level = getattr(kernels.library, f"level_{DTYPES[dtype]}")
-        pack = Packing(dtype, kernels)
+        self._pack = Packing(dtype, kernels)
         self._weights = [
-            pack(weight)
+            packed
             for block in blocks
-            for weight in (
-                block.self_attn.qkv_proj.weight,
-                block.self_attn.o_proj.weight,
-                interleaved(block.mlp.gate_up_proj.weight, pack.panel // 2),
-                block.mlp.down_proj.weight,
-            )
+            for packed in self._packed([weight.detach().to(dtype) for weight in weights_of(block)])
         ]
         self._pointers = (c_void_p * len(self._weights))(*(w.data_ptr() for w in self._weights))
+
+    def _packed(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        qkv, o, gate_up, down = weights
+        gates_and_ups = interleaved(gate_up, self._pack.panel // 2)
+        return [self._pack(weight) for weight in (qkv, o, gates_and_ups, down)]
+
+    def refresh(self, blocks: Iterable[Sequence[Tensor]]) -> None:
+        """Take over new weights: `weights_of` each block, in the level's dtype."""
+        packed = [each for weights in blocks for each in self._packed(weights)]
+        for own, new in zip(self._weights, packed, strict=True):
+            own.copy_(new)
 
     def forward(self, z: Tensor, injection: Tensor, rotary: Tensor | None) -> Tensor:
         """Compute the level.

@@ -7,6 +7,7 @@ hidden size, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -162,6 +163,17 @@ class Level(nn.Module):
         return z
 
 
+LevelCall = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""`Level.forward`, or another form of it."""
+
+
+class Levels(NamedTuple):
+    """What computes the two levels."""
+
+    H: LevelCall
+    L: LevelCall
+
+
 class HRM(nn.Module):
     """The network. Weights keep their own dtype; activations have `forward_dtype`."""
 
@@ -224,19 +236,28 @@ class HRM(nn.Module):
             self.L_init.to(self.forward_dtype).expand(shape),
         )
 
-    def step(self, state: State, x: Tensor) -> State:
-        """Run one ACT step. Only the last call of L and the last call of H carry gradients."""
-        config = self.config
+    @property
+    def levels(self) -> Levels:
+        """The network's own levels."""
+        return Levels(self.H_level, self.L_level)
+
+    def step(self, state: State, x: Tensor, levels: Levels | None = None) -> State:
+        """Run one ACT step. Only the last call of L and the last call of H carry gradients.
+
+        levels: Another form of this network's levels, to compute with (default: its own).
+        """
+        config, rotary = self.config, self.rotary
+        H, L = levels or self.levels
         z_H, z_L = state
         with torch.no_grad():
             for _ in range(config.H_cycles - 1):
                 for _ in range(config.L_cycles):
-                    z_L = self.L_level(z_L, z_H + x, self.rotary)
-                z_H = self.H_level(z_H, z_L, self.rotary)
+                    z_L = L(z_L, z_H + x, rotary)
+                z_H = H(z_H, z_L, rotary)
             for _ in range(config.L_cycles - 1):
-                z_L = self.L_level(z_L, z_H + x, self.rotary)
-        z_L = self.L_level(z_L, z_H + x, self.rotary)
-        z_H = self.H_level(z_H, z_L, self.rotary)
+                z_L = L(z_L, z_H + x, rotary)
+        z_L = L(z_L, z_H + x, rotary)
+        z_H = H(z_H, z_L, rotary)
         return State(z_H, z_L)
 
     def token_logits(self, z_H: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hrm.kernels.training import TrainedLevels
 from hrm.model.batch import Batch
 from hrm.model.network import HRM, State
 from hrm.model.outputs import Correctness, q_right
@@ -137,6 +138,7 @@ class Trainer:
         self._random = torch.Generator().manual_seed(config.seed)
         self._order: list[int] = []
         averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        self._levels = TrainedLevels(network)
         self._averaged = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
         # The averaged weights are measured in the dtype in which a checkpoint is loaded.
         self.averaged_network.forward_dtype = torch.float32
@@ -154,6 +156,11 @@ class Trainer:
             steps=torch.zeros_like(first.puzzle_ids),
             halted=torch.ones_like(first.puzzle_ids, dtype=torch.bool),
         )
+
+    @property
+    def kernels(self) -> str:
+        """The form of the levels, for example `C++ (g++ 12.2.0)`."""
+        return self._levels.form
 
     @property
     def averaged_network(self) -> HRM:
@@ -177,7 +184,7 @@ class Trainer:
         if puzzle_rows is not None:
             puzzle_rows = puzzle_rows.detach().float().requires_grad_()
         x = network.embed(carry.batch.inputs, puzzle_rows)
-        state = network.step(carry.state, x)
+        state = network.step(carry.state, x, self._levels.levels)
         logits, q_logits = network.token_logits(state.z_H), network.q_logits(state.z_H)
         carry = _Carry(
             carry.batch, State(*(z.detach() for z in state)), carry.steps + 1, carry.halted
@@ -239,6 +246,7 @@ class Trainer:
             averaged: The `state_dict()` of its `averaged_network`.
         """
         self.network.load_state_dict(_below("network.", state))
+        self._levels.refresh()
         self.averaged_network.load_state_dict(averaged)
         moments = {key: _below(f"adamw.{key}.", state) for key in ("step", "exp_avg", "exp_avg_sq")}
         self._optimizer.load_state_dict(
@@ -294,7 +302,7 @@ class Trainer:
 
         float32 (B,).
         """
-        q_next = self.network.q_logits(self.network.step(state, x).z_H)
+        q_next = self.network.q_logits(self.network.step(state, x, self._levels.levels).z_H)
         return torch.where(last, q_next[:, 0], q_next.amax(-1)).sigmoid()
 
     def _update(self, puzzle_ids: Tensor, puzzle_grad: Tensor | None) -> None:
@@ -312,6 +320,7 @@ class Trainer:
                 lr=config.puzzle_emb_lr * scale,
                 weight_decay=config.puzzle_emb_weight_decay,
             )
+        self._levels.refresh()
         self._averaged.update_parameters(self.network)
 
     def _schedule(self) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hrm.inference.engine import Engine
 from hrm.kernels import accelerate
-from hrm.model.network import HRM, State
+from hrm.model.network import HRM, Levels, State
 from schemas import HaltedBy
 from tests.benchmarks.limit import GPU_SIZE, arithmetic, fastest_product
 from tests.benchmarks.page import paragraphs, table
@@ -80,9 +80,9 @@ def _compiled(network: HRM) -> HRM:
     torch.compiler.reset()  # code compiled in earlier runs counts towards torch's limit
     step = torch.compile(network.step, dynamic=False)
 
-    def contiguous_step(state: State, x: Tensor) -> State:
+    def contiguous_step(state: State, x: Tensor, levels: Levels | None = None) -> State:
         # An example's first state is one expanded vector, which would be compiled separately.
-        return step(State(state.z_H.contiguous(), state.z_L.contiguous()), x)
+        return step(State(state.z_H.contiguous(), state.z_L.contiguous()), x, levels)
 
     network.step = contiguous_step  # type: ignore[method-assign]
     return network

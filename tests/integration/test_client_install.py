@@ -118,7 +118,7 @@ def test_the_wheel_has_the_shipped_checkpoints_and_no_others(wheel: Path) -> Non
     shipped = {f"hrm/shipped/{name}/{file}" for name in SHIPPED for file in CHECKPOINT}
     shipped |= {f"hrm/shipped/{name}/messages.jsonl" for name in ("sqe-demo", "sqe-demo-2")}
     code = {
-        *files_in("hrm", ".py", ".cpp", "py.typed"),
+        *files_in("hrm", ".py", ".cpp", ".h", "py.typed"),
         *files_in("schemas", ".py", ".json", "py.typed"),
         *files_in("worker", ".py", "py.typed"),
     }

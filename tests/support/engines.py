@@ -13,7 +13,7 @@ from torch import Tensor
 from hrm.inference.engine import Engine
 from hrm.inference.prediction import Prediction
 from hrm.inference.threads import RowWork
-from hrm.model.network import HRM, State
+from hrm.model.network import HRM, Levels, State
 from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy
 from tests.support import reference as reference_data
@@ -99,12 +99,12 @@ class Gate:
         self._step = network.step
         network.step = self.step  # type: ignore[method-assign]
 
-    def step(self, state: State, x: Tensor) -> State:
+    def step(self, state: State, x: Tensor, levels: Levels | None = None) -> State:
         self.reached.set()
         assert self.opened.wait(DEADLINE)
         self.rows.append(len(x))
         self.before_step()
-        return self._step(state, x)
+        return self._step(state, x, levels)
 
 
 class Turns:
@@ -119,11 +119,11 @@ class Turns:
             self._x = network.embed(batch.inputs, network.puzzle_embedding(batch.puzzle_ids))
         network.step = self.step  # type: ignore[method-assign]
 
-    def step(self, state: State, x: Tensor) -> State:
+    def step(self, state: State, x: Tensor, levels: Levels | None = None) -> State:
         is_same = (x.unsqueeze(1) == self._x).all((2, 3))
         self.examples.append(is_same.int().argmax(1).tolist())
         self.at_step(len(self.examples))
-        return self._step(state, x)
+        return self._step(state, x, levels)
 
 
 def continue_always(network: HRM) -> None:

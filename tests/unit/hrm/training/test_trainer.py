@@ -1,6 +1,7 @@
 """The recipe: the changes of a step, when rows halt, and that the network learns."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hrm.evaluation.measurement import measure
+from hrm.kernels.compiler import SWITCH
 from hrm.model.batch import Batch, Messages
-from hrm.model.network import HRM, State
+from hrm.model.network import HRM, Levels, State
 from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig, sign_descent_
 from schemas import HaltedBy
 from tests.support.networks import tiny_network
@@ -121,10 +123,10 @@ def test_a_halted_row_starts_from_the_initial_state_and_the_others_continue(
     given: list[State] = []
     step = network.step
 
-    def recorded(state: State, x: Tensor) -> State:
+    def recorded(state: State, x: Tensor, levels: Levels) -> State:
         if torch.is_grad_enabled():
             given.append(state)
-        return step(state, x)
+        return step(state, x, levels)
 
     monkeypatch.setattr(network, "step", recorded)
     left: list[State] = []
@@ -276,10 +278,13 @@ def test_divergence_is_reported_and_leaves_the_weights_intact(where: str) -> Non
         assert torch.equal(value, before[key])
 
 
+@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 32}], ids=["plain", "fast"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_restored_trainer_continues_to_the_last_bit(dtype: torch.dtype) -> None:
+def test_a_restored_trainer_continues_to_the_last_bit(
+    dtype: torch.dtype, sizes: dict[str, int]
+) -> None:
     # Rows explore, the order is drawn again, and examples are interrupted halfway.
-    config = network_of(halt_exploration_prob=0.5).config
+    config = network_of(halt_exploration_prob=0.5, **sizes).config
     recipe = {"batch_size": 3, "lr": 1e-2, "lr_warmup_steps": 4, "seed": 7}
 
     def start(seed: int) -> Trainer:
@@ -299,6 +304,76 @@ def test_a_restored_trainer_continues_to_the_last_bit(dtype: torch.dtype) -> Non
         assert torch.equal(restored.state_dict()[key], value), key
     for key, value in unbroken.averaged_network.state_dict().items():
         assert torch.equal(restored.averaged_network.state_dict()[key], value), key
+
+
+# Fast levels.
+
+HEAD_16 = {"hidden_size": 32, "num_heads": 2, "puzzle_emb_ndim": 32, "halt_exploration_prob": 0.5}
+"""Sizes for which there is C++."""
+
+
+def run_of(dtype: torch.dtype, steps: int) -> tuple[list[float], Trainer]:
+    """Losses of some steps, which change the weights by much."""
+    trainer = trainer_of(HRM(network_of(**HEAD_16).config, dtype), lr=1e-2, lr_warmup_steps=0)
+    return [trainer.step().loss for _ in range(steps)], trainer
+
+
+@pytest.fixture
+def plain_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[float], Trainer]]:
+    def plain(dtype: torch.dtype, steps: int) -> tuple[list[float], Trainer]:
+        torch.manual_seed(0)
+        with monkeypatch.context() as patch:
+            patch.setenv(SWITCH, "off")
+            found, trainer = run_of(dtype, steps)
+        assert trainer.kernels == f"plain torch, because {SWITCH} is off"
+        return found, trainer
+
+    return plain
+
+
+def fast_steps(dtype: torch.dtype, steps: int) -> tuple[list[float], Trainer]:
+    torch.manual_seed(0)
+    found, trainer = run_of(dtype, steps)
+    if not trainer.kernels.startswith("C++"):
+        pytest.skip(trainer.kernels)
+    return found, trainer
+
+
+def test_fast_steps_have_the_losses_of_plain_ones(
+    plain_steps: Callable[..., tuple[list[float], Trainer]],
+) -> None:
+    fast, trainer = fast_steps(torch.float32, 5)
+    plain, reference = plain_steps(torch.float32, 5)
+    assert fast == pytest.approx(plain, abs=1e-5)
+    assert max(plain) - min(plain) > 0.05
+    for key, value in trainer.network.state_dict().items():
+        torch.testing.assert_close(value, reference.network.state_dict()[key], rtol=0, atol=1e-3)
+
+
+def test_in_bfloat16_the_first_loss_is_the_same_within_rounding(
+    plain_steps: Callable[..., tuple[list[float], Trainer]],
+) -> None:
+    fast, plain = fast_steps(torch.bfloat16, 3)[0], plain_steps(torch.bfloat16, 3)[0]
+    assert fast[0] == pytest.approx(plain[0], rel=2e-3)
+    assert fast == pytest.approx(plain, rel=2e-2)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_the_fast_levels_have_the_weights_of_the_last_step(*, restored: bool) -> None:
+    _, trainer = fast_steps(torch.float32, 2)
+    if restored:
+        state = {key: value.clone() for key, value in trainer.state_dict().items()}
+        averaged = trainer.averaged_network.state_dict()
+        _, trainer = fast_steps(torch.float32, 1)
+        trainer.load_state_dict(state, averaged)
+    network = trainer.network
+    x = network.embed(trainer.examples.inputs, network.puzzle_embedding(torch.arange(4)))
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    for recorded in (False, True):
+        with torch.set_grad_enabled(recorded):
+            for fast, plain in zip(trainer._levels.levels, network.levels, strict=True):
+                expected = plain(z, x, network.rotary)
+                torch.testing.assert_close(fast(z, x, network.rotary), expected, rtol=0, atol=1e-5)
 
 
 # Learning.
