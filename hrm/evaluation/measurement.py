@@ -4,15 +4,16 @@ Knows messages as batches of their parts, and the correctness of answers; nothin
 checkpoints or files.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hrm.model.batch import Messages
+from hrm.model.batch import Batch, Messages
 from hrm.model.network import HRM
 from hrm.model.outputs import Correctness
-from hrm.model.reference_loop import evaluate_batch
+from hrm.model.reference_loop import LoopOutput, evaluate_batch, evaluate_rules
 from schemas import HaltedBy
 
 MEASURE_BATCH = 128
@@ -65,6 +66,19 @@ class BothRules:
         return self.max_steps.perfect and self.q.perfect
 
 
+@dataclass(frozen=True)
+class EachUnderBothRules:
+    """Figures of each of N messages, under both halting rules."""
+
+    max_steps: ExampleFigures
+    q: ExampleFigures
+
+    @property
+    def totals(self) -> BothRules:
+        """Figures of the set of all messages (at least one)."""
+        return BothRules(max_steps=_totals(self.max_steps), q=_totals(self.q))
+
+
 def measure_each(
     network: HRM, messages: Messages, halting: HaltedBy, lengths_accepted: Tensor | None = None
 ) -> ExampleFigures:
@@ -77,12 +91,28 @@ def measure_each(
         lengths_accepted: bool (N,): whether each message's target has an accepted length, without
             which it is not solved (default: all have, as in training).
     """
-    parts = [
-        evaluate_batch(
-            network, messages.parts[slice(start, start + MEASURE_BATCH)], halting=halting
-        )
-        for start in range(0, len(messages.parts), MEASURE_BATCH)
-    ]
+    parts = [evaluate_batch(network, batch, halting=halting) for batch in _batches(messages)]
+    return _by_messages(parts, messages, lengths_accepted)
+
+
+def measure_both_rules(network: HRM, messages: Messages) -> EachUnderBothRules:
+    """Evaluate each of `messages` under both halting rules, with one run of the plain loop."""
+    rules = (HaltedBy.MAX_STEPS, HaltedBy.Q)
+    parts = [evaluate_rules(network, batch, rules) for batch in _batches(messages)]
+    max_steps, q = zip(*parts, strict=True)
+    return EachUnderBothRules(
+        max_steps=_by_messages(max_steps, messages), q=_by_messages(q, messages)
+    )
+
+
+def _batches(messages: Messages) -> Iterator[Batch]:
+    for start in range(0, len(messages.parts), MEASURE_BATCH):
+        yield messages.parts[slice(start, start + MEASURE_BATCH)]
+
+
+def _by_messages(
+    parts: Sequence[LoopOutput], messages: Messages, lengths_accepted: Tensor | None = None
+) -> ExampleFigures:
     rows = Correctness.of(torch.cat([each.predictions for each in parts]), messages.parts.labels)
     correct = _by_message(rows.correct, messages, "sum")
     targets = _by_message(rows.targets, messages, "sum")
@@ -105,19 +135,14 @@ def _by_message(rows: Tensor, messages: Messages, reduction: str) -> Tensor:
 
 def measure(network: HRM, messages: Messages, halting: HaltedBy) -> RuleFigures:
     """Evaluate `messages` (at least one) with the plain loop."""
-    figures = measure_each(network, messages, halting)
+    return _totals(measure_each(network, messages, halting))
+
+
+def _totals(figures: ExampleFigures) -> RuleFigures:
     return RuleFigures(
-        examples=len(messages),
+        examples=len(figures.act_steps),
         solved=int(figures.correctness.solved.sum()),
         token_accuracy=float(figures.correctness.accuracy.mean()),
         q_accuracy=float(figures.q_right.double().mean()),
         mean_act_steps=float(figures.act_steps.double().mean()),
-    )
-
-
-def measure_both_rules(network: HRM, messages: Messages) -> BothRules:
-    """Evaluate `messages` (at least one) under both halting rules."""
-    return BothRules(
-        max_steps=measure(network, messages, HaltedBy.MAX_STEPS),
-        q=measure(network, messages, HaltedBy.Q),
     )

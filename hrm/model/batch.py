@@ -62,6 +62,12 @@ class Messages:
     def __len__(self) -> int:
         return int(self.message[-1]) + 1 if len(self.message) else 0
 
+    def select(self, numbers: Tensor) -> "Messages":
+        """The messages of `numbers`, int64 (M,), in the order that they have here."""
+        rows = torch.isin(self.message, numbers)
+        _, renumbered = torch.unique(self.message[rows], return_inverse=True)
+        return Messages(self.parts[rows], renumbered)
+
     def to(self, device: torch.device | str) -> "Messages":
         """Copy the messages to `device`."""
         return Messages(self.parts.to(device), self.message.to(device))

@@ -4,6 +4,7 @@ The engine's answers and its speed are measured against this loop. It also evalu
 once, for example during training.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,30 @@ class LoopOutput:
     """int64 (B,): how often the sign of q_halt - q_continue changed."""
 
 
-@torch.inference_mode()
+class _Answers:
+    """The outputs of a batch under one rule, filled in as its examples halt."""
+
+    def __init__(self, batch: Batch, halting: HaltedBy) -> None:
+        self.halting = halting
+        self.halted = torch.zeros(len(batch), dtype=torch.bool, device=batch.inputs.device)
+        self.predictions = torch.zeros_like(batch.inputs)
+        self.q_logits = torch.zeros(len(batch), 2, device=batch.inputs.device)
+        self.steps = torch.zeros_like(batch.puzzle_ids)
+        self.q_flips = torch.zeros_like(batch.puzzle_ids)
+
+    def halting_now(self, prefers_halt: Tensor, *, last: bool) -> Tensor:
+        """The examples that halt at this step: bool (B,)."""
+        due = prefers_halt if self.halting is HaltedBy.Q else torch.zeros_like(self.halted)
+        return ~self.halted & (due | last)
+
+    def take(self, halts: Tensor, step: int, tokens: Tensor, q_logits: Tensor) -> None:
+        """Keep the outputs of the examples that halt at `step`."""
+        self.predictions = torch.where(halts.unsqueeze(-1), tokens, self.predictions)
+        self.q_logits = torch.where(halts.unsqueeze(-1), q_logits, self.q_logits)
+        self.steps = torch.where(halts, step, self.steps)
+        self.halted |= halts
+
+
 def evaluate_batch(
     network: HRM, batch: Batch, *, halting: HaltedBy, max_steps: int | None = None
 ) -> LoopOutput:
@@ -37,30 +61,38 @@ def evaluate_batch(
     An example's answer is taken at the step at which it halts. Under the rule `q` that is the first
     step with `q_halt > q_continue`, and `max_steps` (default: the configuration's) at the latest.
     """
+    (output,) = evaluate_rules(network, batch, [halting], max_steps=max_steps)
+    return output
+
+
+@torch.inference_mode()
+def evaluate_rules(
+    network: HRM, batch: Batch, rules: Sequence[HaltedBy], *, max_steps: int | None = None
+) -> tuple[LoopOutput, ...]:
+    """The output of `evaluate_batch` under each of `rules`, from the ACT steps of the slowest.
+
+    The steps under `q` are the first of those under `max_steps`, so both cost as much as
+    `max_steps` alone.
+    """
     limit = max_steps or network.config.halt_max_steps
     x = network.embed(batch.inputs, network.puzzle_embedding(batch.puzzle_ids))
     state = network.initial_state(len(batch))
-    halted = torch.zeros(len(batch), dtype=torch.bool, device=batch.inputs.device)
-    predictions = torch.zeros_like(batch.inputs)
-    answer_q = torch.zeros(len(batch), 2, device=batch.inputs.device)
-    steps, q_flips = torch.zeros_like(batch.puzzle_ids), torch.zeros_like(batch.puzzle_ids)
+    under = [_Answers(batch, halting) for halting in rules]
     preferred_halt = None
     for step in range(1, limit + 1):
         state = network.step(state, x)
         q_logits = network.q_logits(state.z_H)
         prefers_halt = q_logits[:, 0] > q_logits[:, 1]
-        if preferred_halt is not None:
-            q_flips += (prefers_halt != preferred_halt) & ~halted
+        tokens = None
+        for answers in under:
+            if preferred_halt is not None:
+                answers.q_flips += (prefers_halt != preferred_halt) & ~answers.halted
+            halts = answers.halting_now(prefers_halt, last=step == limit)
+            if halts.any():
+                if tokens is None:
+                    tokens = network.token_logits(state.z_H).argmax(-1)
+                answers.take(halts, step, tokens, q_logits)
         preferred_halt = prefers_halt
-        due = prefers_halt if halting is HaltedBy.Q else torch.zeros_like(halted)
-        halts = ~halted & (due | (step == limit))
-        if not halts.any():
-            continue
-        tokens = network.token_logits(state.z_H).argmax(-1)
-        predictions = torch.where(halts.unsqueeze(-1), tokens, predictions)
-        answer_q = torch.where(halts.unsqueeze(-1), q_logits, answer_q)
-        steps = torch.where(halts, step, steps)
-        halted |= halts
-        if halted.all():
+        if all(answers.halted.all() for answers in under):
             break
-    return LoopOutput(predictions, answer_q, steps, q_flips)
+    return tuple(LoopOutput(a.predictions, a.q_logits, a.steps, a.q_flips) for a in under)

@@ -99,6 +99,12 @@ class TrainingOptions(TrainingConfig):
     measure_every: int = Field(
         default=100, ge=1, description="Steps from one measurement to the next."
     )
+    measure_sample: int = Field(
+        default=128,
+        ge=1,
+        description="Messages that are measured during training, drawn by the seed: at most this "
+        "many of those trained on, and of those held out. All are measured at the end.",
+    )
 
 
 class RunPolicy(BaseModel):

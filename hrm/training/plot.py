@@ -3,6 +3,7 @@
 Knows figures by step; nothing of how they came about.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -74,7 +75,13 @@ def plot_training(
             lambda of: of.max_steps.solved / of.max_steps.examples,
         ),
         ("solved, q", _ORANGE, _SMALL, lambda of: of.q.solved / of.q.examples),
-        ("Q head right, q", _PURPLE, _SMALL, lambda of: of.q.q_accuracy),
+        # While nothing is solved, the Q head is right by refusing all.
+        (
+            "Q head right, q",
+            _PURPLE,
+            _SMALL,
+            lambda of: of.q.q_accuracy if of.q.solved else math.nan,
+        ),
     ):
         _measured(share, progress.measurements, figure_of, color, size, label)
     share.set(ylabel="share right", ylim=(-0.03, 1.03))

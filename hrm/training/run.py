@@ -19,15 +19,16 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from hrm.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from hrm.checkpoint.names import other_weights
+from hrm.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from hrm.checkpoint.names import WEIGHTS, other_weights
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
 from hrm.evaluation.statistics import Share, ShareOf
 from hrm.model.batch import Messages
 from hrm.model.config import HRMConfig
 from hrm.training.fit import Measurement, Progress, fit
-from hrm.training.options import RunPolicy
+from hrm.training.meter import Meter
+from hrm.training.options import RunPolicy, TrainingOptions
 from hrm.training.plot import plot_training
 from hrm.training.state import (
     MEASURED,
@@ -115,10 +116,13 @@ class TrainingRun:
         self.trainer = trainer
         self.training = training
         self.held_out = held_out
+        options = provenance.record.options
+        self._meter = Meter(training, held_out, sample=options.measure_sample, seed=options.seed)
         self.progress = Progress(
             steps=trainer.config.steps,
             halt_max_steps=trainer.network.config.halt_max_steps,
             patience=policy.patience,
+            sampled=self._meter.sampled,
             measurements=provenance.record.measurements,
         )
         self._provenance = provenance
@@ -131,7 +135,9 @@ class TrainingRun:
         on_step: Callable[[StepReport], None] = _ignore,
         on_measurement: Callable[[Measurement], None] = _ignore,
     ) -> Measurement:
-        """Train until `progress` says that the run is over, and return the best measurement.
+        """Train until `progress` says that the run is over, then measure all with the best weights.
+
+        Returns the best measurement, with the figures of all messages instead of a sample.
 
         Args:
             on_step: Called after every optimiser step.
@@ -147,26 +153,23 @@ class TrainingRun:
             curve.write(_REPORT.dump_json(report) + b"\n")
             on_step(report)
 
-        def measured(measurement: Measurement) -> None:
+        def measurement_done(measurement: Measurement) -> None:
             curve.flush()
             self._save(measurement)
             on_measurement(measurement)
 
         with _writing(self.folder):
             self._keep_curve(curve_file)
-            if self.progress.improved:
-                # The run may have been cut off between a saved step and the checkpoint of it.
-                self._write_best()
+            self._restore_best()
             try:
                 with curve_file.open("ab") as curve:
                     fit(
                         self.trainer,
                         self.progress,
-                        measure_every=self._provenance.record.options.measure_every,
-                        training=self.training,
-                        held_out=self.held_out,
+                        self._meter,
+                        measure_every=self.options.measure_every,
                         on_step=step_done,
-                        on_measurement=measured,
+                        on_measurement=measurement_done,
                     )
             except DivergedError as error:
                 best = self.progress.best
@@ -174,8 +177,27 @@ class TrainingRun:
                 raise DivergedError(f"{self.folder}: {error} ({kept})") from None
             finally:
                 self._plot(curve_file)
-            self._write_measured()
-        return self._best
+            return self._finish()
+
+    def _restore_best(self) -> None:
+        """Make the folder's checkpoint that of the best measurement, where the run goes on."""
+        step = self.trainer.step_count
+        if not (self.folder / WEIGHTS).exists():
+            self.progress.lose_best(step)
+        if self.progress.measured_step == step and self.progress.improved:
+            # The run may have been cut off between a saved step and the checkpoint of it.
+            self._write_best()
+
+    def _finish(self) -> Measurement:
+        """Measure all messages with the best weights, and write what only that can tell."""
+        best = self._best
+        # The weights as they lie there, so that the figures hold for them.
+        network = load_checkpoint(self.folder).build(device=self.trainer.device)
+        complete = self._meter.measure_all(network, best.step)
+        held_out = None if complete.held_out is None else complete.held_out.totals
+        final = replace(best, training=complete.training.totals, held_out=held_out)
+        self._write_measured(final, complete=True)
+        return final
 
     def _save(self, measurement: Measurement) -> None:
         """Save what was measured: as a step if that is due, as the checkpoint if it is the best."""
@@ -206,11 +228,16 @@ class TrainingRun:
             provenance.conversion,
             provenance.pairs,
         )
-        self._write_measured()
+        self._write_measured(self._best)
 
-    def _write_measured(self) -> None:
+    def _write_measured(self, measurement: Measurement, *, complete: bool = False) -> None:
         with replaced_file(self.folder / MEASURED) as file:
-            file.write(self._measured_json(self._best).encode())
+            file.write(self._measured_json(measurement, complete=complete).encode())
+
+    @property
+    def options(self) -> TrainingOptions:
+        """The options of the run, settled."""
+        return self._provenance.record.options
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -222,8 +249,9 @@ class TrainingRun:
         assert self.progress.best is not None  # noqa: S101 - a run measures its last step
         return self.progress.best
 
-    def _measured_json(self, measurement: Measurement) -> str:
-        held_out = measurement.held_out
+    def _measured_json(self, measurement: Measurement, *, complete: bool = False) -> str:
+        training, held_out = measurement.training, measurement.held_out
+        counted = training.q.examples == len(self.training)
         content = {
             **self.about,
             "training_seconds": round(self._seconds, 1),
@@ -231,7 +259,8 @@ class TrainingRun:
             "stopped": self.progress.stopped,
             "step": measurement.step,
             "measured_in": "float32",
-            "training_examples": _figures(measurement.training, Share.counted),
+            "complete": complete,
+            "training_examples": _figures(training, Share.counted if counted else Share.measured),
             "held_out_examples": None if held_out is None else _figures(held_out, Share.measured),
         }
         return json.dumps(content, indent=2) + "\n"

@@ -411,6 +411,7 @@ def _about(
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     recipe = {*TrainingConfig.model_fields, "exploration", "forward_dtype", "measure_every"}
+    recipe |= {"measure_sample"}
     return {
         "command": command,
         "data_sha256": record.data_sha256,

@@ -85,6 +85,7 @@ training_options = all_of(
     *(_option(name) for name in TrainingConfig.model_fields if name not in _NOT_OPTIONS),
     _option("exploration"),
     _option("measure_every"),
+    _option("measure_sample"),
     *(_option(name, int, model=RunPolicy) for name in RunPolicy.model_fields),
 )
 """All options, in the order of the help."""

@@ -36,8 +36,9 @@ def command(
 
     Training stops after --steps, or when two measurements in a row find every message solved and
     the Q head right under both halting rules, and a mean halting step under q of at most 3/8 of
-    the maximum (6 of 16). The best weights are those that solve most messages, then those whose Q
-    head is right most often, then those that halt earliest; held-out messages are not considered.
+    the maximum (6 of 16). The best weights are those that solve most messages, then those with
+    most tokens and a Q head right, then those that halt earliest; held-out messages are not
+    considered. A sample is measured while training, everything at the end.
 
     Two lines that give one prompt different completions contradict each other. They are named, and
     nothing is trained, unless the completions are declared as accepted beside each other
@@ -71,10 +72,10 @@ def command(
 
 def _train(run: TrainingRun, device: devices.Device) -> None:
     trainer = run.trainer
-    with training_display(trainer.config.steps, trainer.step_count) as display:
+    with training_display(run) as display:
         display.say(start_line(run, device.name))
         best = run.train(on_step=display.on_step, on_measurement=display.on_measurement)
     click.echo(
         f"{run.folder}: stopped after {trainer.step_count} steps ({run.progress.stopped}), "
-        f"best is step {best.step}: {summary(best)}"
+        f"best is step {best.step}: {summary(best, len(run.training))}"
     )

@@ -20,8 +20,9 @@ from worker.cli.tables.style import interval, number, percent
 class TrainingDisplay:
     """Prints lines, which are never wrapped, and shows a bar if stderr is a terminal."""
 
-    def __init__(self, bar: Progress, steps: int, done: int) -> None:
+    def __init__(self, bar: Progress, steps: int, done: int, messages: int) -> None:
         self._bar = bar
+        self._messages = messages
         self._task = bar.add_task("", total=steps, completed=done)
         self._loss = 0.0
         self._halted = ""
@@ -37,7 +38,7 @@ class TrainingDisplay:
         if report.accuracy is not None:
             self._halted = (
                 f"  tokens {percent(report.accuracy, 0):>5}  solved {percent(report.solved, 0):>5}"
-                f"  Q right {percent(report.q_accuracy, 0):>5}"
+                f"  Q right {percent(report.q_accuracy if report.solved else None, 0):>5}"
                 f"  ACT steps {number(report.act_steps):>4}"
             )
         self._bar.update(
@@ -48,12 +49,13 @@ class TrainingDisplay:
 
     def on_measurement(self, measurement: Measurement) -> None:
         """Print the figures of `measurement`."""
-        self.say(f"step {measurement.step:5d}  loss {self._loss:.3f}  {summary(measurement)}")
+        figures = summary(measurement, self._messages)
+        self.say(f"step {measurement.step:5d}  loss {self._loss:.3f}  {figures}")
 
 
 @contextmanager
-def training_display(steps: int, done: int) -> Iterator[TrainingDisplay]:
-    """A display for a run of `steps`, of which the first `done` are done already."""
+def training_display(run: TrainingRun) -> Iterator[TrainingDisplay]:
+    """A display for what is left of `run`."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -62,7 +64,8 @@ def training_display(steps: int, done: int) -> Iterator[TrainingDisplay]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield TrainingDisplay(bar, steps, done)
+        trainer = run.trainer
+        yield TrainingDisplay(bar, trainer.config.steps, trainer.step_count, len(run.training))
 
 
 def start_line(run: TrainingRun, device: str) -> str:
@@ -84,6 +87,9 @@ def start_line(run: TrainingRun, device: str) -> str:
         data += f", {varied} prompts varied by up to {changes} words"
         if varied < prompts:
             data += f", {prompts - varied} too short or too much like another of their puzzle"
+    options = run.options
+    if len(run.training) > options.measure_sample:
+        held_out += f"; {options.measure_sample} measured until the end"
     numbers = sum(tensor.numel() for tensor in network.state_dict().values())
     dtype = str(network.forward_dtype).removeprefix("torch.")
     parts = len(run.training.parts)
@@ -94,10 +100,11 @@ def start_line(run: TrainingRun, device: str) -> str:
     )
 
 
-def summary(measurement: Measurement) -> str:
-    """The figures of a measurement, in one line."""
-    # All training examples are measured, so their share is counted. Those held out are a sample.
-    line = _both(measurement.training, Share.counted)
+def summary(measurement: Measurement, messages: int) -> str:
+    """The figures of a measurement, in one line; `messages` are trained on in all."""
+    # Those held out are a sample of the messages to come. The training messages are all there is.
+    counted = measurement.training.q.examples == messages
+    line = _both(measurement.training, Share.counted if counted else Share.measured)
     if measurement.held_out is None:
         return line
     return f"{line}  |  held out  {_both(measurement.held_out, Share.measured)}"
@@ -110,8 +117,10 @@ def _both(rules: BothRules, share: ShareOf) -> str:
 def _figures(figures: RuleFigures, share: ShareOf) -> str:
     rate = share(figures.solved, figures.examples)
     within = "" if rate.low is None else f" ({interval(rate, 0)})"
+    # While nothing is solved, the Q head is right by refusing all.
+    q_right = percent(figures.q_accuracy if figures.solved else None)
     return (
         f"{figures.solved}/{figures.examples} solved{within}, "
-        f"tokens {percent(figures.token_accuracy)}, Q right {percent(figures.q_accuracy)}, "
+        f"tokens {percent(figures.token_accuracy)}, Q right {q_right}, "
         f"{number(figures.mean_act_steps)} steps"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hrm.model.network import HRM
-from hrm.model.reference_loop import evaluate_batch
+from hrm.model.reference_loop import evaluate_batch, evaluate_rules
 from schemas import HaltedBy
 from tests.support import reference as reference_data
 
@@ -48,8 +48,22 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch(network: HRM) -> Non
         assert alone.q_flips[0] == together.q_flips[row]
 
 
-def test_the_loop_stops_when_all_have_halted(network: HRM, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+def test_one_run_of_the_loop_answers_under_both_rules(
+    network: HRM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = reference_data.batch()
+    alone = [evaluate_batch(network, batch, halting=halting) for halting in HaltedBy]
+    calls = count_steps(monkeypatch)
+    together = evaluate_rules(network, batch, list(HaltedBy))
+    assert len(calls) == 16
+    for found, expected in zip(together, alone, strict=True):
+        for name in ("predictions", "q_logits", "steps", "q_flips"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one for each step of a network."""
+    calls: list[int] = []
     step = HRM.step
 
     def counted(self: HRM, *arguments: object) -> object:
@@ -57,5 +71,10 @@ def test_the_loop_stops_when_all_have_halted(network: HRM, monkeypatch: pytest.M
         return step(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(HRM, "step", counted)
+    return calls
+
+
+def test_the_loop_stops_when_all_have_halted(network: HRM, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_steps(monkeypatch)
     evaluate_batch(network, reference_data.batch(), halting=HaltedBy.Q)
     assert len(calls) == max(reference_data.halting_steps(HaltedBy.Q)) == 3

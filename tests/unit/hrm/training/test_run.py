@@ -11,20 +11,23 @@ import torch
 
 from hrm.checkpoint import CheckpointError, load_checkpoint
 from hrm.data.config import ConversionConfig
-from hrm.evaluation.measurement import BothRules, RuleFigures
+from hrm.evaluation.measurement import BothRules, RuleFigures, measure
 from hrm.model.batch import Batch, Messages
 from hrm.model.network import HRM
 from hrm.training.examples import training_record
-from hrm.training.fit import Measurement
+from hrm.training.fit import Measurement, Progress
 from hrm.training.options import RunPolicy, TrainingOptions
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import STATE, Provenance, RunRecord, step_folders
 from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig
+from schemas import HaltedBy
 from tests.support.checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
 from tests.support.networks import tiny
 
 CONFIG = tiny(halt_max_steps=3, halt_exploration_prob=0.5)
 RECIPE = TrainingConfig(steps=6, batch_size=3, lr=1e-2, lr_warmup_steps=2)
+_INPUTS, _LABELS = torch.randint(12, (2, 5, 8), generator=torch.Generator().manual_seed(1))
+EXAMPLES = Batch(_INPUTS, _LABELS, torch.arange(5))
 EVERY_FILE = {
     "config.json",
     "curve.jsonl",
@@ -43,14 +46,13 @@ def train(
     recipe: TrainingConfig = RECIPE,
     save_every: int | None = 1,
     keep: int = 10,
+    sample: int = 128,
 ) -> list[StepReport]:
     """Train to the end, or until the step `until`, and return the reports of the steps."""
     saved = latest_step(folder) if resume else None
-    generator = torch.Generator().manual_seed(1)
-    inputs, labels = torch.randint(12, (2, 5, 8), generator=generator)
     torch.manual_seed(0)
-    options = TrainingOptions(**recipe.model_dump(), measure_every=1)
-    trainer = Trainer(HRM(CONFIG), Batch(inputs, labels, torch.arange(5)), options)
+    options = TrainingOptions(**recipe.model_dump(), measure_every=1, measure_sample=sample)
+    trainer = Trainer(HRM(CONFIG), EXAMPLES, options)
     record = RunRecord(options=options, data_sha256="", held_out_sha256=None)
     if saved is not None:
         record = saved.record
@@ -148,6 +150,42 @@ def test_the_best_is_written_on_resuming_if_a_crash_prevented_it(
     train(folder, until=best + 1, resume=True)
     assert load_checkpoint(folder).digest == load_checkpoint(unbroken).digest
     assert json.loads((folder / "measured.json").read_text())["step"] == best
+
+
+def test_a_run_whose_best_weights_are_gone_goes_on_without_them(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    for cut in (3, 6):
+        folder = tmp_path / f"from_{cut}"
+        shutil.copytree(unbroken / f"step_{cut}", folder / f"step_{cut}")
+        train(folder, resume=True)
+        measured = json.loads((folder / "measured.json").read_text())
+        assert measured["step"] >= cut
+        best = load_checkpoint(unbroken / f"step_{measured['step']}").digest
+        assert load_checkpoint(folder).digest == best
+
+
+def test_the_end_is_measured_with_all_messages_and_the_best_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "_better", lambda _, new, __: new.step <= 2)
+    train(tmp_path, sample=2)
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    during = json.loads((tmp_path / "step_2" / "measured.json").read_text())
+    for name, of in ((measured, 5), (during, 2)):
+        assert name["step"] == 2
+        rate = name["training_examples"]["q"]["solve_rate"]
+        assert rate["of"] == of
+        assert (rate["low"] is None) == (of == 5)
+    assert (measured["complete"], during["complete"]) == (True, False)
+    network = load_checkpoint(tmp_path / "step_2").build()
+    all_five = measure(network, Messages.whole(EXAMPLES), HaltedBy.Q)
+    recorded = measured["training_examples"]["q"]
+    assert recorded["token_accuracy"] == pytest.approx(all_five.token_accuracy)
+    figures = {
+        measurement.training.q.examples for measurement in latest_step(tmp_path).record.measurements
+    }
+    assert figures == {2}
 
 
 def test_only_the_latest_steps_are_kept_and_nothing_else_is_removed(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> No
         "find_tasks": False,
         "prompt_noise": 0,
         "foreign_share": 0.2,
+        "measure_sample": 128,
     }
     assert written == before | {"options": before["options"] | since}
 

@@ -83,7 +83,7 @@ def test_resuming_needs_no_option_and_ends_in_the_same_weights(
 ) -> None:
     data, whole = run
     cut = tmp_path / "out"
-    shutil.copytree(whole / "step_2", cut / "step_2")
+    shutil.copytree(whole, cut, ignore=shutil.ignore_patterns("step_3", "step_4"))
     result = done(train(data, cut, "--resume"))
     assert [line[:10] for line in result.stderr.splitlines()[1:]] == ["step     3", "step     4"]
     last = [load_checkpoint(folder / "step_4").digest for folder in (whole, cut)]

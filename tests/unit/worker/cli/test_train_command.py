@@ -206,6 +206,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         ("--held-out-share", "1"),
         ("--save-every", "3"),
         ("--patience", "0"),
+        ("--measure-sample", "0"),
     ],
 )
 def test_a_wrong_option_is_a_wrong_call(tmp_path: Path, options: tuple[str, str]) -> None:

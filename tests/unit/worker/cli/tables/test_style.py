@@ -249,7 +249,7 @@ def print_analysis(_: Path) -> None:
 def print_measurement(_: Path) -> None:
     figures = RuleFigures(ALL, MANY, MANY / ALL, MANY / ALL, 1.5)
     both = BothRules(figures, figures)
-    print(summary(Measurement(1, both, both)))  # noqa: T201
+    print(summary(Measurement(1, both, both), ALL))  # noqa: T201
 
 
 @pytest.mark.parametrize(
@@ -281,9 +281,20 @@ def test_no_table_rounds_nearly_all_to_all_or_nearly_none_to_none(
 
 def test_a_measurement_has_an_interval_for_held_out_examples_only() -> None:
     both = BothRules(*[RuleFigures(84, 84, 1.0, 1.0, 1.5)] * 2)
-    training, held_out = summary(Measurement(1, both, both)).split("  |  held out  ")
+    training, held_out = summary(Measurement(1, both, both), 84).split("  |  held out  ")
     assert training.startswith("max_steps: 84/84 solved, tokens")
     assert held_out.startswith("max_steps: 84/84 solved (96 to 100 %), tokens")
+    # Unless they are a sample themselves.
+    sample = summary(Measurement(1, both), 500)
+    assert sample.startswith("max_steps: 84/84 solved (96 to 100 %), tokens")
+
+
+def test_a_q_head_is_not_called_right_while_nothing_is_solved() -> None:
+    none, one = (RuleFigures(84, solved, 0.2, 1.0, 1.5) for solved in (0, 1))
+    line = summary(Measurement(1, BothRules(none, one)), 84)
+    assert line.count("Q right") == 2
+    assert "max_steps: 0/84 solved, tokens 20.0 %, Q right -, " in line
+    assert "q: 1/84 solved, tokens 20.0 %, Q right 100.0 %, " in line
 
 
 def test_the_share_of_a_component_is_never_0(

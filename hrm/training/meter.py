@@ -1,0 +1,79 @@
+"""What is measured while a run trains, and at its end.
+
+Knows messages and which of them are measured; nothing of steps, ranks or files.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from hrm.evaluation.measurement import BothRules, EachUnderBothRules, measure_both_rules
+from hrm.model.batch import Messages
+from hrm.model.network import HRM
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Figures of each message of a run, under both halting rules.
+
+    The messages are in the order of the run's `training` and `held_out`.
+    """
+
+    training: EachUnderBothRules
+    held_out: EachUnderBothRules | None
+
+
+class Meter:
+    """Measures a fixed sample of a run's messages, or all of them.
+
+    Args:
+        training: The training messages.
+        held_out: Messages that are never trained on.
+        sample: Messages to draw of each set; a smaller set is measured whole.
+        seed: Seed of the draw.
+    """
+
+    def __init__(
+        self, training: Messages, held_out: Messages | None, *, sample: int, seed: int
+    ) -> None:
+        self._training, self._held_out = training, held_out
+        self._sample = _drawn(training, sample, seed)
+        self._held_out_sample = None if held_out is None else _drawn(held_out, sample, seed)
+        self._complete: tuple[int, Complete] | None = None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the sample lacks some of the training messages."""
+        return len(self._sample) < len(self._training)
+
+    def measure(self, network: HRM, step: int) -> tuple[BothRules, BothRules | None]:
+        """Figures of the samples of both sets; `network` has the weights of `step`."""
+        if self._sample is self._training and self._held_out_sample is self._held_out:
+            found = self.measure_all(network, step)
+            return found.training.totals, None if found.held_out is None else found.held_out.totals
+        return (
+            measure_both_rules(network, self._sample).totals,
+            None
+            if self._held_out_sample is None
+            else measure_both_rules(network, self._held_out_sample).totals,
+        )
+
+    def measure_all(self, network: HRM, step: int) -> Complete:
+        """Figures of all messages. Those of the last `step` are not measured twice."""
+        if self._complete is None or self._complete[0] != step:
+            held_out = self._held_out
+            found = Complete(
+                measure_both_rules(network, self._training),
+                None if held_out is None else measure_both_rules(network, held_out),
+            )
+            self._complete = step, found
+        return self._complete[1]
+
+
+def _drawn(messages: Messages, count: int, seed: int) -> Messages:
+    if len(messages) <= count:
+        return messages
+    # Not cryptographic: the same seed has to draw the same messages.
+    numbers = random.Random(seed).sample(range(len(messages)), count)  # noqa: S311
+    return messages.select(torch.tensor(numbers, device=messages.message.device))
