@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from hrm.evaluation.measurement import BothRules
 from hrm.training.meter import Meter
+from hrm.training.stop import StopRequest
 from hrm.training.trainer import StepReport, Trainer
 
 LEARNED_IN_A_ROW = 2
@@ -164,6 +165,7 @@ def fit(
     measure_every: int,
     on_step: Callable[[StepReport], None],
     on_measurement: Callable[[Measurement], None],
+    stop: StopRequest,
 ) -> None:
     """Train until `progress` says to stop.
 
@@ -174,19 +176,24 @@ def fit(
         measure_every: Steps between two measurements. The last step is always measured.
         on_step: Called after every step.
         on_measurement: Called after `progress` has added a measurement.
+        stop: Asks to stop earlier.
 
     Raises:
         DivergedError: The loss or the gradient is not finite.
+        StopAskedError: `stop` was asked. The trainer is as after its last step, which may have to
+            be measured: the next call with the same trainer does it.
     """
     while progress.stopped is None:
+        stop.check()
         step, network = trainer.step_count, trainer.averaged_network
         due = step % measure_every == 0 or step >= trainer.config.steps
         if not due or step <= progress.measured_step:
             on_step(trainer.step())
             continue
-        measurement = Measurement(step, *meter.measure(network, step))
-        if progress.whole_wanted(measurement):
-            whole = meter.measure_all(network, step).training.totals
-            measurement = replace(measurement, whole=whole)
+        with stop.at_once():
+            measurement = Measurement(step, *meter.measure(network, step))
+            if progress.whole_wanted(measurement):
+                whole = meter.measure_all(network, step).training.totals
+                measurement = replace(measurement, whole=whole)
         progress.add(measurement)
         on_measurement(measurement)

@@ -123,4 +123,10 @@ class RunPolicy(BaseModel):
         description="Steps from one saved step_N to the next. The best and the last step are "
         "always saved.",
     )
+    save_minutes: int = Field(
+        default=10,
+        ge=1,
+        description="Minutes after the last saved step_N at which another is saved, measured or "
+        "not, so that a crash costs no more.",
+    )
     keep: int = Field(default=3, ge=1, description="How many of the latest step_N folders to keep.")

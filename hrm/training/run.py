@@ -27,7 +27,7 @@ from hrm.evaluation.statistics import Share, ShareOf
 from hrm.model.batch import Messages
 from hrm.model.config import HRMConfig
 from hrm.training.fit import Measurement, Progress, fit
-from hrm.training.meter import Meter
+from hrm.training.meter import Complete, Meter
 from hrm.training.options import RunPolicy, TrainingOptions
 from hrm.training.plot import plot_training
 from hrm.training.state import (
@@ -39,12 +39,15 @@ from hrm.training.state import (
     save_step,
     step_folders,
 )
+from hrm.training.stop import InterruptedRunError, StopAskedError, StopRequest
 from hrm.training.trainer import DivergedError, StepReport, Trainer
 
 CURVE = "curve.jsonl"
 """One `StepReport` per line."""
 
 PLOT = "training.png"
+
+SECONDS_PER_MINUTE = 60
 
 _REPORT = TypeAdapter(StepReport)
 
@@ -127,13 +130,15 @@ class TrainingRun:
         )
         self._provenance = provenance
         self._policy = policy
-        self._started = time.monotonic()
+        self._started = self._saved_at = time.monotonic()
+        self._saved = trainer.step_count
 
     def train(
         self,
         *,
         on_step: Callable[[StepReport], None] = _ignore,
         on_measurement: Callable[[Measurement], None] = _ignore,
+        stop: StopRequest | None = None,
     ) -> Measurement:
         """Train until `progress` says that the run is over, then measure all with the best weights.
 
@@ -142,15 +147,20 @@ class TrainingRun:
         Args:
             on_step: Called after every optimiser step.
             on_measurement: Called after every measurement, once its weights are saved.
+            stop: Asks to stop earlier, at the next point from which the run can go on.
 
         Raises:
             DivergedError: A loss or gradient is not finite. The error says what is kept.
+            InterruptedRunError: `stop` was asked; the state of the last step is saved.
             CheckpointError: The folder cannot be written.
         """
-        curve_file = self.folder / CURVE
+        curve_file, stop = self.folder / CURVE, stop or StopRequest()
 
         def step_done(report: StepReport) -> None:
             curve.write(_REPORT.dump_json(report) + b"\n")
+            if time.monotonic() - self._saved_at >= SECONDS_PER_MINUTE * self._policy.save_minutes:
+                curve.flush()
+                self._save_step()
             on_step(report)
 
         def measurement_done(measurement: Measurement) -> None:
@@ -170,14 +180,28 @@ class TrainingRun:
                         measure_every=self.options.measure_every,
                         on_step=step_done,
                         on_measurement=measurement_done,
+                        stop=stop,
                     )
+                with stop.at_once():
+                    complete = self._measure_all()
             except DivergedError as error:
                 best = self.progress.best
                 kept = "nothing to keep yet" if best is None else f"step {best.step} is kept"
                 raise DivergedError(f"{self.folder}: {error} ({kept})") from None
+            except StopAskedError:
+                raise InterruptedRunError(f"{self.folder}: {self._interrupted()}") from None
             finally:
                 self._plot(curve_file)
-            return self._finish()
+            return self._finish(complete)
+
+    def _interrupted(self) -> str:
+        """Save the state at the current step; returns what became of the run."""
+        step = self.trainer.step_count
+        if not step:
+            return "stopped before the first step: start again"
+        if self._saved != step:
+            self._save_step()
+        return f"stopped at step {step}: resume with --resume"
 
     def _restore_best(self) -> None:
         """Make the folder's checkpoint that of the best measurement, where the run goes on."""
@@ -188,14 +212,15 @@ class TrainingRun:
             # The run may have been cut off between a saved step and the checkpoint of it.
             self._write_best()
 
-    def _finish(self) -> Measurement:
-        """Measure all messages with the best weights, and write what only that can tell."""
-        best = self._best
-        # The weights as they lie there, so that the figures hold for them.
+    def _measure_all(self) -> Complete:
+        """Measure all messages with the best weights, as they lie in the folder."""
         network = load_checkpoint(self.folder).build(device=self.trainer.device)
-        complete = self._meter.measure_all(network, best.step)
+        return self._meter.measure_all(network, self._best.step)
+
+    def _finish(self, complete: Complete) -> Measurement:
+        """Write what only the `complete` figures of the best weights can tell."""
         held_out = None if complete.held_out is None else complete.held_out.totals
-        final = replace(best, training=complete.training.totals, held_out=held_out)
+        final = replace(self._best, training=complete.training.totals, held_out=held_out)
         self._write_measured(final, complete=True)
         return final
 
@@ -204,17 +229,24 @@ class TrainingRun:
         progress, step, every = self.progress, measurement.step, self._policy.save_every
         due = every is not None and step % every == 0
         if progress.improved or progress.stopped or due:
-            so_far = {"measurements": tuple(progress.measurements), "seconds": self._seconds}
-            record = self._provenance.record.model_copy(update=so_far)
-            save_step(
-                self.folder / f"step_{step}",
-                self.trainer,
-                replace(self._provenance, record=record),
-                self._measured_json(measurement),
-            )
-            prune_steps(self.folder, self._policy.keep)
+            self._save_step()
         if progress.improved:
             self._write_best()
+
+    def _save_step(self) -> None:
+        """Save the current step, whether it was measured or not."""
+        step, measurements = self.trainer.step_count, self.progress.measurements
+        measured = measurements[-1] if self.progress.measured_step == step else None
+        so_far = {"measurements": tuple(measurements), "seconds": self._seconds}
+        record = self._provenance.record.model_copy(update=so_far)
+        save_step(
+            self.folder / f"step_{step}",
+            self.trainer,
+            replace(self._provenance, record=record),
+            self._measured_json(measured),
+        )
+        prune_steps(self.folder, self._policy.keep)
+        self._saved, self._saved_at = step, time.monotonic()
 
     def _write_best(self) -> None:
         """Make the weights that were just measured the folder's own checkpoint."""
@@ -249,20 +281,25 @@ class TrainingRun:
         assert self.progress.best is not None  # noqa: S101 - a run measures its last step
         return self.progress.best
 
-    def _measured_json(self, measurement: Measurement, *, complete: bool = False) -> str:
-        training, held_out = measurement.training, measurement.held_out
-        counted = training.q.examples == len(self.training)
+    def _measured_json(self, measurement: Measurement | None, *, complete: bool = False) -> str:
         content = {
             **self.about,
             "training_seconds": round(self._seconds, 1),
             "steps_run": self.trainer.step_count,
             "stopped": self.progress.stopped,
-            "step": measurement.step,
+            "step": self.trainer.step_count if measurement is None else measurement.step,
             "measured_in": "float32",
             "complete": complete,
-            "training_examples": _figures(training, Share.counted if counted else Share.measured),
-            "held_out_examples": None if held_out is None else _figures(held_out, Share.measured),
+            "training_examples": None,
+            "held_out_examples": None,
         }
+        if measurement is not None:
+            training, held_out = measurement.training, measurement.held_out
+            counted = training.q.examples == len(self.training)
+            share = Share.counted if counted else Share.measured
+            content["training_examples"] = _figures(training, share)
+            if held_out is not None:
+                content["held_out_examples"] = _figures(held_out, Share.measured)
         return json.dumps(content, indent=2) + "\n"
 
     @property

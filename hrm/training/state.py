@@ -129,16 +129,23 @@ def save_step(
         with (partial / STATE).open("rb") as file:
             os.fsync(file.fileno())
         if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
+            replaced = folder.with_name(f".{folder.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.replace(replaced)
+            partial.replace(folder)
+            shutil.rmtree(replaced)
+        else:
+            partial.replace(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({error}): make room for it") from None
 
 
 def prune_steps(folder: Path, keep: int) -> None:
-    """Remove all but the latest `keep` saved steps from a run's folder."""
+    """Remove all but the latest `keep` saved steps from a run's folder, and what crashes left."""
     for old in step_folders(folder)[:-keep]:
         shutil.rmtree(old)
+    for left in folder.glob(".step_*.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read_step(folder: Path) -> SavedStep:

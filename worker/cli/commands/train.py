@@ -10,7 +10,9 @@ from hrm.training.answers import ContradictionError
 from hrm.training.options import OptionsError
 from hrm.training.run import TrainingRun
 from hrm.training.setup import prepare_run
+from hrm.training.stop import InterruptedRunError, StopRequest
 from worker.cli.options import use_device
+from worker.cli.stopping import SIGNALLED, asked_by_signals
 from worker.cli.tables.training import start_line, summary, training_display
 from worker.cli.training_options import options_of, training_options, usage_error
 from worker.process import devices
@@ -44,6 +46,9 @@ def command(
     nothing is trained, unless the completions are declared as accepted beside each other
     ("alternative": true in the line of a pair) or --contradictions says how to take them.
 
+    Ctrl-C, SIGTERM and the end of the terminal save the state after the current step, from which
+    --resume goes on.
+
     --resume needs only --data-path and --output: it uses the options of the run. Options that
     would change its steps are refused, --steps included, because the learning rates fall towards
     the last step. To train further, start a run with --init-from.
@@ -67,14 +72,20 @@ def command(
     except ContradictionError as error:
         click.echo("\n".join(error.named), err=True)
         raise
-    _train(run, pinned)
+    stop = StopRequest()
+    with asked_by_signals(stop) as signals:
+        try:
+            _train(run, pinned, stop)
+        except InterruptedRunError as interrupted:
+            click.echo(interrupted, err=True)
+            ctx.exit(SIGNALLED + signals[0])
 
 
-def _train(run: TrainingRun, device: devices.Device) -> None:
+def _train(run: TrainingRun, device: devices.Device, stop: StopRequest) -> None:
     trainer = run.trainer
     with training_display(run) as display:
         display.say(start_line(run, device.name))
-        best = run.train(on_step=display.on_step, on_measurement=display.on_measurement)
+        best = run.train(on_step=display.on_step, on_measurement=display.on_measurement, stop=stop)
     click.echo(
         f"{run.folder}: stopped after {trainer.step_count} steps ({run.progress.stopped}), "
         f"best is step {best.step}: {summary(best, len(run.training))}"

@@ -11,6 +11,7 @@ from hrm.evaluation.measurement import BothRules, RuleFigures
 from hrm.model.network import HRM
 from hrm.training.fit import Measurement, Progress, Stopped, fit
 from hrm.training.meter import Meter
+from hrm.training.stop import StopRequest
 from hrm.training.trainer import StepReport, Trainer, TrainingConfig
 from tests.support.checkpoints import TINY
 
@@ -91,6 +92,7 @@ def run(
         measure_every=every,
         on_step=lambda report: run.reported.append(report.step),
         on_measurement=run.measurements.append,
+        stop=StopRequest(),
     )
     return run
 
@@ -188,6 +190,7 @@ def test_an_unmeasured_step_is_measured_first_when_a_run_continues() -> None:
         measure_every=3,
         on_step=lambda _: None,
         on_measurement=lambda measurement: measured.append(measurement.step),
+        stop=StopRequest(),
     )
     assert measured == [3, 6]
 

@@ -10,24 +10,18 @@ import pytest
 import torch
 
 from hrm.checkpoint import CheckpointError, load_checkpoint
-from hrm.data.config import ConversionConfig
 from hrm.evaluation.measurement import BothRules, RuleFigures, measure
-from hrm.model.batch import Batch, Messages
+from hrm.model.batch import Messages
 from hrm.model.network import HRM
-from hrm.training.examples import training_record
 from hrm.training.fit import Measurement, Progress
-from hrm.training.options import RunPolicy, TrainingOptions
-from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
-from hrm.training.state import STATE, Provenance, RunRecord, step_folders
-from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig
+from hrm.training.options import TrainingOptions
+from hrm.training.run import claim_folder, enlarged, latest_step
+from hrm.training.state import STATE, RunRecord, step_folders
+from hrm.training.trainer import DivergedError, StepReport, Trainer
 from schemas import HaltedBy
 from tests.support.checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
-from tests.support.networks import tiny
+from tests.support.runs import EXAMPLES, RECIPE, train
 
-CONFIG = tiny(halt_max_steps=3, halt_exploration_prob=0.5)
-RECIPE = TrainingConfig(steps=6, batch_size=3, lr=1e-2, lr_warmup_steps=2)
-_INPUTS, _LABELS = torch.randint(12, (2, 5, 8), generator=torch.Generator().manual_seed(1))
-EXAMPLES = Batch(_INPUTS, _LABELS, torch.arange(5))
 EVERY_FILE = {
     "config.json",
     "curve.jsonl",
@@ -36,49 +30,6 @@ EVERY_FILE = {
     "training.png",
     "training_pairs.json",
 }
-
-
-def train(
-    folder: Path,
-    *,
-    until: int | None = None,
-    resume: bool = False,
-    recipe: TrainingConfig = RECIPE,
-    save_every: int | None = 1,
-    keep: int = 10,
-    sample: int = 128,
-) -> list[StepReport]:
-    """Train to the end, or until the step `until`, and return the reports of the steps."""
-    saved = latest_step(folder) if resume else None
-    torch.manual_seed(0)
-    options = TrainingOptions(**recipe.model_dump(), measure_every=1, measure_sample=sample)
-    trainer = Trainer(HRM(CONFIG), EXAMPLES, options)
-    record = RunRecord(options=options, data_sha256="", held_out_sha256=None)
-    if saved is not None:
-        record = saved.record
-        saved.restore(trainer)
-    claim_folder(folder, resume=resume)
-    pairs = training_record([])
-    run = TrainingRun(
-        folder,
-        trainer,
-        Messages.whole(trainer.examples),
-        Provenance(ConversionConfig(), pairs, record, {"command": "train"}),
-        RunPolicy(save_every=save_every, keep=keep),
-        Messages.whole(trainer.examples[:2]),
-    )
-    reports: list[StepReport] = []
-
-    def on_step(report: StepReport) -> None:
-        reports.append(report)
-        if report.step == until:
-            raise KeyboardInterrupt
-
-    try:
-        run.train(on_step=on_step)
-    except KeyboardInterrupt:
-        assert until is not None
-    return reports
 
 
 def files(folder: Path) -> set[str]:
