@@ -44,6 +44,8 @@ class AcceptedExample:
     """Whether its line declares the completion as accepted beside those of other lines."""
     unread: tuple[int, int] = (0, 0)
     """Words of prompt and completion beyond those that the model reads."""
+    hashed: bool = False
+    """Whether the message names no puzzle, so that a hash of its prompt chose one."""
 
 
 class NamedTasks(NamedTuple):
@@ -53,6 +55,8 @@ class NamedTasks(NamedTuple):
     """The tasks, in the order of their first messages."""
     puzzles: int
     """Rows of a puzzle table that has every `puzzle_id`."""
+    unnamed: int
+    """Messages that name neither a puzzle nor a task."""
     others: list[Words]
     """The prompts of messages that name neither, if they were asked for."""
 
@@ -66,7 +70,7 @@ def named_tasks(path: Path, converter: Converter | None = None) -> NamedTasks:
     cannot be read. The task of a message with a `puzzle_id` is not used, and needs no row.
     """
     tasks: dict[str, None] = {}
-    puzzles = 0
+    puzzles = unnamed = 0
     others: dict[Words, None] = {}
     with suppress(OSError), path.open("rb") as file:
         for _, content in DEFAULT_READER.messages(file):
@@ -77,13 +81,15 @@ def named_tasks(path: Path, converter: Converter | None = None) -> NamedTasks:
                     puzzles = max(puzzles, content.puzzle_id + 1)
             elif content.task is not None:
                 tasks[content.task] = None
-            elif (
-                converter is not None
-                and len(others) < MAX_PROMPTS
-                and converter.named_puzzle(content) is None
-            ):
-                others[converter.words(content.prompt)] = None
-    return NamedTasks(list(tasks), puzzles, list(others))
+            else:
+                unnamed += 1
+                if (
+                    converter is not None
+                    and len(others) < MAX_PROMPTS
+                    and converter.named_puzzle(content) is None
+                ):
+                    others[converter.words(content.prompt)] = None
+    return NamedTasks(list(tasks), puzzles, unnamed, list(others))
 
 
 def read_examples(
@@ -133,8 +139,9 @@ def read_examples(
                     unread_words(content.prompt, example.input_sequence),
                     unread_words(content.completion, example.target_sequence),
                 )
+                hashed = converter.named_puzzle(content) is None
                 examples.append(
-                    AcceptedExample(index + 1, example, pair, texts, alternative, unread)
+                    AcceptedExample(index + 1, example, pair, texts, alternative, unread, hashed)
                 )
     except OSError as error:
         raise TrainingDataError(f"{path}: cannot be read: {error.strerror}") from None
@@ -150,6 +157,15 @@ def _check_words(message: SQEMessage | AcceptedPair, where: str) -> None:
                 f"{where}: field '{field}': white space alone, which the model cannot tell from "
                 "other white space: give words, or remove the line"
             )
+
+
+def sharing_rows(examples: Sequence[AcceptedExample]) -> int:
+    """Prompts whose hash chose a puzzle row that it also chose for another prompt."""
+    rows: defaultdict[int, set[str]] = defaultdict(set)
+    for each in examples:
+        if each.hashed:
+            rows[each.example.puzzle_id].add(each.pair)
+    return sum(len(pairs) for pairs in rows.values() if len(pairs) > 1)
 
 
 def split(

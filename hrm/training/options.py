@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from hrm.data.config import ENOUGH_PROMPTS, MAX_HASHED_TOKENS, ConversionConfig
 from hrm.training.answers import Contradictions
-from hrm.training.trainer import TrainingConfig
+from hrm.training.plan import EPISODES, LEAST_ROWS, NOISE_FACTOR, ROWS_PER_MESSAGE
+from hrm.training.trainer import Recipe, TrainingConfig
 from schemas import SQEHRMError
 
 
@@ -29,12 +30,20 @@ class OptionsError(SQEHRMError):
         self.problem = problem
 
 
-class TrainingOptions(TrainingConfig):
+class TrainingOptions(Recipe):
     """Everything that decides what the steps of a run do: the recipe, and what it is applied to.
 
     A run's record keeps it, and a run is resumed only with the same. Fields that were not given
-    are taken from the saved run, or from the checkpoint of `init_from`.
+    are taken from the saved run, or from the checkpoint of `init_from`. Numbers that are None are
+    settled before the run starts, from the number of messages.
     """
+
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Largest number of optimiser steps. Without it, as many as give each example "
+        f"{EPISODES} episodes, or {NOISE_FACTOR:g} times as many with prompt noise.",
+    )
 
     init_from: str | None = Field(
         default=None,
@@ -67,8 +76,11 @@ class TrainingOptions(TrainingConfig):
         default=2, description="Layers of each level."
     )
     """`H and L` for a checkpoint whose levels differ."""
-    puzzle_space: int = Field(
-        default=1000, ge=1, description="Number of puzzle ids given to messages that have none."
+    puzzle_space: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of puzzle ids given to messages that have none. Without it, "
+        f"{ROWS_PER_MESSAGE} for each such message, and {LEAST_ROWS} at least.",
     )
     conversion: Literal[1, 2] = Field(
         default=2,
@@ -105,6 +117,11 @@ class TrainingOptions(TrainingConfig):
         description="Messages that are measured during training, drawn by the seed: at most this "
         "many of those trained on, and of those held out. All are measured at the end.",
     )
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The recipe, once its length is settled."""
+        return TrainingConfig(**{name: getattr(self, name) for name in TrainingConfig.model_fields})
 
 
 class RunPolicy(BaseModel):

@@ -237,7 +237,7 @@ class TrainingRun:
         """Save the current step, whether it was measured or not."""
         step, measurements = self.trainer.step_count, self.progress.measurements
         measured = measurements[-1] if self.progress.measured_step == step else None
-        so_far = {"measurements": tuple(measurements), "seconds": self._seconds}
+        so_far = {"measurements": tuple(measurements), "seconds": self.seconds}
         record = self._provenance.record.model_copy(update=so_far)
         save_step(
             self.folder / f"step_{step}",
@@ -267,6 +267,11 @@ class TrainingRun:
             file.write(self._measured_json(measurement, complete=complete).encode())
 
     @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken so far, with those before it was resumed."""
+        return self._provenance.record.seconds + time.monotonic() - self._started
+
+    @property
     def options(self) -> TrainingOptions:
         """The options of the run, settled."""
         return self._provenance.record.options
@@ -284,7 +289,7 @@ class TrainingRun:
     def _measured_json(self, measurement: Measurement | None, *, complete: bool = False) -> str:
         content = {
             **self.about,
-            "training_seconds": round(self._seconds, 1),
+            "training_seconds": round(self.seconds, 1),
             "steps_run": self.trainer.step_count,
             "stopped": self.progress.stopped,
             "step": self.trainer.step_count if measurement is None else measurement.step,
@@ -301,10 +306,6 @@ class TrainingRun:
             if held_out is not None:
                 content["held_out_examples"] = _figures(held_out, Share.measured)
         return json.dumps(content, indent=2) + "\n"
-
-    @property
-    def _seconds(self) -> float:
-        return self._provenance.record.seconds + time.monotonic() - self._started
 
     def _keep_curve(self, file: Path) -> None:
         """Drop the steps after the saved one from the curve: they will be done again."""

@@ -38,11 +38,13 @@ from hrm.training.examples import (
     TrainingDataError,
     named_tasks,
     read_examples,
+    sharing_rows,
     split,
     training_record,
 )
 from hrm.training.noise import PromptNoise
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
+from hrm.training.plan import LEAST_ROWS, default_rows, default_steps
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Provenance, RunRecord, SavedStep
 from hrm.training.trainer import Trainer, TrainingConfig
@@ -91,14 +93,19 @@ def prepare_run(
     conversion = _conversion(options) if source is None else source.conversion
     if not resumed:
         conversion = _with_tasks(conversion, data_path, options, source)
+        options = options.model_copy(update={"puzzle_space": conversion.puzzle_space})
     converter = Converter(conversion)
     data = _read(data_path, options, converter, resumed=resumed)
-    data = _with_answers(data, data_path, options, source, resumed=resumed)
+    data = _with_answers(data, data_path, conversion, source, resumed=resumed)
     torch.manual_seed(options.seed)
-    network = _network(options, data, source, resumed=resumed).to(device)
+    network = _network(options, conversion, data, source, resumed=resumed).to(device)
     training, held_out = data.on(network, converter)
+    if options.steps is None:
+        options = options.model_copy(update={"steps": _steps(options, training, network)})
+    record = record.model_copy(update={"options": options})
     claim_folder(output, resume=resume)
-    trainer = Trainer(network, training.parts, options, _noise(options, training, converter))
+    noise = _noise(options, training, converter)
+    trainer = Trainer(network, training.parts, options.config, noise)
     if saved is not None:
         saved.restore(trainer)
     pairs = training_record(
@@ -150,13 +157,15 @@ class _Data:
 
 
 def _conversion(options: TrainingOptions) -> ConversionConfig:
-    """How a run without a base checkpoint converts messages. Raises `OptionsError`."""
+    """How a run without a base checkpoint converts messages. Raises `OptionsError`.
+
+    Without a given puzzle space it has the smallest one until the messages are counted.
+    """
     fields = ("hashed_tokens", "case_sensitive")
     given = {name: getattr(options, name) for name in fields if name in options.model_fields_set}
+    rows = options.puzzle_space or LEAST_ROWS
     try:
-        return ConversionConfig(
-            version=options.conversion, puzzle_space=options.puzzle_space, **given
-        )
+        return ConversionConfig(version=options.conversion, puzzle_space=rows, **given)
     except ValidationError:
         raise OptionsError(list(given), ": conversion 1 has no such choice") from None
 
@@ -167,10 +176,16 @@ def _with_tasks(
     options: TrainingOptions,
     source: Checkpoint | None,
 ) -> ConversionConfig:
-    """`conversion` with a row for each task of the data that has none, behind all other rows."""
+    """`conversion` with a row for each task of the data that has none, behind all other rows.
+
+    These are as many as the messages without a task need, if nobody said how many.
+    """
     if options.find_tasks and conversion.version == 1:
         raise OptionsError(["find_tasks"], ": 12 tokens tell too few words apart: use conversion 2")
     named = named_tasks(data_path, Converter(conversion) if options.find_tasks else None)
+    if source is None and options.puzzle_space is None:
+        rows = default_rows(named.unnamed)
+        conversion = conversion.model_copy(update={"puzzle_space": rows})
     known = {task.name for task in conversion.tasks}
     new = {name: Words() for name in named.tasks if name not in known}
     templates = find_templates(named.others, ENOUGH_PROMPTS)
@@ -184,7 +199,7 @@ def _with_tasks(
             "task and --find-tasks out, or start without --init-from"
         )
     table = 0 if source is None else source.config.num_puzzle_identifiers
-    first_free = max(conversion.puzzle_space, options.puzzle_space, table, named.puzzles)
+    first_free = max(conversion.puzzle_space, table, named.puzzles)
     if first_free + len(new) > MAX_PUZZLES:
         raise TrainingDataError(
             f"{data_path}: {len(new):,} tasks need puzzle rows up to {first_free + len(new) - 1}, "
@@ -328,7 +343,7 @@ def _read(
 def _with_answers(
     data: _Data,
     data_path: Path,
-    options: TrainingOptions,
+    conversion: ConversionConfig,
     source: Checkpoint | None,
     *,
     resumed: bool,
@@ -338,7 +353,7 @@ def _with_answers(
     if resumed:
         return replace(data, answers=earlier)
     table = 0 if source is None else source.config.num_puzzle_identifiers
-    first_free = max(options.puzzle_space, table, data.puzzles)
+    first_free = max(conversion.puzzle_space, table, data.puzzles)
     data = replace(data, answers=answer_rows(data.training, first_free, earlier))
     if data.answers and source is not None and not source.config.puzzle_emb_ndim:
         raise TrainingDataError(
@@ -356,12 +371,17 @@ def _with_answers(
 
 
 def _network(
-    options: TrainingOptions, data: _Data, source: Checkpoint | None, *, resumed: bool
+    options: TrainingOptions,
+    conversion: ConversionConfig,
+    data: _Data,
+    source: Checkpoint | None,
+    *,
+    resumed: bool,
 ) -> HRM:
     """A new network, or that of `source`. When resuming, its puzzle table has its size already."""
     dtype = getattr(torch, options.forward_dtype)
     if source is not None:
-        rows = 0 if resumed else max(options.puzzle_space, data.puzzles)
+        rows = 0 if resumed else max(conversion.puzzle_space, data.puzzles)
         config, state = enlarged(source, rows)
         config = config.model_copy(update={"halt_exploration_prob": options.exploration})
         network = HRM(config, dtype)
@@ -369,19 +389,25 @@ def _network(
         return network
     try:
         config = HRMConfig(
-            vocab_size=vocabulary_of(_conversion(options)).size,
+            vocab_size=vocabulary_of(conversion).size,
             token_head=TokenHead.STABLEMAX if options.conversion == 1 else TokenHead.SOFTMAX,
             hidden_size=options.hidden_size,
             puzzle_emb_ndim=options.hidden_size,
             num_heads=options.num_heads,
             H_layers=options.layers,
             L_layers=options.layers,
-            num_puzzle_identifiers=max(options.puzzle_space, data.puzzles),
+            num_puzzle_identifiers=max(conversion.puzzle_space, data.puzzles),
             halt_exploration_prob=options.exploration,
         )
     except ValidationError as error:
         raise OptionsError(["hidden_size", "num_heads"], f": {first_problem(error)}") from None
     return HRM(config, dtype)
+
+
+def _steps(options: TrainingOptions, training: Messages, network: HRM) -> int:
+    examples, halt_max_steps = len(training.parts), network.config.halt_max_steps
+    noise = options.prompt_noise > 0
+    return default_steps(examples, options.batch_size, halt_max_steps, noise=noise)
 
 
 def _noise(
@@ -420,6 +446,8 @@ def _about(
         "further_answers": data.further_answers,
         "truncated_prompts": sum(each.unread[0] > 0 for each in data.training),
         "truncated_completions": sum(each.unread[1] > 0 for each in data.training),
+        "puzzle_space": conversion.puzzle_space,
+        "prompts_sharing_rows": sharing_rows(data.training),
         "tasks": len(conversion.tasks),
         "tasks_found": sum(bool(task.template) for task in conversion.tasks),
         "varied_prompts": pairs.varied_prompts,

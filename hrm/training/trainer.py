@@ -36,12 +36,11 @@ class DivergedError(SQEHRMError):
     """The loss or the gradient became NaN or infinite."""
 
 
-class TrainingConfig(BaseModel):
-    """The training recipe. `hrm/README.md` has the measurements made with the defaults."""
+class Recipe(BaseModel):
+    """The training recipe, apart from its length."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: int = Field(default=1000, ge=1, description="Largest number of optimiser steps.")
     batch_size: int = Field(
         default=96, ge=1, description="Examples per step; at most the number of training examples."
     )
@@ -80,6 +79,12 @@ class TrainingConfig(BaseModel):
         "accepted for it, so that the network learns to refuse it.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for all random numbers.")
+
+
+class TrainingConfig(Recipe):
+    """A training recipe. `hrm/README.md` has the measurements made with the defaults."""
+
+    steps: int = Field(default=1000, ge=1, description="Largest number of optimiser steps.")
 
 
 @dataclass(frozen=True)

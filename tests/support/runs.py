@@ -39,7 +39,7 @@ def train(
     saved = latest_step(folder) if resume else None
     torch.manual_seed(0)
     options = TrainingOptions(**recipe.model_dump(), measure_every=every, measure_sample=sample)
-    trainer = Trainer(HRM(CONFIG), EXAMPLES, options)
+    trainer = Trainer(HRM(CONFIG), EXAMPLES, options.config)
     record = RunRecord(options=options, data_sha256="", held_out_sha256=None)
     if saved is not None:
         record = saved.record

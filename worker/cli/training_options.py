@@ -15,7 +15,7 @@ from hrm.data.config import MAX_HASHED_TOKENS
 from hrm.training.answers import Contradictions
 from hrm.training.examples import MAX_PUZZLES
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
-from hrm.training.trainer import TrainingConfig
+from hrm.training.trainer import Recipe
 from schemas import first_problem
 from worker.cli.options import (
     FILE,
@@ -82,7 +82,8 @@ training_options = all_of(
     _option("hashed_tokens", click.IntRange(1, MAX_HASHED_TOKENS)),
     _flag("case_sensitive"),
     _flag("find_tasks"),
-    *(_option(name) for name in TrainingConfig.model_fields if name not in _NOT_OPTIONS),
+    _option("steps", int),
+    *(_option(name) for name in Recipe.model_fields if name not in _NOT_OPTIONS),
     _option("exploration"),
     _option("measure_every"),
     _option("measure_sample"),

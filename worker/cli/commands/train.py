@@ -13,7 +13,7 @@ from hrm.training.setup import prepare_run
 from hrm.training.stop import InterruptedRunError, StopRequest
 from worker.cli.options import use_device
 from worker.cli.stopping import SIGNALLED, asked_by_signals
-from worker.cli.tables.training import start_line, summary, training_display
+from worker.cli.tables.training import plan_lines, start_line, summary, training_display
 from worker.cli.training_options import options_of, training_options, usage_error
 from worker.process import devices
 from worker.settings import Settings
@@ -35,6 +35,10 @@ def command(
 
     --output becomes a checkpoint of the best weights so far. Beside them are step_N folders to
     resume from, curve.jsonl with every step, measured.json, and at the end training.png.
+
+    Without --steps, a run is as long as its number of messages asks for, and --puzzle-space as
+    large; a warning says if given numbers are too small. Once the speed is known, the time is
+    estimated.
 
     Training stops after --steps, or when two measurements in a row find every message solved and
     the Q head right under both halting rules, and a mean halting step under q of at most 3/8 of
@@ -84,7 +88,8 @@ def command(
 def _train(run: TrainingRun, device: devices.Device, stop: StopRequest) -> None:
     trainer = run.trainer
     with training_display(run) as display:
-        display.say(start_line(run, device.name))
+        for line in (start_line(run, device.name), *plan_lines(run)):
+            display.say(line)
         best = run.train(on_step=display.on_step, on_measurement=display.on_measurement, stop=stop)
     click.echo(
         f"{run.folder}: stopped after {trainer.step_count} steps ({run.progress.stopped}), "

@@ -3,29 +3,51 @@
 Knows the console, and what `hrm.training` reports; computes nothing.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hrm.evaluation.measurement import BothRules, RuleFigures
 from hrm.evaluation.statistics import Share, ShareOf
 from hrm.training.fit import Measurement
+from hrm.training.plan import (
+    MUCH_SHARED,
+    default_rows,
+    default_steps,
+    episodes_of,
+    few_episodes,
+)
 from hrm.training.run import TrainingRun
 from hrm.training.trainer import StepReport
 from worker.cli.tables.style import interval, number, percent
+
+ESTIMATE_AFTER = 20.0
+"""Seconds of training from which the rest is estimated: the first steps are slower."""
 
 
 class TrainingDisplay:
     """Prints lines, which are never wrapped, and shows a bar if stderr is a terminal."""
 
-    def __init__(self, bar: Progress, steps: int, done: int, messages: int) -> None:
+    def __init__(
+        self, bar: Progress, run: TrainingRun, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._bar = bar
-        self._messages = messages
-        self._task = bar.add_task("", total=steps, completed=done)
+        self._run = run
+        self._clock = clock
+        self._task = bar.add_task("", total=self._steps, completed=run.trainer.step_count)
         self._loss = 0.0
         self._halted = ""
+        self._first: StepReport | None = None
+        self._since = 0.0
+        self._estimated = False
+
+    @property
+    def _steps(self) -> int:
+        return self._run.trainer.config.steps
 
     def say(self, line: str) -> None:
         """Print `line`."""
@@ -46,11 +68,32 @@ class TrainingDisplay:
             completed=report.step,
             description=f"loss {report.loss:.3f}{self._halted}",
         )
+        if self._first is None:
+            # Its own time is left out: with it come allocations and compilations.
+            self._first, self._since = report, self._clock()
+        elif not self._estimated and self._clock() - self._since >= ESTIMATE_AFTER:
+            self._estimated = True
+            left = self._left(report.step)
+            if left is not None:
+                line = f"about {duration(left)} for the other {self._steps - report.step:,} steps"
+                if self._run.trainer.device.type == "cpu":
+                    threads = torch.get_num_threads()
+                    line += f" on {threads} thread{'s' if threads > 1 else ''}"
+                self.say(line)
+
+    def _left(self, step: int) -> float | None:
+        """Seconds until the last step, at the mean speed so far, measurements included."""
+        if self._first is None or step <= self._first.step or step >= self._steps:
+            return None
+        return (self._clock() - self._since) / (step - self._first.step) * (self._steps - step)
 
     def on_measurement(self, measurement: Measurement) -> None:
         """Print the figures of `measurement`."""
-        figures = summary(measurement, self._messages)
-        self.say(f"step {measurement.step:5d}  loss {self._loss:.3f}  {figures}")
+        figures = summary(measurement, len(self._run.training))
+        times, left = duration(self._run.seconds), self._left(measurement.step)
+        if left is not None:
+            times += f", {duration(left)} left"
+        self.say(f"step {measurement.step:5d}  loss {self._loss:.3f}  {times}  {figures}")
 
 
 @contextmanager
@@ -64,8 +107,46 @@ def training_display(run: TrainingRun) -> Iterator[TrainingDisplay]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        trainer = run.trainer
-        yield TrainingDisplay(bar, trainer.config.steps, trainer.step_count, len(run.training))
+        yield TrainingDisplay(bar, run)
+
+
+def plan_lines(run: TrainingRun) -> list[str]:
+    """The length of the run in a line, and a warning for each way in which it is too small."""
+    trainer, noise = run.trainer, run.options.prompt_noise > 0
+    size = len(trainer.examples), trainer.batch_size, trainer.network.config.halt_max_steps
+    episodes = episodes_of(trainer.config.steps, *size)
+    unit = "part of a message" if len(trainer.examples) > len(run.training) else "message"
+    lines = [f"{trainer.config.steps:,} steps, {number(episodes)} episodes for each {unit}"]
+    if trainer.step_count:
+        return lines
+    if episodes < few_episodes(noise=noise):
+        least = f"{few_episodes(noise=noise):g}"
+        lines.append(
+            f"warning: {number(episodes)} episodes are few, most messages need {least} or more: "
+            f"give --steps {default_steps(*size, noise=noise)}"
+        )
+    sharing = run.about["prompts_sharing_rows"] / run.about["prompts"]
+    if sharing > MUCH_SHARED:
+        rows = default_rows(run.about["prompts"])
+        fix = f"give --puzzle-space {rows}"
+        if run.options.init_from is not None:
+            fix = "start without --init-from to have more rows"
+        lines.append(
+            f"warning: {percent(sharing, 0)} of the prompts share a puzzle row with another: {fix}"
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in two units at most, as a person would say it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{rest} s"
 
 
 def start_line(run: TrainingRun, device: str) -> str:

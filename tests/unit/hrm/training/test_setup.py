@@ -19,6 +19,7 @@ from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.run import latest_step
 from hrm.training.setup import prepare_run
 from hrm.training.state import RunRecord
+from hrm.training.stop import InterruptedRunError, StopRequest
 from tests.support.predictors import StubPredictor
 
 GUIDE = Path(__file__).parents[4] / "hrm" / "README.md"
@@ -82,6 +83,41 @@ def test_a_run_is_resumed_with_what_it_recorded(data: Path, tmp_path: Path) -> N
     assert ends[0].checkpoint.digest == ends[1].checkpoint.digest
     with pytest.raises(OptionsError, match=r"seed 0, but the run in .* has 3: leave it out"):
         prepare_run(data, part, TrainingOptions(seed=0), resume=True)
+
+
+def test_the_length_and_the_puzzle_table_follow_from_the_number_of_messages(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "many.jsonl"
+    named = [{"prompt": "p", "completion": "c", "puzzle_id": 7}]
+    pairs = [{"prompt": f"plan {number}", "completion": "c d"} for number in range(150)]
+    data.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs + named))
+    unsaid = TINY | {"steps": None, "puzzle_space": None, "batch_size": 96}
+    run = prepare_run(data, tmp_path / "run", TrainingOptions(**unsaid))
+    # 151 examples, 100 episodes of 16 steps each, 96 at once.
+    assert run.trainer.config.steps == run.options.steps == 2600
+    assert run.options.puzzle_space == 2000
+    assert run.trainer.network.config.num_puzzle_identifiers == 2000
+    assert run.about["recipe"]["steps"] == 2600
+    noisy = prepare_run(data, tmp_path / "noisy", TrainingOptions(**unsaid, prompt_noise=2))
+    assert noisy.trainer.config.steps == 6300
+    said = prepare_run(data, tmp_path / "said", TrainingOptions(**TINY, seed=1))
+    assert (said.options.steps, said.options.puzzle_space) == (2, 8)
+    # All but the one that names its puzzle share their rows.
+    assert (said.about["prompts_sharing_rows"], said.about["prompts"]) == (150, 151)
+
+
+def test_a_settled_length_is_resumed(data: Path, tmp_path: Path) -> None:
+    unsaid = TINY | {"steps": None, "puzzle_space": None}
+    stop = StopRequest()
+    run = prepare_run(data, tmp_path / "run", TrainingOptions(**unsaid))
+    with pytest.raises(InterruptedRunError):
+        run.train(on_step=lambda _: stop.ask(), stop=stop)
+    resumed = prepare_run(data, tmp_path / "run", TrainingOptions(), resume=True)
+    assert resumed.options == run.options
+    assert resumed.options.steps == 4800
+    with pytest.raises(OptionsError, match=r"steps 5, but the run in .* has 4800: leave it out"):
+        prepare_run(data, tmp_path / "run", TrainingOptions(steps=5), resume=True)
 
 
 def test_a_run_recorded_before_options_were_typed_is_read() -> None:

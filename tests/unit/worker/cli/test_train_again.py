@@ -85,7 +85,7 @@ def test_resuming_needs_no_option_and_ends_in_the_same_weights(
     cut = tmp_path / "out"
     shutil.copytree(whole, cut, ignore=shutil.ignore_patterns("step_3", "step_4"))
     result = done(train(data, cut, "--resume"))
-    assert [line[:10] for line in result.stderr.splitlines()[1:]] == ["step     3", "step     4"]
+    assert [line[:10] for line in result.stderr.splitlines()[2:]] == ["step     3", "step     4"]
     last = [load_checkpoint(folder / "step_4").digest for folder in (whole, cut)]
     assert last[0] == last[1]
     for key in ("recipe", "steps_run", "held_out", "step", "training_examples"):
