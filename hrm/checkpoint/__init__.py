@@ -4,7 +4,8 @@
 - `files`: reads weights in every supported file format
 - `config`: configurations, from files or from the tensors' shapes
 - `record`: the training record: pairs, and what was accepted for them; needs no torch
-- `checkpoint`: weights, configuration and training record as one object
+- `figures`: how good the weights were measured to be, by halting rule; needs no torch
+- `checkpoint`: weights, configuration, training record and figures as one object
 - `inspection`: contents and statistics of a checkpoint
 
 May import `schemas`, `hrm.data` and `hrm.model`. Names that need torch are imported on first use,

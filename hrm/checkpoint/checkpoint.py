@@ -1,8 +1,8 @@
 """A trained model as one object: weights, configuration and training record.
 
 Knows what a checkpoint consists of and how one is written. `hrm.checkpoint.names` finds it,
-`hrm.checkpoint.files` reads its weights, `hrm.checkpoint.config` its configuration, and
-`hrm.checkpoint.record` has the training record.
+`hrm.checkpoint.files` reads its weights, `hrm.checkpoint.config` its configuration,
+`hrm.checkpoint.record` has the training record, and `hrm.checkpoint.figures` its figures.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from hrm.checkpoint.config import (
     config_json,
     read_configuration,
 )
+from hrm.checkpoint.figures import FIGURES, RecordedFigures, read_figures
 from hrm.checkpoint.files import KEY_PREFIX, read_state
 from hrm.checkpoint.names import (
     WEIGHTS,
@@ -66,6 +67,8 @@ class Checkpoint:
     digest: str
     """SHA-256 of weights and configuration; independent of the file format."""
     training: TrainingRecord | None
+    figures: RecordedFigures | None
+    """How good these weights were measured to be; None if nobody recorded it."""
 
     def build(
         self, *, device: torch.device | str = "cpu", forward_dtype: torch.dtype = torch.float32
@@ -95,6 +98,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     weights = weights_file(path)
     state = read_state(weights)
     configuration = read_configuration(weights, state)
+    digest = _digest(state, configuration.model, configuration.conversion)
     return Checkpoint(
         name=checkpoint_name(path),
         path=weights,
@@ -102,8 +106,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         conversion=configuration.conversion,
         config_sources=configuration.sources,
         state=state,
-        digest=_digest(state, configuration.model, configuration.conversion),
+        digest=digest,
         training=_read_training(weights.parent / TRAINING_PAIRS, configuration.model),
+        figures=read_figures(weights.parent / FIGURES, digest),
     )
 
 
@@ -114,7 +119,7 @@ def save_checkpoint(
     conversion: ConversionConfig,
     training: TrainingRecord | None,
 ) -> None:
-    """Write a checkpoint folder, replacing an earlier one.
+    """Write a checkpoint folder, replacing an earlier one and its recorded figures.
 
     A crash leaves the old checkpoint, the new one, or a folder without weights, never a mixture
     that loads.
@@ -148,6 +153,7 @@ def save_checkpoint(
         _sync(partial)
         # Weights are removed first and written last: without them the folder does not load.
         weights.unlink(missing_ok=True)
+        (folder / FIGURES).unlink(missing_ok=True)
         _sync(folder)
         _write(folder / CONFIG, config_json(config, conversion))
         if training is None:

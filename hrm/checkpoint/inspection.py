@@ -1,7 +1,7 @@
 """The contents of a checkpoint: its parts, their sizes, and statistics of each tensor.
 
-Knows tensors and their place in the network; nothing of terminals or tables. Runs no inference, so
-it says nothing about how good a model is.
+Knows tensors and their place in the network; nothing of terminals or tables. Runs no inference: how
+good a model is, only its recorded figures say.
 """
 
 import math
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from hrm.checkpoint import Checkpoint, TrainingRecord
+from hrm.checkpoint.figures import RecordedFigures
 
 FLOAT32_BYTES = torch.float32.itemsize
 """Bytes of one parameter in memory: networks are built as float32, however they are stored."""
@@ -143,6 +144,9 @@ class Inspection(_Figures):
     conversion: dict[str, ConfigurationValue]
     tasks: tuple[TaskSummary, ...]
     training: TrainingSummary | None
+    figures: RecordedFigures | None = Field(
+        description="Figures that were recorded of these weights; null if there are none."
+    )
     tensors: dict[str, TensorStatistics]
 
 
@@ -188,6 +192,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
             for task in checkpoint.conversion.tasks
         ),
         training=None if training is None else _summary(training),
+        figures=checkpoint.figures,
         tensors=tensors,
     )
 

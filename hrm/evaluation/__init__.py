@@ -11,6 +11,7 @@
 - `paired`: tests and intervals for two predictors on the same examples
 - `outcomes`: each two predictors on the same distinct examples
 - `measurement`: a network's figures on a set of examples
+- `recorded`: these figures, as a checkpoint records them
 - `run`: the evaluation of a whole file
 - `counters`: figures of many verdicts in constant memory
 - `report`: the form of an evaluation's report

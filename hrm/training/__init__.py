@@ -8,6 +8,7 @@
 - `examples`: files become training examples
 - `answers`: prompts with several accepted answers, and contradictions
 - `run`: a run's folder
+- `recording`: the figures of a checkpoint that was trained before they were recorded
 - `state`: everything that resuming needs
 - `plot`: the training curves
 

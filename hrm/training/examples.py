@@ -19,7 +19,14 @@ from hrm.data.templates import MAX_PROMPTS
 from hrm.data.texts import AcceptedTexts, TextHashes
 from hrm.data.variations import Words, standing_alone
 from hrm.data.vocabulary import unread_words
-from schemas import VOCABULARY_SIZE, HRMExample, MessageRejected, SQEHRMError, SQEMessage
+from schemas import (
+    VOCABULARY_SIZE,
+    HRMExample,
+    MessageRejected,
+    SQEHRMError,
+    SQEMessage,
+    TextCheck,
+)
 
 MAX_PUZZLES = 2**20
 """Rows of the largest puzzle table: ten times as many as v9 has. With 256 numbers per row it takes
@@ -256,26 +263,54 @@ def completed_record(record: TrainingRecord, path: Path, converter: Converter) -
     Raises:
         TrainingDataError: The messages are not the recorded ones, or cannot be read.
     """
+    examples = recorded_examples(record, path, converter)
+    return training_record(examples, vocabulary_size=converter.tokenizer.vocabulary.size)
+
+
+def recorded_examples(
+    record: TrainingRecord, path: Path, converter: Converter
+) -> list[AcceptedExample]:
+    """Read the examples that a checkpoint with `record` was trained on.
+
+    Args:
+        record: The checkpoint's record.
+        path: JSONL file of exactly the messages that the checkpoint was trained on.
+        converter: Turns messages into examples as in that training.
+
+    Raises:
+        TrainingDataError: The messages are not the recorded ones, or cannot be read.
+    """
     examples = read_examples(path, converter)
+    tokens: Counter[int] = Counter()
     for each in examples:
+        target = each.example.target_sequence
+        tokens.update(target)
         if each.pair not in record.pair_hashes:
             raise TrainingDataError(
                 f"{path}: line {each.line}: not among the recorded training pairs: give the file "
                 "that the checkpoint was trained on, without held-out messages"
             )
-    completed = training_record(examples, vocabulary_size=converter.tokenizer.vocabulary.size)
-    missing = len(record.pair_hashes) - len(completed.pair_hashes)
+        if record.accepted is not None and not (
+            record.accepted.texts.check(each.texts) is TextCheck.SAME
+            and record.accepts_target(each.pair, target)
+        ):
+            raise TrainingDataError(
+                f"{path}: line {each.line}: another completion than the recorded one: give the "
+                "file as it was when the checkpoint was trained, without lines that were left out"
+            )
+    missing = len(record.pair_hashes) - len({each.pair for each in examples})
     if missing:
         raise TrainingDataError(
             f"{path}: lacks {missing} of the {len(record.pair_hashes)} recorded training pairs: "
             "give the whole file that the checkpoint was trained on"
         )
-    if completed.target_token_counts != record.target_token_counts:
+    vocabulary_size = converter.tokenizer.vocabulary.size
+    if tuple(tokens[token] for token in range(vocabulary_size)) != record.target_token_counts:
         raise TrainingDataError(
             f"{path}: its completions have other tokens than the recorded ones: give the file as "
             "it was when the checkpoint was trained"
         )
-    return completed
+    return examples
 
 
 def _short(number: int) -> str:

@@ -20,9 +20,11 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from hrm.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from hrm.checkpoint.figures import write_figures
 from hrm.checkpoint.names import WEIGHTS, other_weights
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
+from hrm.evaluation.recorded import recorded_figures
 from hrm.evaluation.statistics import Share, ShareOf
 from hrm.model.batch import Messages
 from hrm.model.config import HRMConfig
@@ -183,7 +185,7 @@ class TrainingRun:
                         stop=stop,
                     )
                 with stop.at_once():
-                    complete = self._measure_all()
+                    measured = self._measure_all()
             except DivergedError as error:
                 best = self.progress.best
                 kept = "nothing to keep yet" if best is None else f"step {best.step} is kept"
@@ -192,7 +194,7 @@ class TrainingRun:
                 raise InterruptedRunError(f"{self.folder}: {self._interrupted()}") from None
             finally:
                 self._plot(curve_file)
-            return self._finish(complete)
+            return self._finish(*measured)
 
     def _interrupted(self) -> str:
         """Save the state at the current step; returns what became of the run."""
@@ -212,13 +214,18 @@ class TrainingRun:
             # The run may have been cut off between a saved step and the checkpoint of it.
             self._write_best()
 
-    def _measure_all(self) -> Complete:
-        """Measure all messages with the best weights, as they lie in the folder."""
-        network = load_checkpoint(self.folder).build(device=self.trainer.device)
-        return self._meter.measure_all(network, self._best.step)
+    def _measure_all(self) -> tuple[Checkpoint, Complete]:
+        """The folder's checkpoint, which has the best weights, and figures of all messages."""
+        # The weights as they lie there, so that the figures hold for them.
+        checkpoint = load_checkpoint(self.folder)
+        network = checkpoint.build(device=self.trainer.device)
+        return checkpoint, self._meter.measure_all(network, self._best.step)
 
-    def _finish(self, complete: Complete) -> Measurement:
+    def _finish(self, checkpoint: Checkpoint, complete: Complete) -> Measurement:
         """Write what only the `complete` figures of the best weights can tell."""
+        write_figures(
+            self.folder, recorded_figures(checkpoint, complete.training, complete.held_out)
+        )
         held_out = None if complete.held_out is None else complete.held_out.totals
         final = replace(self._best, training=complete.training.totals, held_out=held_out)
         self._write_measured(final, complete=True)

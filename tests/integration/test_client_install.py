@@ -25,6 +25,7 @@ SHIPPED = ("sqe-demo", "sqe-demo-600", "sqe-demo-2")
 CHECKPOINT = (
     "README.md",
     "config.json",
+    "figures.json",
     "measured.json",
     "model.safetensors",
     "training_pairs.json",

@@ -5,8 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from rich.console import Console
 
-from hrm.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
+from hrm.checkpoint import (
+    Checkpoint,
+    TrainingRecord,
+    find_checkpoint,
+    load_checkpoint,
+    read_checkpoint,
+)
+from hrm.checkpoint.figures import write_figures
 from hrm.checkpoint.inspection import inspect_checkpoint
 from hrm.checkpoint.record import TRAINING_PAIRS
 from hrm.data.conversion import Content, Converter
@@ -19,6 +27,7 @@ from hrm.evaluation.recommendation import (
     measure_messages,
 )
 from hrm.training.examples import completed_record
+from hrm.training.recording import measure_accepted
 from schemas import HaltedBy, SQEHRMError
 from worker.cli.files import read_with_progress, refused_line_printer, write_text
 from worker.cli.options import data_path_option, device_option, json_option, use_device
@@ -121,27 +130,55 @@ def compare(
 @command.command("record")
 @click.argument("checkpoint")
 @data_path_option("JSONL file of exactly the messages that the checkpoint was trained on.")
-def record(checkpoint: str, data_path: Path) -> None:
-    """Complete a training record with the accepted texts.
+@device_option()
+def record(checkpoint: str, data_path: Path, device: str | None) -> None:
+    """Complete what a checkpoint records: accepted texts and figures.
 
     A checkpoint that was trained before records had hashes of the accepted texts has a record of
-    version 1, and the text check of its verdicts is always unknown. If the messages are exactly
-    those that the record knows, a record of version 2 takes its place. Weights, configuration and
-    digest stay as they are.
+    version 1, and the text check of its verdicts is always unknown. One that was trained before
+    figures were recorded does not say which halting rule to use. If the messages are exactly those
+    that the record knows, a record of version 2 takes its place, and the figures are measured under
+    both halting rules. Weights, configuration and digest stay as they are.
     """
-    folder = Settings.from_env().checkpoint_dir
-    loaded = read_checkpoint(find_checkpoint(checkpoint, folder))
-    if loaded.training is None:
+    settings = Settings.from_env(device=device)
+    torch_device = use_device(settings).torch_name
+    loaded = load_checkpoint(find_checkpoint(checkpoint, settings.checkpoint_dir))
+    known = loaded.training
+    if known is None:
         raise SQEHRMError(
             f"checkpoint {loaded.name} has no record of its training pairs to check {data_path} "
             "against: train it anew"
         )
-    if loaded.training.accepted is not None:
-        raise SQEHRMError(f"checkpoint {loaded.name}: its record is of version 2 already: keep it")
-    completed = completed_record(loaded.training, data_path, Converter(loaded.conversion))
-    file = loaded.path.parent / TRAINING_PAIRS
+    if known.accepted is not None and loaded.figures is not None:
+        raise SQEHRMError(
+            f"checkpoint {loaded.name}: its record is of version 2 and has figures already: keep it"
+        )
+    if known.accepted is None:
+        known = _complete_record(loaded, known, data_path)
+    if loaded.figures is None:
+        _record_figures(loaded, known, data_path, torch_device)
+
+
+def _complete_record(
+    checkpoint: Checkpoint, known: TrainingRecord, data_path: Path
+) -> TrainingRecord:
+    completed = completed_record(known, data_path, Converter(checkpoint.conversion))
+    file = checkpoint.path.parent / TRAINING_PAIRS
     write_text(file, completed.to_json())
     click.echo(f"{file}: version 2, {len(completed.pair_hashes):,} pairs with their texts' hashes")
+    return completed
+
+
+def _record_figures(
+    checkpoint: Checkpoint, known: TrainingRecord, data_path: Path, device: str
+) -> None:
+    with Console(stderr=True).status(f"Measuring {checkpoint.name} under both halting rules"):
+        figures = measure_accepted(checkpoint, known, data_path, device)
+    file = write_figures(checkpoint.path.parent, figures)
+    click.echo(
+        f"{file}: {figures.accepted.messages:,} messages measured, which support "
+        f"{figures.evidence().reason}"
+    )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hrm.checkpoint.figures import RecordedFigures, RecordedSet
 from hrm.checkpoint.inspection import (
     Component,
     ConfigurationValue,
@@ -20,6 +21,7 @@ from hrm.checkpoint.inspection import (
 from hrm.data.config import ENOUGH_PROMPTS
 from hrm.evaluation.comparison import CONVERGED_BELOW, Comparison, StepChange, TensorChange
 from hrm.evaluation.recommendation import CheckpointFigures, Recommendation
+from hrm.evaluation.statistics import Share, ShareOf
 from schemas import HaltedBy
 from worker.cli.tables.paired import differing, pairs_table, pairs_title
 from worker.cli.tables.style import (
@@ -51,6 +53,7 @@ def print_inspection(inspection: Inspection) -> None:
     tasks = [("Tasks", _tasks_table(inspection.tasks))] if inspection.tasks else []
     print_parts(
         ("", _heading(inspection)),
+        *_recorded(inspection.figures),
         ("Components", _components_table(inspection)),
         ("Configuration", _configuration_table(inspection)),
         *tasks,
@@ -110,6 +113,8 @@ def _heading(inspection: Inspection) -> Text:
         ("training", trained),
         ("texts", texts),
     ]
+    if inspection.figures is None:
+        lines.append(("figures", "none recorded (see sqe-hrm checkpoint record)"))
     width = max(len(name) for name, _ in lines)
     parts = [Text.assemble((f"{name:{width}}", "bold"), f"  {value}") for name, value in lines]
     if inspection.nan or inspection.infinite:
@@ -122,6 +127,36 @@ def _heading(inspection: Inspection) -> Text:
     # A path stays on its line, so that it can be copied whole.
     text.no_wrap = True
     return text
+
+
+def _recorded(figures: RecordedFigures | None) -> list[tuple[str, RenderableType]]:
+    """The recorded figures, and what follows from them."""
+    if figures is None:
+        return []
+    made = table(
+        *("", "halting", "solved", "rate", "95 % interval", "tokens", "Q right", "steps"),
+        left=(0, 1),
+        gap=GAP,
+    )
+    sets: list[tuple[str, RecordedSet, ShareOf]] = [("accepted", figures.accepted, Share.counted)]
+    if figures.held_out is not None:
+        sets.append(("held out", figures.held_out, Share.measured))
+    for label, measured, share in sets:
+        for rule in (HaltedBy.MAX_STEPS, HaltedBy.Q):
+            of_rule = measured.of(rule)
+            solved = share(of_rule.solved, measured.messages)
+            made.add_row(
+                label,
+                rule.value,
+                f"{solved.count:,}/{solved.of:,}",
+                percent(solved.share),
+                interval(solved),
+                percent(of_rule.tokens_right / measured.target_tokens),
+                percent(of_rule.q_right / measured.messages),
+                number(of_rule.mean_act_steps),
+            )
+    title = f"Recorded figures ({figures.date}, {figures.dtype}, {figures.halt_max_steps} steps)"
+    return [(title, made), ("", Text(f"They support {figures.evidence().reason}."))]
 
 
 def _components_table(inspection: Inspection) -> Table:

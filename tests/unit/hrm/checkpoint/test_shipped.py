@@ -176,6 +176,30 @@ def test_the_measured_figures_are_reproduced(
     assert figures.mean_act_steps == pytest.approx(recorded["mean_act_steps"], abs=0.25)
 
 
+@pytest.mark.parametrize(
+    ("name", "rule", "reason"),
+    [
+        ("sqe-demo", HaltedBy.Q, "q: solves 84 of 84, as under 16 fixed steps, "),
+        ("sqe-demo-600", HaltedBy.MAX_STEPS, "fixed steps: Q head right for 11 of 84 under q: "),
+        ("sqe-demo-2", HaltedBy.Q, "q: solves 84 of 84, 81 under 16 fixed steps, "),
+    ],
+)
+def test_recorded_figures_are_those_of_training(name: str, rule: HaltedBy, reason: str) -> None:
+    folder = FOLDER.with_name(name)
+    figures = load_checkpoint(folder).figures
+    assert figures is not None
+    found = figures.evidence()
+    assert (found.rule, found.reason[: len(reason)]) == (rule, reason)
+    measured = json.loads((folder / "measured.json").read_text())["training_examples"]
+    for halting in HaltedBy:
+        recorded, in_training = figures.accepted.of(halting), measured[halting]
+        assert figures.accepted.messages == in_training["examples"] == 84
+        assert recorded.solved == in_training["solved"]
+        assert recorded.q_right == round(84 * in_training["q_accuracy"])
+        # Another device may halt an example a step earlier or later.
+        assert recorded.mean_act_steps == pytest.approx(in_training["mean_act_steps"], abs=0.25)
+
+
 # sqe-demo-2: conversion 2.
 
 

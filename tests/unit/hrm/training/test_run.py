@@ -25,6 +25,7 @@ from tests.support.runs import EXAMPLES, RECIPE, train
 EVERY_FILE = {
     "config.json",
     "curve.jsonl",
+    "figures.json",
     "measured.json",
     "model.safetensors",
     "training.png",
@@ -49,8 +50,14 @@ def test_the_folder_holds_the_best_the_steps_the_curve_and_the_plot(unbroken: Pa
     measured = json.loads((unbroken / "measured.json").read_text())
     assert (measured["steps_run"], measured["stopped"]) == (6, "steps")
     best = unbroken / f"step_{measured['step']}"
-    assert files(best) == EVERY_FILE - {"curve.jsonl", "training.png"} | {STATE}
-    assert load_checkpoint(best).digest == load_checkpoint(unbroken).digest
+    of_the_run = {"curve.jsonl", "figures.json", "training.png"}
+    assert files(best) == EVERY_FILE - of_the_run | {STATE}
+    checkpoint = load_checkpoint(unbroken)
+    assert load_checkpoint(best).digest == checkpoint.digest
+    assert checkpoint.figures is not None
+    assert checkpoint.figures.accepted.messages == 5
+    assert checkpoint.figures.held_out is not None
+    assert checkpoint.figures.held_out.messages == 2
     figures = json.loads((best / "measured.json").read_text())
     for examples, count in (("training_examples", 5), ("held_out_examples", 2)):
         assert figures[examples] == measured[examples]

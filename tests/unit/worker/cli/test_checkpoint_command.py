@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from hrm.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from hrm.checkpoint.config import tensor_shapes
 from hrm.data.conversion import Converter
-from hrm.model.batch import encode
+from hrm.evaluation.measurement import measure
+from hrm.model.batch import Messages, encode
 from hrm.model.config import HRMConfig
 from hrm.model.reference_loop import evaluate_batch
 from hrm.training.examples import read_examples, training_record
@@ -190,20 +191,89 @@ def test_a_record_of_version_1_is_completed(before: tuple[Path, Path]) -> None:
     assert "no hashes of accepted texts: its record is of version 1 (see sqe-hrm checkpoint" in (
         printed("inspect", "before")
     )
-    assert call("record", "before", "--data-path", messages).stdout == (
-        f"{checkpoint / 'training_pairs.json'}: version 2, 2 pairs with their texts' hashes\n"
+    first, second = call("record", "before", "--data-path", messages).stdout.splitlines()
+    assert (
+        first
+        == f"{checkpoint / 'training_pairs.json'}: version 2, 2 pairs with their texts' hashes"
     )
+    assert second.startswith(f"{checkpoint / 'figures.json'}: 2 messages measured, which support ")
     loaded = load_checkpoint(checkpoint)
     assert loaded.digest == digest
     assert loaded.training == training_record(read_examples(messages, Converter(SHA256)))
-    for file in checkpoint.iterdir():
-        same = file.read_bytes() == others.pop(file.name)
-        assert same == (file.name != "training_pairs.json")
-    assert not others
+    for name in ("config.json", "model.safetensors"):
+        assert (checkpoint / name).read_bytes() == others[name]
+    assert {file.name for file in checkpoint.iterdir()} == {*others, "figures.json"}
     assert "accepted completions of 2 prompts, as hashes" in printed("inspect", "before")
     assert refused("record", "before", "--data-path", messages) == (
-        "checkpoint before: its record is of version 2 already: keep it"
+        "checkpoint before: its record is of version 2 and has figures already: keep it"
     )
+
+
+def test_missing_figures_are_measured_and_shown(before: tuple[Path, Path]) -> None:
+    checkpoint, messages = before
+    assert "figures     none recorded (see sqe-hrm checkpoint record)" in printed(
+        "inspect", "before"
+    )
+    assert printed_json("inspect", "before")["figures"] is None
+    call("record", "before", "--data-path", messages)
+    completed = (checkpoint / "training_pairs.json").read_bytes()
+    loaded = load_checkpoint(checkpoint)
+    examples = [each.example for each in read_examples(messages, Converter(loaded.conversion))]
+    whole = Messages.whole(encode(examples, loaded.config))
+    text = printed("inspect", "before")
+    assert "Recorded figures (" in text
+    assert loaded.figures is not None
+    for rule in HaltedBy:
+        found, recorded = measure(loaded.build(), whole, rule), loaded.figures.accepted.of(rule)
+        assert recorded.solved == found.solved
+        assert recorded.tokens_right == found.tokens_right
+        assert recorded.mean_act_steps == found.mean_act_steps
+        assert recorded.q_right == found.q_accuracy * 2
+        (row,) = (line.split() for line in text.splitlines() if f"accepted  {rule.value} " in line)
+        assert row[2] == f"{found.solved}/2"
+    assert loaded.figures.accepted.target_tokens == 4 + 3
+    assert f"They support {loaded.figures.evidence().reason}." in sentences(text)
+    assert printed_json("inspect", "before")["figures"] == json.loads(
+        (checkpoint / "figures.json").read_text()
+    )
+    # Nothing else is missing any more, so nothing else is written.
+    (checkpoint / "figures.json").unlink()
+    assert call("record", "before", "--data-path", messages).stdout.count("\n") == 1
+    assert load_checkpoint(checkpoint).figures == loaded.figures
+    assert (checkpoint / "training_pairs.json").read_bytes() == completed
+
+
+def test_figures_of_replaced_weights_are_not_shown_but_measured_again(
+    folder: Path, before: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint, messages = before
+    call("record", "before", "--data-path", messages)
+    digest = load_checkpoint(checkpoint).digest
+    (folder / "late" / "model.safetensors").replace(checkpoint / "model.safetensors")
+    assert "none recorded" in printed("inspect", "before")
+    assert "ignored: its figures are of other weights" in caplog.text
+    call("record", "before", "--data-path", messages)
+    again = load_checkpoint(checkpoint)
+    assert again.figures is not None
+    assert again.figures.digest == again.digest != digest
+
+
+def test_figures_are_not_measured_on_other_completions(
+    before: tuple[Path, Path], tmp_path: Path
+) -> None:
+    checkpoint, messages = before
+    call("record", "before", "--data-path", messages)
+    (checkpoint / "figures.json").unlink()
+    # The same tokens, so that the counts are equal, for the other prompt.
+    swapped = write_jsonl(
+        tmp_path / "swapped.jsonl",
+        {"prompt": "security", "completion": "agent"},
+        {"prompt": "data", "completion": "agent test"},
+    )
+    assert refused("record", "before", "--data-path", swapped).startswith(
+        f"{swapped}: line 1: another completion than the recorded one: give the file as it was"
+    )
+    assert not (checkpoint / "figures.json").exists()
 
 
 def test_a_record_is_not_completed_from_another_file(before: tuple[Path, Path]) -> None:

@@ -16,6 +16,7 @@ from hrm.training.answers import ContradictionError
 from tests.support.commands import refusal
 from tests.support.evaluations import write_jsonl
 from tests.support.networks import tiny
+from worker.cli.commands.checkpoint import command as checkpoint_command
 from worker.cli.commands.train import command
 
 FIRST = [{"prompt": f"plan the {word}", "completion": word} for word in ("test", "agent", "data")]
@@ -107,6 +108,18 @@ def test_all_are_accepted_as_if_they_were_declared(
     assert ours.config.num_puzzle_identifiers == 52
     assert further_rows(ours) == [50, 51]
     assert measured(tmp_path / "declared")["further_answers"] == 2
+
+
+def test_each_answer_is_measured_in_its_row(declared: Path, tmp_path: Path) -> None:
+    """`checkpoint record` measures what training measured."""
+    done(train(declared, tmp_path / "out"))
+    trained = load_checkpoint(tmp_path / "out").figures
+    assert trained is not None
+    assert trained.accepted.messages == 5
+    (tmp_path / "out" / "figures.json").unlink()
+    arguments = ["record", str(tmp_path / "out"), "--data-path", str(declared), "--device", "cpu"]
+    done(CliRunner().invoke(checkpoint_command, arguments))
+    assert load_checkpoint(tmp_path / "out").figures == trained
 
 
 def test_the_rows_come_after_every_puzzle_also_of_those_held_out(tmp_path: Path) -> None:

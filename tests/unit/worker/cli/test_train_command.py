@@ -118,6 +118,22 @@ def test_the_figures_are_those_of_the_saved_weights(run: Run) -> None:
         assert recorded["token_accuracy"] == pytest.approx(found["token_accuracy"])
 
 
+def test_the_figures_are_recorded_for_these_weights(run: Run) -> None:
+    figures = run.checkpoint.figures
+    assert figures is not None
+    assert figures.digest == run.checkpoint.digest
+    assert (figures.halt_max_steps, figures.held_out) == (16, None)
+    assert figures.accepted.messages == 4
+    assert run.checkpoint.training is not None
+    assert figures.accepted.target_tokens == sum(run.checkpoint.training.target_token_counts)
+    for halting in HaltedBy:
+        measured = run.measured["training_examples"][halting]
+        recorded = figures.accepted.of(halting)
+        assert recorded.solved == measured["solved"]
+        assert recorded.q_right == measured["q_accuracy"] * 4
+        assert recorded.mean_act_steps == measured["mean_act_steps"]
+
+
 def test_the_record_says_how_to_do_it_again(run: Run) -> None:
     measured = run.measured
     assert measured["data_sha256"] == hashlib.sha256(run.data.read_bytes()).hexdigest()

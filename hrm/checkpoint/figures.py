@@ -1,0 +1,191 @@
+"""The recorded figures of a checkpoint: how good its weights were measured to be, by halting rule.
+
+Knows what a worker needs to choose a halting rule by evidence, and to compare its live figures
+with; nothing of how it is measured, and no torch. `measured.json` is free in form and tells how a
+run went. This file is strict, and bound to the weights by their digest.
+"""
+
+import logging
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hrm.checkpoint.names import CheckpointError
+from hrm.data.files import replaced_file
+from schemas import HaltedBy, first_problem
+
+logger = logging.getLogger(__name__)
+
+FIGURES = "figures.json"
+"""File in a checkpoint folder that holds its `RecordedFigures`."""
+
+Q_RIGHT_PERCENT = 95
+"""Percentage of accepted pairs about which the Q head has to be right to decide when to halt."""
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Figures(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RecordedRule(_Figures):
+    """Figures under one halting rule."""
+
+    solved: _Count
+    tokens_right: _Count
+    q_right: _Count = Field(
+        description="Messages for which `q_halt >= 0` is right about whether they are solved."
+    )
+    mean_act_steps: float = Field(ge=1, allow_inf_nan=False)
+
+
+class RecordedSet(_Figures):
+    """Figures of one set of messages, under both halting rules."""
+
+    messages: int = Field(ge=1)
+    target_tokens: int = Field(ge=1)
+    max_steps: RecordedRule
+    q: RecordedRule
+
+    def of(self, rule: HaltedBy) -> RecordedRule:
+        """The figures under `rule`."""
+        return self.q if rule is HaltedBy.Q else self.max_steps
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        for rule in HaltedBy:
+            figures = self.of(rule)
+            for name, most in (
+                ("solved", self.messages),
+                ("q_right", self.messages),
+                ("tokens_right", self.target_tokens),
+            ):
+                if (count := getattr(figures, name)) > most:
+                    raise ValueError(f"{rule}.{name}: {count} of {most}")
+        return self
+
+
+class Evidence(NamedTuple):
+    """The halting rule that figures support, and why."""
+
+    rule: HaltedBy
+    reason: str
+
+
+class RecordedFigures(_Figures):
+    """Figures of a checkpoint's inference, measured with the plain loop."""
+
+    format_version: Literal[1] = 1
+    digest: str = Field(description="Digest of the checkpoint that was measured.")
+    halt_max_steps: int = Field(ge=1, description="Most ACT steps under both rules.")
+    dtype: Literal["float32"] = "float32"
+    date: date
+    version: str = Field(description="Release of this project that measured.")
+    accepted: RecordedSet = Field(
+        description="All accepted pairs that the checkpoint was trained on: counted, not sampled."
+    )
+    held_out: RecordedSet | None = Field(
+        default=None, description="Messages that were never trained on: a sample."
+    )
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        for name, figures in (("accepted", self.accepted), ("held_out", self.held_out)):
+            for rule in HaltedBy:
+                steps = 1.0 if figures is None else figures.of(rule).mean_act_steps
+                if steps > self.halt_max_steps:
+                    raise ValueError(
+                        f"{name}.{rule}.mean_act_steps: {steps:g} of {self.halt_max_steps}"
+                    )
+        return self
+
+    def evidence(self, max_steps: int | None = None) -> Evidence:
+        """The halting rule that these figures support for a limit of `max_steps` ACT steps.
+
+        `q` is supported if it solves no fewer messages of each measured set than fixed steps, and
+        if the Q head is right about at least 95 % of the accepted pairs. Figures say nothing of
+        another limit than their own, which is the default.
+        """
+        limit, pairs = self.halt_max_steps, self.accepted
+        if max_steps not in {None, limit}:
+            return _fixed(f"the figures were measured with at most {limit} steps, not {max_steps}")
+        for of, figures in (("", pairs), (" of the held-out messages", self.held_out)):
+            if figures is not None and figures.q.solved < figures.max_steps.solved:
+                return _fixed(
+                    f"q solves {figures.q.solved:,}{of}, fixed steps {figures.max_steps.solved:,}"
+                )
+        right = f"Q head right for {pairs.q.q_right:,} of {pairs.messages:,}"
+        if 100 * pairs.q.q_right < Q_RIGHT_PERCENT * pairs.messages:
+            return _fixed(f"{right} under q: fewer than {Q_RIGHT_PERCENT} %")
+        fixed = pairs.max_steps.solved
+        as_fixed = "as" if fixed == pairs.q.solved else f"{fixed:,}"
+        return Evidence(
+            HaltedBy.Q,
+            f"q: solves {pairs.q.solved:,} of {pairs.messages:,}, {as_fixed} under {limit} fixed "
+            f"steps, {right}, {pairs.q.mean_act_steps:.2f} steps instead of {limit}",
+        )
+
+    def to_json(self) -> str:
+        """The content of the file, without its line end."""
+        return self.model_dump_json(indent=1)
+
+
+def halting_evidence(figures: RecordedFigures | None, max_steps: int | None = None) -> Evidence:
+    """`RecordedFigures.evidence`, of a checkpoint that may have no figures."""
+    return _fixed("no figures recorded") if figures is None else figures.evidence(max_steps)
+
+
+def read_figures(file: Path, digest: str) -> RecordedFigures | None:
+    """Read the figures in `file` of the checkpoint with `digest`.
+
+    Returns:
+        None if there is no such file, or if its figures are of other weights, which is logged.
+
+    Raises:
+        CheckpointError: The file is damaged or cannot be read.
+    """
+    try:
+        figures = RecordedFigures.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{file}: {first_problem(error)}: remove it, and measure again with "
+            "sqe-hrm checkpoint record"
+        ) from None
+    if figures.digest != digest:
+        logger.warning(
+            "%s: ignored: its figures are of other weights (%.12s) than these (%.12s): measure "
+            "again with sqe-hrm checkpoint record",
+            file,
+            figures.digest,
+            digest,
+        )
+        return None
+    return figures
+
+
+def write_figures(folder: Path, figures: RecordedFigures) -> Path:
+    """Write the figures of the checkpoint in `folder` atomically, and return their file.
+
+    Raises `CheckpointError`.
+    """
+    file = folder / FIGURES
+    try:
+        with replaced_file(file) as sink:
+            sink.write(figures.to_json().encode() + b"\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"{file}: cannot be written ({error.strerror}): make room for it, or copy the "
+            "checkpoint to a folder of your own"
+        ) from None
+    return file
+
+
+def _fixed(reason: str) -> Evidence:
+    return Evidence(HaltedBy.MAX_STEPS, f"fixed steps: {reason}")
