@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from hrm.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from hrm.checkpoint.config import tensor_shapes
 from hrm.data.conversion import Converter
-from hrm.evaluation.measurement import measure
+from hrm.evaluation.measurement import measure_each
 from hrm.model.batch import Messages, encode
 from hrm.model.config import HRMConfig
 from hrm.model.reference_loop import evaluate_batch
@@ -224,13 +224,16 @@ def test_missing_figures_are_measured_and_shown(before: tuple[Path, Path]) -> No
     assert "Recorded figures (" in text
     assert loaded.figures is not None
     for rule in HaltedBy:
-        found, recorded = measure(loaded.build(), whole, rule), loaded.figures.accepted.of(rule)
-        assert recorded.solved == found.solved
-        assert recorded.tokens_right == found.tokens_right
-        assert recorded.mean_act_steps == found.mean_act_steps
-        assert recorded.q_right == found.q_accuracy * 2
+        found, recorded = (
+            measure_each(loaded.build(), whole, rule),
+            loaded.figures.accepted.of(rule),
+        )
+        assert recorded.solved == found.correctness.solved.sum()
+        assert recorded.tokens_right == found.correctness.correct.sum()
+        assert recorded.mean_act_steps == found.act_steps.double().mean()
+        assert recorded.q_right == found.q_right.sum()
         (row,) = (line.split() for line in text.splitlines() if f"accepted  {rule.value} " in line)
-        assert row[2] == f"{found.solved}/2"
+        assert row[2] == f"{recorded.solved}/2"
     assert loaded.figures.accepted.target_tokens == 4 + 3
     assert f"They support {loaded.figures.evidence().reason}." in sentences(text)
     assert printed_json("inspect", "before")["figures"] == json.loads(
