@@ -2,7 +2,8 @@
 
 Knows what a checkpoint consists of and how one is written. `hrm.checkpoint.names` finds it,
 `hrm.checkpoint.files` reads its weights, `hrm.checkpoint.config` its configuration,
-`hrm.checkpoint.record` has the training record, and `hrm.checkpoint.figures` its figures.
+`hrm.checkpoint.record` and `hrm.checkpoint.pairs` have what it was trained on, and
+`hrm.checkpoint.figures` its figures.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from hrm.checkpoint.names import (
     other_weights,
     weights_file,
 )
+from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedPairs, unusable_pairs
 from hrm.checkpoint.record import TRAINING_PAIRS, TrainingRecord, pair_hash, read_record
 from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
@@ -78,6 +80,23 @@ class Checkpoint:
         network.load_state_dict(self.state)
         return network.to(device).eval()
 
+    def accepted_pairs(self) -> AcceptedPairs | None:
+        """Read the accepted pairs beside the weights; None if the folder has none.
+
+        They are read on request, because only training, promotion, `record` and `inspect` need
+        them.
+
+        Raises:
+            CheckpointError: The file is damaged, or its pairs are not those of the record.
+        """
+        file = self.path.parent / ACCEPTED_PAIRS
+        pairs = AcceptedPairs.read(file, self.config.vocab_size)
+        if pairs is not None and self.training is not None:
+            held = {each.pair for each in pairs}
+            if held != self.training.pair_hashes:
+                raise unusable_pairs(file, f"its pairs are not those of {TRAINING_PAIRS}")
+        return pairs
+
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Load and check the checkpoint in the file or folder `path`.
@@ -118,6 +137,7 @@ def save_checkpoint(
     config: HRMConfig,
     conversion: ConversionConfig,
     training: TrainingRecord | None,
+    pairs: AcceptedPairs | None = None,
 ) -> None:
     """Write a checkpoint folder, replacing an earlier one and its recorded figures.
 
@@ -130,6 +150,7 @@ def save_checkpoint(
         config: Sizes of the network.
         conversion: How messages become examples for this network.
         training: Record of the training data; None removes an earlier record.
+        pairs: The accepted pairs that the record is of; None removes earlier ones.
 
     Raises:
         CheckpointError: The tensors do not fit `config` or are not finite, or the folder cannot be
@@ -160,6 +181,10 @@ def save_checkpoint(
             (folder / TRAINING_PAIRS).unlink(missing_ok=True)
         else:
             _write(folder / TRAINING_PAIRS, training.to_json() + "\n")
+        (folder / ACCEPTED_PAIRS).unlink(missing_ok=True)
+        if pairs is not None:
+            pairs.write(folder / ACCEPTED_PAIRS)
+            _sync(folder / ACCEPTED_PAIRS)
         _sync(folder)
         # safetensors creates files that only the owner can read: give the weights the mode of the
         # other files.

@@ -55,6 +55,11 @@ _STEPS_JSON = tuple(
 )
 
 
+def solution_steps(length: int) -> tuple[SolutionStep, ...]:
+    """The steps of an example whose shorter sequence has `length` tokens."""
+    return _STEPS[length]
+
+
 class AcceptedPair(BaseModel):
     """A message without its envelope: one line of a file of accepted pairs."""
 
@@ -118,7 +123,7 @@ class Converter:
             puzzle_id=self.puzzle_id_for(prompt, puzzle_id, line_index),
             input_sequence=tuple(inputs),
             target_sequence=tuple(targets),
-            solution_steps=_STEPS[min(len(inputs), len(targets))],
+            solution_steps=solution_steps(min(len(inputs), len(targets))),
             metadata=ExampleMetadata(
                 prompt_length=len(prompt),
                 completion_length=len(completion),

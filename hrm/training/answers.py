@@ -11,9 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from hrm.checkpoint.record import Answers, target_hash
-from hrm.training.examples import AcceptedExample, TrainingDataError
-from schemas import HRMExample
+from hrm.checkpoint.pairs import AcceptedExample
+from hrm.checkpoint.record import Answers
+from hrm.training.examples import TrainingDataError
 
 MAX_NAMED = 10
 """Contradictions that are named one by one: enough to see how they came about."""
@@ -115,7 +115,7 @@ def answer_rows(
     """
     targets: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for each in sorted(examples, key=lambda each: each.alternative):  # stable
-        targets[each.pair].setdefault(_target(each), each.example.puzzle_id)
+        targets[each.pair].setdefault(each.target, each.example.puzzle_id)
     puzzles = {each.example.puzzle_id for each in examples}
     rows = {pair: found for pair, found in targets.items() if len(found) > 1}
     for pair, found in rows.items():
@@ -127,18 +127,6 @@ def answer_rows(
     return rows
 
 
-def with_answer_rows(examples: Sequence[AcceptedExample], answers: Answers) -> list[HRMExample]:
-    """The examples to train on, each with the puzzle row that holds its target."""
-    return [_with_row(each, answers) for each in examples]
-
-
-def _with_row(accepted: AcceptedExample, answers: Answers) -> HRMExample:
-    rows = answers.get(accepted.pair)
-    if rows is None:
-        return accepted.example
-    return accepted.example.model_copy(update={"puzzle_id": rows[_target(accepted)]})
-
-
 def _undeclared(examples: Sequence[AcceptedExample]) -> Iterator[AcceptedExample]:
     """The examples whose completion no line of their pair declares an alternative."""
     declared = {(each.pair, _answer(each)) for each in examples if each.alternative}
@@ -147,7 +135,3 @@ def _undeclared(examples: Sequence[AcceptedExample]) -> Iterator[AcceptedExample
 
 def _answer(accepted: AcceptedExample) -> str:
     return accepted.texts.normalised_completion
-
-
-def _target(accepted: AcceptedExample) -> str:
-    return target_hash(accepted.example.target_sequence)

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from hrm.checkpoint.pairs import AcceptedExample
 from hrm.checkpoint.record import Accepted, Answers, TrainingRecord, Variations, pair_hash
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.files import DEFAULT_READER, RefusedLine
@@ -21,7 +21,6 @@ from hrm.data.variations import Words, standing_alone
 from hrm.data.vocabulary import unread_words
 from schemas import (
     VOCABULARY_SIZE,
-    HRMExample,
     MessageRejected,
     SQEHRMError,
     SQEMessage,
@@ -35,24 +34,6 @@ MAX_PUZZLES = 2**20
 
 class TrainingDataError(SQEHRMError):
     """A file that cannot be used for training."""
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptedExample:
-    """The example of an accepted message; of its texts, only the hashes are kept."""
-
-    line: int
-    """Number of its line in the file, from 1."""
-    example: HRMExample
-    pair: str
-    """`pair_hash` of its puzzle and input."""
-    texts: TextHashes
-    alternative: bool = False
-    """Whether its line declares the completion as accepted beside those of other lines."""
-    unread: tuple[int, int] = (0, 0)
-    """Words of prompt and completion beyond those that the model reads."""
-    hashed: bool = False
-    """Whether the message names no puzzle, so that a hash of its prompt chose one."""
 
 
 class NamedTasks(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from hrm.checkpoint.pairs import AcceptedExample, with_answer_rows
 from hrm.checkpoint.record import Answers, TrainingRecord
 from hrm.data.config import ENOUGH_PROMPTS, ConversionConfig, PuzzlePolicy, Task
 from hrm.data.conversion import Converter
@@ -30,11 +31,9 @@ from hrm.training.answers import (
     answer_rows,
     check_contradictions,
     resolve,
-    with_answer_rows,
 )
 from hrm.training.examples import (
     MAX_PUZZLES,
-    AcceptedExample,
     TrainingDataError,
     named_tasks,
     read_examples,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hrm.checkpoint import Checkpoint, TrainingRecord, pair_hash
+from hrm.checkpoint.pairs import AcceptedExample
 from hrm.data.config import ConversionConfig, PuzzlePolicy, Task, WordHash
 from hrm.data.conversion import Converter
 from hrm.data.files import RefusedLine
@@ -21,7 +22,7 @@ from hrm.ensemble.report import exclude_seen, fit_stacking_for, sound_examples
 from hrm.ensemble.stacking import EnsembleError, Stacking, read_stacking
 from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference
-from hrm.training.examples import AcceptedExample, training_record
+from hrm.training.examples import training_record
 from schemas import MessageRejected, RejectionReason, SQEMessage
 from tests.support.checkpoints import ACCEPTED, ANSWERS, RECORD, SEVERAL, SHA256, TINY
 from tests.support.ensembles import WIDER, member

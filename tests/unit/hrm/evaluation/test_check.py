@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
+from hrm.checkpoint.pairs import AcceptedExample
 from hrm.checkpoint.record import TrainingRecord, pair_hash
 from hrm.data.config import ENOUGH_PROMPTS, ConversionConfig, PuzzlePolicy, Task
 from hrm.data.conversion import AcceptedPair, Content, Converter
 from hrm.data.texts import TextHashes
 from hrm.evaluation.check import MessageCheck, check_message
-from hrm.training.examples import AcceptedExample, training_record
+from hrm.training.examples import training_record
 from schemas import PromptMatch, TextCheck
 from tests.support.checkpoints import ACCEPTED, FIRST_RECORD, RECORD, SEVERAL
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hrm.checkpoint.pairs import AcceptedExample, with_answer_rows
 from hrm.checkpoint.record import target_hash
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
@@ -17,9 +18,8 @@ from hrm.training.answers import (
     check_contradictions,
     find_contradictions,
     resolve,
-    with_answer_rows,
 )
-from hrm.training.examples import AcceptedExample, read_examples
+from hrm.training.examples import read_examples
 from tests.support.evaluations import write_jsonl
 
 CONVERTER = Converter(ConversionConfig())

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hrm.checkpoint.pairs import AcceptedExample
 from hrm.checkpoint.record import TrainingRecord, pair_hash
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.data.texts import AcceptedTexts, TextHashes
 from hrm.training.examples import (
     MAX_PUZZLES,
-    AcceptedExample,
     TrainingDataError,
     completed_record,
     read_examples,
