@@ -59,6 +59,25 @@ class AcceptedExample:
         """`target_hash` of its target; together with `pair` it names what the model holds."""
         return target_hash(self.example.target_sequence)
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for examples that are one accepted pair: equal in puzzle, tokens and texts."""
+        example = self.example
+        return example.puzzle_id, example.input_sequence, example.target_sequence, self.texts
+
+    @property
+    def held(self) -> bool:
+        """Whether a checkpoint held it before."""
+        return self.line == 0
+
+
+def first_of_each(examples: Sequence[AcceptedExample]) -> list[int]:
+    """Numbers of the examples of which no equal one comes before: those of `AcceptedPairs.of`."""
+    numbers: dict[tuple[object, ...], int] = {}
+    for number, each in enumerate(examples):
+        numbers.setdefault(each.key, number)
+    return list(numbers.values())
+
 
 def with_answer_rows(examples: Iterable[AcceptedExample], answers: Answers) -> list[HRMExample]:
     """The examples, each with the puzzle row that holds its target."""
@@ -111,9 +130,9 @@ class AcceptedPairs:
         """
         held: dict[tuple[object, ...], AcceptedExample] = {}
         for each in examples:
-            first = held.setdefault(_key(each), each)
+            first = held.setdefault(each.key, each)
             if each.alternative and not first.alternative:
-                held[_key(each)] = replace(first, alternative=True)
+                held[each.key] = replace(first, alternative=True)
         return cls(vocabulary, _columns(list(held.values())))
 
     def __len__(self) -> int:
@@ -251,11 +270,6 @@ _LONGEST = {"input": MAX_SEQUENCE_LENGTH, "target": MAX_TARGET_LENGTH}
 def _flags(rule: HaltedBy) -> str:
     """Name of the uint8 (N,) tensor that says which pairs are solved under `rule`."""
     return f"solved.{rule}"
-
-
-def _key(accepted: AcceptedExample) -> tuple[object, ...]:
-    example = accepted.example
-    return example.puzzle_id, example.input_sequence, example.target_sequence, accepted.texts
 
 
 def _columns(held: Sequence[AcceptedExample]) -> dict[str, Tensor]:

@@ -33,21 +33,25 @@ class Contradictions(StrEnum):
 
 
 class Contradiction(NamedTuple):
-    """Two lines with one pair and completions of different normal forms."""
+    """Two examples with one pair and completions of different normal forms."""
 
     first: AcceptedExample
+    """A line, or what the checkpoint holds that training starts from."""
     second: AcceptedExample
+    """A line."""
 
     def __str__(self) -> str:
         prompts = "one prompt"
         if self.first.texts.prompt != self.second.texts.prompt:
             prompts = "two prompts that the model cannot tell apart (same puzzle, same tokens)"
         lines = f"lines {self.first.line} and {self.second.line}"
+        if self.first.held:
+            lines = f"line {self.second.line} and a pair that the checkpoint holds"
         return f"{lines}: two completions for {prompts}"
 
 
 class ContradictionError(TrainingDataError):
-    """Lines of a file contradict each other.
+    """Lines of a file contradict each other, or what a checkpoint holds.
 
     Attributes:
         named: A line of text for each contradiction, the first `MAX_NAMED`, and for their rest.
@@ -64,7 +68,10 @@ class ContradictionError(TrainingDataError):
 
 
 def check_contradictions(examples: Sequence[AcceptedExample], path: Path) -> None:
-    """Raise `ContradictionError` if examples of the file `path` contradict each other."""
+    """Raise `ContradictionError` if examples of the file `path` contradict each other.
+
+    Examples that a checkpoint held may stand before those of the file.
+    """
     if found := find_contradictions(examples):
         raise ContradictionError(path, found)
 
@@ -72,30 +79,36 @@ def check_contradictions(examples: Sequence[AcceptedExample], path: Path) -> Non
 def find_contradictions(examples: Sequence[AcceptedExample]) -> list[Contradiction]:
     """Each line that contradicts an earlier one, with the first line of its pair.
 
-    A completion that some line of the pair declares an alternative contradicts none.
+    A completion that some line of the pair declares an alternative contradicts none, and neither
+    does one that a checkpoint held.
     """
+    held = {(each.pair, _answer(each)) for each in examples if each.held}
     firsts: dict[str, AcceptedExample] = {}
     found = []
     for each in _undeclared(examples):
         first = firsts.setdefault(each.pair, each)
-        if _answer(first) != _answer(each):
+        if _answer(first) != _answer(each) and (each.pair, _answer(each)) not in held:
             found.append(Contradiction(first, each))
     return found
 
 
 def resolve(examples: Sequence[AcceptedExample], choice: Contradictions) -> list[AcceptedExample]:
-    """The examples that are left if contradictions are taken as `choice` says."""
+    """The examples that are left if contradictions are taken as `choice` says.
+
+    What a checkpoint held stands before all lines: `first` keeps it, and `last` keeps the last
+    line instead.
+    """
     if choice not in {Contradictions.FIRST, Contradictions.LAST}:
         return list(examples)
-    undeclared = list(_undeclared(examples))
-    kept: dict[str, AcceptedExample] = {}
+    kept: dict[str, set[str]] = {each.second.pair: set() for each in find_contradictions(examples)}
+    undeclared = [each for each in _undeclared(examples) if each.pair in kept]
     for each in undeclared:
         if choice is Contradictions.LAST:
-            kept[each.pair] = each
-        else:
-            kept.setdefault(each.pair, each)
-    left_out = {each.line for each in undeclared if _answer(each) != _answer(kept[each.pair])}
-    return [each for each in examples if each.line not in left_out]
+            kept[each.pair] = {_answer(each)}
+        elif each.held or not kept[each.pair]:
+            kept[each.pair].add(_answer(each))
+    left_out = {each.key for each in undeclared if _answer(each) not in kept[each.pair]}
+    return [each for each in examples if each.key not in left_out]
 
 
 def answer_rows(
@@ -103,9 +116,9 @@ def answer_rows(
 ) -> dict[str, dict[str, int]]:
     """The puzzle rows of the targets of every pair that has several: `Answers`.
 
-    The first target of a pair, of those that are no alternatives if there are any, is in the row of
-    its puzzle. Each further one gets a row of its own. Equal tokens are one target, whatever the
-    texts.
+    A target that is replayed from the row of its puzzle stays there. Otherwise the first target
+    of a pair, of those that are no alternatives if there are any, is in that row. Each further one
+    gets a row of its own. Equal tokens are one target, whatever the texts.
 
     Args:
         examples: The examples to train on.
@@ -113,8 +126,14 @@ def answer_rows(
         earlier: The answers of the checkpoint that training starts from: a target that it holds in
             another row than a puzzle's stays there.
     """
+
+    def order(each: AcceptedExample) -> tuple[bool, bool, bool]:
+        row = earlier.get(each.pair, {}).get(each.target)
+        stays = each.held and row == each.example.puzzle_id
+        return not stays, not each.held, each.alternative
+
     targets: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for each in sorted(examples, key=lambda each: each.alternative):  # stable
+    for each in sorted(examples, key=order):  # stable
         targets[each.pair].setdefault(each.target, each.example.puzzle_id)
     puzzles = {each.example.puzzle_id for each in examples}
     rows = {pair: found for pair, found in targets.items() if len(found) > 1}

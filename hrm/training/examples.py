@@ -164,14 +164,15 @@ def split(
     The draw is not stratified: it ignores category and length.
 
     Args:
-        examples: All examples.
+        examples: All examples. Pairs that a checkpoint held are trained on, and not drawn.
         share: Share of the distinct pairs of puzzle and input to hold out; at least one pair is.
         seed: Seed of the draw.
 
     Raises:
         TrainingDataError: Nothing would be left to train on.
     """
-    pairs = sorted({example.pair for example in examples})
+    held = {example.pair for example in examples if example.held}
+    pairs = sorted({example.pair for example in examples} - held)
     count = max(1, round(share * len(pairs)))
     if count >= len(pairs):
         raise TrainingDataError(

@@ -48,7 +48,12 @@ class TrainingOptions(Recipe):
     init_from: str | None = Field(
         default=None,
         description="Name or path of a checkpoint whose weights, sizes and conversion to start "
-        "with.",
+        "with. The accepted pairs that it holds are trained on, too.",
+    )
+    forget: bool = Field(
+        default=False,
+        description="With --init-from: train on the new messages alone. The prompts that the "
+        "checkpoint knew become unknown.",
     )
     held_out: Path | None = Field(
         default=None, description="JSONL file to measure on and never train on."

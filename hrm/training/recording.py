@@ -9,11 +9,11 @@ import torch
 
 from hrm.checkpoint import Checkpoint, TrainingRecord
 from hrm.checkpoint.figures import RecordedFigures
+from hrm.checkpoint.pairs import with_answer_rows
 from hrm.data.conversion import Converter
 from hrm.evaluation.measurement import measure_both_rules
 from hrm.evaluation.recorded import recorded_figures
 from hrm.model.batch import encode_messages
-from hrm.training.answers import with_answer_rows
 from hrm.training.examples import recorded_examples
 
 

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from hrm.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from hrm.checkpoint.figures import write_figures
 from hrm.checkpoint.names import WEIGHTS, other_weights
+from hrm.checkpoint.pairs import ACCEPTED_PAIRS
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
 from hrm.evaluation.recorded import recorded_figures
@@ -32,6 +34,7 @@ from hrm.training.fit import Measurement, Progress, fit
 from hrm.training.meter import Complete, Meter
 from hrm.training.options import RunPolicy, TrainingOptions
 from hrm.training.plot import plot_training
+from hrm.training.replay import Parent, solved_apart
 from hrm.training.state import (
     MEASURED,
     Provenance,
@@ -43,6 +46,7 @@ from hrm.training.state import (
 )
 from hrm.training.stop import InterruptedRunError, StopAskedError, StopRequest
 from hrm.training.trainer import DivergedError, StepReport, Trainer
+from schemas import HaltedBy
 
 CURVE = "curve.jsonl"
 """One `StepReport` per line."""
@@ -130,6 +134,8 @@ class TrainingRun:
             sampled=self._meter.sampled,
             measurements=provenance.record.measurements,
         )
+        self.solved_apart: Mapping[str, Mapping[HaltedBy, Share]] | None = None
+        """At the end: how many of the new and of the replayed messages are solved."""
         self._provenance = provenance
         self._policy = policy
         self._started = self._saved_at = time.monotonic()
@@ -226,10 +232,31 @@ class TrainingRun:
         write_figures(
             self.folder, recorded_figures(checkpoint, complete.training, complete.held_out)
         )
+        self._record_solved(
+            checkpoint.digest,
+            {
+                HaltedBy.MAX_STEPS: complete.training.max_steps.correctness.solved.cpu(),
+                HaltedBy.Q: complete.training.q.correctness.solved.cpu(),
+            },
+        )
         held_out = None if complete.held_out is None else complete.held_out.totals
         final = replace(self._best, training=complete.training.totals, held_out=held_out)
         self._write_measured(final, complete=True)
         return final
+
+    def _record_solved(self, digest: str, solved: Mapping[HaltedBy, Tensor]) -> None:
+        """Write which of the accepted pairs the weights `digest` solve.
+
+        Args:
+            digest: The digest of the folder's own checkpoint.
+            solved: By halting rule, bool (N,): whether each training message is solved.
+        """
+        provenance = self._provenance
+        distinct = torch.tensor(provenance.distinct, dtype=torch.int64)
+        flags = {rule: each[distinct] for rule, each in solved.items()}
+        provenance.accepted.measured(flags, digest).write(self.folder / ACCEPTED_PAIRS)
+        if (parent := self.parent) and parent.replayed:
+            self.solved_apart = solved_apart(solved, parent.replayed)
 
     def _save(self, measurement: Measurement) -> None:
         """Save what was measured: as a step if that is due, as the checkpoint if it is the best."""
@@ -266,6 +293,7 @@ class TrainingRun:
             network.config,
             provenance.conversion,
             provenance.pairs,
+            provenance.accepted,
         )
         self._write_measured(self._best)
 
@@ -289,6 +317,11 @@ class TrainingRun:
         return self._provenance.about
 
     @property
+    def parent(self) -> Parent | None:
+        """The checkpoint that the run started from."""
+        return self._provenance.record.parent
+
+    @property
     def _best(self) -> Measurement:
         assert self.progress.best is not None  # noqa: S101 - a run measures its last step
         return self.progress.best
@@ -303,6 +336,7 @@ class TrainingRun:
             "measured_in": "float32",
             "complete": complete,
             "training_examples": None,
+            "solved_apart": _apart(self.solved_apart),
             "held_out_examples": None,
         }
         if measurement is not None:
@@ -331,6 +365,15 @@ class TrainingRun:
                 title += f", best at step {progress.best.step} (dotted)"
             with replaced_file(self.folder / PLOT) as file:
                 plot_training(file, reports, progress, title)
+
+
+def _apart(solved: Mapping[str, Mapping[HaltedBy, Share]] | None) -> dict[str, Any] | None:
+    if solved is None:
+        return None
+    return {
+        name: {rule: share.model_dump() for rule, share in rules.items()}
+        for name, rules in solved.items()
+    }
 
 
 def _figures(rules: BothRules, share: ShareOf) -> dict[str, Any]:

@@ -8,19 +8,25 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from hrm.checkpoint.pairs import AcceptedExample, with_answer_rows
+from hrm.checkpoint import Checkpoint, CheckpointError, find_checkpoint, load_checkpoint
+from hrm.checkpoint.pairs import (
+    ACCEPTED_PAIRS,
+    AcceptedExample,
+    AcceptedPairs,
+    first_of_each,
+    with_answer_rows,
+)
 from hrm.checkpoint.record import Answers, TrainingRecord
 from hrm.data.config import ENOUGH_PROMPTS, ConversionConfig, PuzzlePolicy, Task
 from hrm.data.conversion import Converter
-from hrm.data.templates import find_templates
+from hrm.data.templates import find_templates, fits
 from hrm.data.variations import Words
 from hrm.data.vocabulary import vocabulary_of
 from hrm.model.batch import Messages, encode_messages
@@ -44,6 +50,7 @@ from hrm.training.examples import (
 from hrm.training.noise import PromptNoise
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.plan import LEAST_ROWS, default_rows, default_steps
+from hrm.training.replay import Parent, forgotten, replayed_examples, without_held
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Provenance, RunRecord, SavedStep
 from hrm.training.trainer import Trainer, TrainingConfig
@@ -89,12 +96,13 @@ def prepare_run(
     record = _record(data_path, options, saved)
     source = base if saved is None else saved.checkpoint
     resumed = saved is not None
+    replayed = _replayed(options, base, saved)
     conversion = _conversion(options) if source is None else source.conversion
     if not resumed:
-        conversion = _with_tasks(conversion, data_path, options, source)
+        conversion = _with_tasks(conversion, data_path, options, source, replayed)
         options = options.model_copy(update={"puzzle_space": conversion.puzzle_space})
     converter = Converter(conversion)
-    data = _read(data_path, options, converter, resumed=resumed)
+    data = _read(data_path, options, converter, replayed, resumed=resumed)
     data = _with_answers(data, data_path, conversion, source, resumed=resumed)
     torch.manual_seed(options.seed)
     network = _network(options, conversion, data, source, resumed=resumed).to(device)
@@ -107,25 +115,36 @@ def prepare_run(
     trainer = Trainer(network, training.parts, options.config, noise)
     if saved is not None:
         saved.restore(trainer)
+    vocabulary_size = converter.tokenizer.vocabulary.size
     pairs = training_record(
         data.training,
         data.answers,
-        vocabulary_size=converter.tokenizer.vocabulary.size,
+        vocabulary_size=vocabulary_size,
         prompt_noise=options.prompt_noise,
     )
+    if base is not None:
+        record = record.model_copy(update={"parent": _parent(base, data, pairs)})
     about = _about(record, data, pairs, conversion, torch.device(device), command)
-    provenance = Provenance(converter.config, pairs, record, about)
+    accepted = AcceptedPairs.of(data.training, vocabulary_size)
+    distinct = first_of_each(data.training)
+    provenance = Provenance(converter.config, pairs, accepted, distinct, record, about)
     return TrainingRun(output, trainer, training, provenance, policy, held_out)
 
 
 @dataclass(frozen=True)
 class _Data:
     training: list[AcceptedExample]
+    """Those that are replayed, and then the new ones."""
     held_out: list[AcceptedExample]
     left_out: int = 0
     """Lines that contradict others and are not trained on."""
     answers: Answers = field(default_factory=dict)
     """Puzzle rows of the training pairs with several accepted targets."""
+
+    @property
+    def replayed(self) -> int:
+        """The number of training examples that the base held."""
+        return sum(each.held for each in self.training)
 
     @property
     def puzzles(self) -> int:
@@ -169,15 +188,49 @@ def _conversion(options: TrainingOptions) -> ConversionConfig:
         raise OptionsError(list(given), ": conversion 1 has no such choice") from None
 
 
+def _replayed(
+    options: TrainingOptions, base: Checkpoint | None, saved: SavedStep | None
+) -> list[AcceptedExample]:
+    """The accepted pairs to train on beside the new ones: the base's, or the saved step's.
+
+    A resumed run needs no base: its steps hold what was replayed.
+    """
+    if saved is not None:
+        parent = saved.record.parent
+        if parent is None or not parent.replayed:
+            return []
+        pairs = saved.checkpoint.accepted_pairs()
+        if pairs is None:
+            raise CheckpointError(
+                f"{saved.checkpoint.path.parent}: lacks {ACCEPTED_PAIRS}, which the run needs to "
+                "go on: restore it, or start anew"
+            )
+        return list(islice(pairs, parent.replayed))
+    if base is None or options.forget:
+        return []
+    return replayed_examples(base, str(options.init_from))
+
+
+def _parent(base: Checkpoint, data: _Data, pairs: TrainingRecord) -> Parent:
+    return Parent(
+        name=base.name,
+        digest=base.digest,
+        replayed=data.replayed,
+        forgotten=forgotten(base, pairs),
+    )
+
+
 def _with_tasks(
     conversion: ConversionConfig,
     data_path: Path,
     options: TrainingOptions,
     source: Checkpoint | None,
+    replayed: Sequence[AcceptedExample],
 ) -> ConversionConfig:
     """`conversion` with a row for each task of the data that has none, behind all other rows.
 
-    These are as many as the messages without a task need, if nobody said how many.
+    These are as many as the messages without a task need, if nobody said how many. A template that
+    a replayed prompt fits is no new task: the prompt's puzzle would change.
     """
     if options.find_tasks and conversion.version == 1:
         raise OptionsError(["find_tasks"], ": 12 tokens tell too few words apart: use conversion 2")
@@ -187,7 +240,11 @@ def _with_tasks(
         conversion = conversion.model_copy(update={"puzzle_space": rows})
     known = {task.name for task in conversion.tasks}
     new = {name: Words() for name in named.tasks if name not in known}
-    templates = find_templates(named.others, ENOUGH_PROMPTS)
+    templates = [
+        each
+        for each in find_templates(named.others, ENOUGH_PROMPTS)
+        if not any(fits(each.words, held.example.input_sequence[1:-1]) for held in replayed)
+    ]
     free = (name for number in count(1) if (name := f"found-{number}") not in known | new.keys())
     new.update(zip(free, (each.words for each in templates), strict=False))
     if not new:
@@ -237,9 +294,13 @@ def _settled(
     if settled.init_from is None:
         return settled, None
     base = load_checkpoint(find_checkpoint(settled.init_from, checkpoint_dir))
-    sizes = _sizes_of(base)
-    _check_given(given, sizes, base.name, "leave it out")
-    return settled.model_copy(update=sizes), base
+    inherited = _sizes_of(base)
+    _check_given(given, inherited, base.name, "leave it out")
+    variations = base.training and base.training.accepted and base.training.accepted.variations
+    if variations and not settled.forget and "prompt_noise" not in given:
+        # Otherwise the variations that the base learned would be forgotten.
+        inherited["prompt_noise"] = variations.changes
+    return settled.model_copy(update=inherited), base
 
 
 def _check_given(
@@ -254,6 +315,8 @@ def _check_given(
 
 def _check_together(options: TrainingOptions, policy: RunPolicy) -> None:
     """Raise `OptionsError` for options that exclude each other."""
+    if options.forget and options.init_from is None:
+        raise OptionsError(["forget"], ": there is nothing to forget without --init-from")
     if options.held_out is not None and options.held_out_share is not None:
         raise OptionsError(["held_out", "held_out_share"], ": give one of them")
     every = policy.save_every
@@ -322,14 +385,21 @@ def _sha256(path: Path) -> str:
 
 
 def _read(
-    data_path: Path, options: TrainingOptions, converter: Converter, *, resumed: bool
+    data_path: Path,
+    options: TrainingOptions,
+    converter: Converter,
+    replayed: Sequence[AcceptedExample],
+    *,
+    resumed: bool,
 ) -> _Data:
     lines = read_examples(data_path, converter)
+    everything = [*replayed, *lines]
     # A resumed run goes on as it was started, also if nobody looked for contradictions then.
     if options.contradictions is Contradictions.REFUSE and not resumed:
-        check_contradictions(lines, data_path)
-    examples = resolve(lines, options.contradictions)
-    left_out = len(lines) - len(examples)
+        check_contradictions(everything, data_path)
+    examples = resolve(everything, options.contradictions)
+    left_out = len(everything) - len(examples)
+    examples = without_held(examples)
     if options.held_out is not None:
         pairs = {example.pair for example in examples}
         held_out = read_examples(options.held_out, converter, excluded=pairs)
@@ -440,6 +510,8 @@ def _about(
     return {
         "command": command,
         "data_sha256": record.data_sha256,
+        "parent": None if record.parent is None else record.parent.model_dump(),
+        "new_messages": len(data.training) - data.replayed,
         "contradictions": options.contradictions,
         "lines_left_out": data.left_out,
         "further_answers": data.further_answers,

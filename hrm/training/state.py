@@ -8,7 +8,7 @@ is the subject of `hrm.training.trainer`.
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,11 @@ from hrm.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from hrm.checkpoint.pairs import AcceptedPairs
 from hrm.data.config import ConversionConfig
 from hrm.training.fit import Measurement
 from hrm.training.options import TrainingOptions
+from hrm.training.replay import Parent
 from hrm.training.trainer import Trainer
 
 STATE = "training.state"
@@ -50,6 +52,8 @@ class RunRecord(BaseModel):
     data_sha256: str
     held_out_sha256: str | None
     """Hash of the held-out examples' own file, if they have one."""
+    parent: Parent | None = None
+    """The checkpoint that the run started from."""
     measurements: tuple[Measurement, ...] = ()
     seconds: float = 0.0
     """Seconds spent so far."""
@@ -61,6 +65,10 @@ class Provenance:
 
     conversion: ConversionConfig
     pairs: TrainingRecord
+    accepted: AcceptedPairs
+    """The training messages, each once."""
+    distinct: Sequence[int]
+    """Numbers of the training messages that `accepted` has."""
     record: RunRecord
     about: Mapping[str, Any]
     """Facts about the run that `measured.json` holds beside the figures."""
@@ -120,6 +128,7 @@ def save_step(
             network.config,
             provenance.conversion,
             provenance.pairs,
+            provenance.accepted,
         )
         (partial / MEASURED).write_text(measured, encoding="utf-8")
         save_file(state, partial / STATE, {_RECORD: provenance.record.model_dump_json()})

@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_jsonl(folder / "accepted.jsonl", *ACCEPTED)
     sqe_hrm(
         *("train", "--data-path", data, "--output", folder / "trained"),
-        *("--init-from", folder / "base", "--device", "cpu", *RECIPE),
+        *("--init-from", folder / "base", "--forget", "--device", "cpu", *RECIPE),
     )
     return folder
 

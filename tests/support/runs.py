@@ -5,7 +5,10 @@ from pathlib import Path
 
 import torch
 
+from hrm.checkpoint import pair_hash
+from hrm.checkpoint.pairs import AcceptedExample, AcceptedPairs
 from hrm.data.config import ConversionConfig
+from hrm.data.texts import TextHashes
 from hrm.model.batch import Batch, Messages
 from hrm.model.network import HRM
 from hrm.training.examples import training_record
@@ -14,12 +17,20 @@ from hrm.training.run import TrainingRun, claim_folder, latest_step
 from hrm.training.state import Provenance, RunRecord
 from hrm.training.stop import StopRequest
 from hrm.training.trainer import StepReport, Trainer, TrainingConfig
+from tests.support.examples import example
 from tests.support.networks import tiny
 
 CONFIG = tiny(halt_max_steps=3, halt_exploration_prob=0.5)
 RECIPE = TrainingConfig(steps=6, batch_size=3, lr=1e-2, lr_warmup_steps=2)
 _INPUTS, _LABELS = torch.randint(12, (2, 5, 8), generator=torch.Generator().manual_seed(1))
 EXAMPLES = Batch(_INPUTS, _LABELS, torch.arange(5))
+ACCEPTED = [
+    AcceptedExample(
+        number + 1, each, pair_hash(number, each.input_sequence), TextHashes.of("p", "c")
+    )
+    for number in range(5)
+    for each in [example(number)]
+]
 
 
 def train(
@@ -45,12 +56,12 @@ def train(
         record = saved.record
         saved.restore(trainer)
     claim_folder(folder, resume=resume)
-    pairs = training_record([])
+    pairs, accepted = training_record(ACCEPTED), AcceptedPairs.of(ACCEPTED, 12)
     run = TrainingRun(
         folder,
         trainer,
         Messages.whole(trainer.examples),
-        Provenance(ConversionConfig(), pairs, record, {"command": "train"}),
+        Provenance(ConversionConfig(), pairs, accepted, range(5), record, {"command": "train"}),
         RunPolicy(save_every=save_every, keep=keep),
         Messages.whole(trainer.examples[:2]),
     )

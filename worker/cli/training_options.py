@@ -69,6 +69,7 @@ training_options = all_of(
     ),
     click.option("--resume", is_flag=True, help="Continue the run in --output."),
     _option("init_from", str, metavar="CHECKPOINT"),
+    _flag("forget"),
     _option("contradictions", click.Choice([each.value for each in Contradictions])),
     _option("held_out", FILE),
     _option("held_out_share", float),

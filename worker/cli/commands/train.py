@@ -13,7 +13,13 @@ from hrm.training.setup import prepare_run
 from hrm.training.stop import InterruptedRunError, StopRequest
 from worker.cli.options import use_device
 from worker.cli.stopping import SIGNALLED, asked_by_signals
-from worker.cli.tables.training import plan_lines, start_line, summary, training_display
+from worker.cli.tables.training import (
+    apart_lines,
+    plan_lines,
+    start_line,
+    summary,
+    training_display,
+)
 from worker.cli.training_options import options_of, training_options, usage_error
 from worker.process import devices
 from worker.settings import Settings
@@ -56,6 +62,10 @@ def command(
     --resume needs only --data-path and --output: it uses the options of the run. Options that
     would change its steps are refused, --steps included, because the learning rates fall towards
     the last step. To train further, start a run with --init-from.
+
+    --init-from trains on the accepted pairs of that checkpoint, too, so that nothing is forgotten;
+    the new checkpoint holds all of them. A line that contradicts one of them is named as above.
+    --forget trains on the new messages alone.
     """
     settings = Settings.from_env(device=device)
     pinned = use_device(settings)
@@ -95,3 +105,5 @@ def _train(run: TrainingRun, device: devices.Device, stop: StopRequest) -> None:
         f"{run.folder}: stopped after {trainer.step_count} steps ({run.progress.stopped}), "
         f"best is step {best.step}: {summary(best, len(run.training))}"
     )
+    for line in apart_lines(run):
+        click.echo(f"{run.folder}: {line}")

@@ -176,9 +176,39 @@ def start_line(run: TrainingRun, device: str) -> str:
     parts = len(run.training.parts)
     in_parts = f" in {parts} parts" if parts > len(run.training) else ""
     return (
-        f"{len(run.training)} messages{in_parts}{data}{held_out}; "
+        f"{_messages(run)}{in_parts}{data}{held_out}{_forgotten(run)}; "
         f"{numbers:,} numbers in the network; {dtype} activations on {device}, measured in float32"
     )
+
+
+def _messages(run: TrainingRun) -> str:
+    """The numbers of new and of replayed messages."""
+    parent = run.parent
+    if parent is None or not parent.replayed:
+        return f"{len(run.training)} messages"
+    new = len(run.training) - parent.replayed
+    return f"{new} new messages, {parent.replayed} replayed from {parent.name}"
+
+
+def _forgotten(run: TrainingRun) -> str:
+    """What the run forgets of the checkpoint that it starts from."""
+    parent = run.parent
+    if parent is None or parent.forgotten == 0:
+        return ""
+    prompts = "all prompts" if parent.forgotten is None else f"{parent.forgotten} prompts"
+    return f"; {prompts} that {parent.name} knows become unknown"
+
+
+def apart_lines(run: TrainingRun) -> list[str]:
+    """For each halting rule, what is solved of the new messages and of those that were replayed."""
+    if run.solved_apart is None:
+        return []
+    new, replayed = run.solved_apart["new"], run.solved_apart["replayed"]
+    return [
+        f"{rule}: new {new[rule].count} of {new[rule].of}, "
+        f"replayed {replayed[rule].count} of {replayed[rule].of}"
+        for rule in new
+    ]
 
 
 def summary(measurement: Measurement, messages: int) -> str:

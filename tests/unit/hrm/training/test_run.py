@@ -23,6 +23,7 @@ from tests.support.checkpoints import RECORD, SHA256, TINY, state_of, store, wri
 from tests.support.runs import EXAMPLES, RECIPE, train
 
 EVERY_FILE = {
+    "accepted.pairs",
     "config.json",
     "curve.jsonl",
     "figures.json",

@@ -140,11 +140,12 @@ def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> No
         "hashed_tokens": 1011,
         "case_sensitive": False,
         "find_tasks": False,
+        "forget": False,
         "prompt_noise": 0,
         "foreign_share": 0.2,
         "measure_sample": 128,
     }
-    assert written == before | {"options": before["options"] | since}
+    assert written == before | {"options": before["options"] | since, "parent": None}
 
 
 def test_levels_that_differ_are_recorded_as_they_were() -> None:

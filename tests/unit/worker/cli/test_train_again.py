@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Pat
     data = write(folder / "data.jsonl", *WORDS)
     saving = ("--measure-every", "1", "--save-every", "1", "--keep", "9")
     recipe = ("--steps", "4", "--lr", "0.01", "--seed", "3", "--held-out-share", "0.34")
-    done(train(data, folder / "out", "--init-from", str(base), *saving, *recipe))
+    done(train(data, folder / "out", "--init-from", str(base), "--forget", *saving, *recipe))
     return data, folder / "out"
 
 
@@ -146,7 +146,7 @@ def test_training_starts_from_its_weights_and_enlarges_the_table(
     monkeypatch.setenv("SQE_CHECKPOINT_DIR", str(base.parent))
     data = write(tmp_path / "data.jsonl", "test", puzzle_id=11)
     options = ("--steps", "1", "--lr", "1e-12", "--puzzle-emb-lr", "0")
-    done(train(data, tmp_path / "out", "--init-from", "base", *options))
+    done(train(data, tmp_path / "out", "--init-from", "base", "--forget", *options))
     before, after = (load_checkpoint(path).state for path in (base, tmp_path / "out"))
     table = after["puzzle_emb.weights"]
     assert torch.equal(table[:8], before["puzzle_emb.weights"])
@@ -191,7 +191,7 @@ def test_what_is_held_out_is_measured_and_not_trained_on(run: tuple[Path, Path])
 def test_held_out_examples_change_nothing_in_training(base: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", *WORDS[:4])
     new = write(tmp_path / "new.jsonl", "monitoring")
-    options = ("--init-from", str(base), "--steps", "2", "--measure-every", "1")
+    options = ("--init-from", str(base), "--forget", "--steps", "2", "--measure-every", "1")
     done(train(data, tmp_path / "without", *options))
     result = done(train(data, tmp_path / "with", *options, "--held-out", str(new)))
     assert "4 messages, 1 held out; " in result.stderr
@@ -207,7 +207,7 @@ def test_held_out_examples_change_nothing_in_training(base: Path, tmp_path: Path
 def test_a_training_message_cannot_be_held_out(base: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", *WORDS)
     held_out = write(tmp_path / "held_out.jsonl", *WORDS[:1])
-    options = ("--init-from", str(base), "--held-out", str(held_out))
+    options = ("--init-from", str(base), "--forget", "--held-out", str(held_out))
     assert told(train(data, tmp_path / "out", *options)).startswith(f"{held_out}: line 1: ")
     both = told(train(data, tmp_path / "out", *options, "--held-out-share", "0.5"))
     assert both == "--held-out and --held-out-share: give one of them"

@@ -189,7 +189,7 @@ def test_a_network_without_a_puzzle_table_cannot_hold_several_answers(
     base = tmp_path / "base"
     conversion = ConversionConfig(puzzle_space=5)
     save_checkpoint(base, HRM(config).state_dict(), config, conversion, None)
-    told = refusal(run(declared, tmp_path / "out", "--init-from", str(base), *SHORT))
+    told = refusal(run(declared, tmp_path / "out", "--init-from", str(base), "--forget", *SHORT))
     assert told == (
         f"{declared}: 2 prompts have several accepted answers, but base has no puzzle table to "
         "hold them: give one to each, or start without --init-from"
