@@ -91,10 +91,9 @@ class Checkpoint:
         """
         file = self.path.parent / ACCEPTED_PAIRS
         pairs = AcceptedPairs.read(file, self.config.vocab_size)
-        if pairs is not None and self.training is not None:
-            held = {each.pair for each in pairs}
-            if held != self.training.pair_hashes:
-                raise unusable_pairs(file, f"its pairs are not those of {TRAINING_PAIRS}")
+        record = self.training
+        if pairs is not None and record is not None and pairs.pair_hashes() != record.pair_hashes:
+            raise unusable_pairs(file, f"its pairs are not those of {TRAINING_PAIRS}")
         return pairs
 
 

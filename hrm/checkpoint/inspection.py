@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hrm.checkpoint import Checkpoint, TrainingRecord
 from hrm.checkpoint.figures import RecordedFigures
+from schemas import HaltedBy
 
 FLOAT32_BYTES = torch.float32.itemsize
 """Bytes of one parameter in memory: networks are built as float32, however they are stored."""
@@ -105,6 +106,15 @@ class TrainingSummary(_Figures):
     varied_prompts: int = Field(description="Prompts that training varied.")
 
 
+class PairsSummary(_Figures):
+    """Summary of the accepted pairs that are kept as tokens."""
+
+    pairs: int = Field(description="Accepted prompts with their completions.")
+    solved: dict[HaltedBy, int] | None = Field(
+        description="How many these weights solve under each halting rule; null if unknown."
+    )
+
+
 class TaskSummary(_Figures):
     """A task that the checkpoint knows."""
 
@@ -144,6 +154,9 @@ class Inspection(_Figures):
     conversion: dict[str, ConfigurationValue]
     tasks: tuple[TaskSummary, ...]
     training: TrainingSummary | None
+    accepted_pairs: PairsSummary | None = Field(
+        description="Null if they are not kept, so that training further cannot replay them."
+    )
     figures: RecordedFigures | None = Field(
         description="Figures that were recorded of these weights; null if there are none."
     )
@@ -192,9 +205,18 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
             for task in checkpoint.conversion.tasks
         ),
         training=None if training is None else _summary(training),
+        accepted_pairs=_pairs_summary(checkpoint),
         figures=checkpoint.figures,
         tensors=tensors,
     )
+
+
+def _pairs_summary(checkpoint: Checkpoint) -> PairsSummary | None:
+    pairs = checkpoint.accepted_pairs()
+    if pairs is None:
+        return None
+    known = pairs.solved_with(checkpoint.digest) is not None
+    return PairsSummary(pairs=len(pairs), solved=pairs.counts if known else None)
 
 
 def _summary(training: TrainingRecord) -> TrainingSummary:

@@ -177,6 +177,12 @@ class AcceptedPairs:
                 unread=(unread_prompt, unread_completion),
             )
 
+    def pair_hashes(self) -> set[str]:
+        """The hashes that the training record of these pairs has."""
+        inputs = _cut(self.columns["input_tokens"].tolist(), self.columns["input_lengths"].tolist())
+        puzzles = self.columns["puzzle_ids"].tolist()
+        return {pair_hash(*each) for each in zip(puzzles, inputs, strict=True)}
+
     def union(self, other: Self) -> Self:
         """These pairs, and behind them those of `other` that are not among them.
 
@@ -199,6 +205,13 @@ class AcceptedPairs:
     def solved_with(self, digest: str) -> Mapping[HaltedBy, Tensor] | None:
         """`solved`, if it is of the weights `digest`; None if unknown."""
         return self.solved if self.solved_by == digest else None
+
+    @property
+    def counts(self) -> dict[HaltedBy, int] | None:
+        """By halting rule, how many are solved; None if unknown."""
+        if self.solved is None:
+            return None
+        return {rule: int(self.solved[rule].sum()) for rule in (HaltedBy.MAX_STEPS, HaltedBy.Q)}
 
     def write(self, file: Path) -> None:
         """Write the file atomically. Raises `CheckpointError` if it cannot be written."""

@@ -3,12 +3,15 @@
 - `options`: the options of a run, typed
 - `setup`: data, network and record become a run
 - `trainer`: one optimiser step
+- `noise`: noise on prompts
 - `losses`: the reference's losses
 - `fit`: steps and measurements until training is over
+- `meter`: figures of a sample while training, and of everything at the end
 - `examples`: files become training examples
 - `answers`: prompts with several accepted answers, and contradictions
 - `run`: a run's folder
-- `recording`: the figures of a checkpoint that was trained before they were recorded
+- `replay`: what a run takes over from the checkpoint that it starts from
+- `recording`: pairs and figures of a checkpoint that was trained before they were recorded
 - `state`: everything that resuming needs
 - `plot`: the training curves
 

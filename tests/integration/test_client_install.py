@@ -24,6 +24,7 @@ SHIPPED = ("sqe-demo", "sqe-demo-600", "sqe-demo-2")
 
 CHECKPOINT = (
     "README.md",
+    "accepted.pairs",
     "config.json",
     "figures.json",
     "measured.json",

@@ -14,8 +14,9 @@ from hrm.checkpoint import (
     load_checkpoint,
     read_checkpoint,
 )
-from hrm.checkpoint.figures import write_figures
+from hrm.checkpoint.figures import RecordedFigures, write_figures
 from hrm.checkpoint.inspection import inspect_checkpoint
+from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedPairs
 from hrm.checkpoint.record import TRAINING_PAIRS
 from hrm.data.conversion import Content, Converter
 from hrm.data.files import LineReader, RefusedLine
@@ -31,7 +32,7 @@ from hrm.training.recording import measure_accepted
 from schemas import HaltedBy, SQEHRMError
 from worker.cli.files import read_with_progress, refused_line_printer, write_text
 from worker.cli.options import data_path_option, device_option, json_option, use_device
-from worker.cli.tables.checkpoint import print_comparison, print_inspection
+from worker.cli.tables.checkpoint import print_comparison, print_inspection, solved_counts
 from worker.settings import Settings
 
 RULES = {
@@ -132,13 +133,14 @@ def compare(
 @data_path_option("JSONL file of exactly the messages that the checkpoint was trained on.")
 @device_option()
 def record(checkpoint: str, data_path: Path, device: str | None) -> None:
-    """Complete what a checkpoint records: accepted texts and figures.
+    """Complete what a checkpoint records: accepted texts, accepted pairs and figures.
 
     A checkpoint that was trained before records had hashes of the accepted texts has a record of
     version 1, and the text check of its verdicts is always unknown. One that was trained before
-    figures were recorded does not say which halting rule to use. If the messages are exactly those
-    that the record knows, a record of version 2 takes its place, and the figures are measured under
-    both halting rules. Weights, configuration and digest stay as they are.
+    figures were recorded does not say which halting rule to use. One without accepted.pairs cannot
+    be trained further without forgetting. If the messages are exactly those that the record knows,
+    a record of version 2 takes its place, the messages are measured under both halting rules, and
+    their tokens are kept. Weights, configuration and digest stay as they are.
     """
     settings = Settings.from_env(device=device)
     torch_device = use_device(settings).torch_name
@@ -149,14 +151,23 @@ def record(checkpoint: str, data_path: Path, device: str | None) -> None:
             f"checkpoint {loaded.name} has no record of its training pairs to check {data_path} "
             "against: train it anew"
         )
-    if known.accepted is not None and loaded.figures is not None:
+    pairs = loaded.accepted_pairs()
+    has_pairs = pairs is not None and pairs.solved_with(loaded.digest) is not None
+    if known.accepted is not None and loaded.figures is not None and has_pairs:
         raise SQEHRMError(
-            f"checkpoint {loaded.name}: its record is of version 2 and has figures already: keep it"
+            f"checkpoint {loaded.name}: its record is of version 2 and has figures and pairs "
+            "already: keep it"
         )
     if known.accepted is None:
         known = _complete_record(loaded, known, data_path)
+    if loaded.figures is not None and has_pairs:
+        return
+    with Console(stderr=True).status(f"Measuring {loaded.name} under both halting rules"):
+        measured = measure_accepted(loaded, known, data_path, torch_device)
     if loaded.figures is None:
-        _record_figures(loaded, known, data_path, torch_device)
+        _record_figures(loaded, measured.figures)
+    if not has_pairs:
+        _record_pairs(loaded, measured.pairs)
 
 
 def _complete_record(
@@ -169,16 +180,18 @@ def _complete_record(
     return completed
 
 
-def _record_figures(
-    checkpoint: Checkpoint, known: TrainingRecord, data_path: Path, device: str
-) -> None:
-    with Console(stderr=True).status(f"Measuring {checkpoint.name} under both halting rules"):
-        figures = measure_accepted(checkpoint, known, data_path, device)
+def _record_figures(checkpoint: Checkpoint, figures: RecordedFigures) -> None:
     file = write_figures(checkpoint.path.parent, figures)
     click.echo(
         f"{file}: {figures.accepted.messages:,} messages measured, which support "
         f"{figures.evidence().reason}"
     )
+
+
+def _record_pairs(checkpoint: Checkpoint, pairs: AcceptedPairs) -> None:
+    file = checkpoint.path.parent / ACCEPTED_PAIRS
+    pairs.write(file)
+    click.echo(f"{file}: {len(pairs):,} accepted pairs as tokens, {solved_counts(pairs.counts)}")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from hrm.checkpoint.inspection import (
     Component,
     ConfigurationValue,
     Inspection,
+    PairsSummary,
     TaskSummary,
     TensorStatistics,
 )
@@ -112,6 +113,7 @@ def _heading(inspection: Inspection) -> Text:
         ),
         ("training", trained),
         ("texts", texts),
+        ("pairs", _pairs(inspection.accepted_pairs)),
     ]
     if inspection.figures is None:
         lines.append(("figures", "none recorded (see sqe-hrm checkpoint record)"))
@@ -127,6 +129,21 @@ def _heading(inspection: Inspection) -> Text:
     # A path stays on its line, so that it can be copied whole.
     text.no_wrap = True
     return text
+
+
+def _pairs(summary: PairsSummary | None) -> str:
+    """What training further can replay."""
+    if summary is None:
+        return "none kept to train further with (see sqe-hrm checkpoint record)"
+    return f"{summary.pairs:,} accepted, as tokens: {solved_counts(summary.solved)}"
+
+
+def solved_counts(solved: Mapping[HaltedBy, int] | None) -> str:
+    """How many accepted pairs are solved under each halting rule, in words."""
+    if solved is None:
+        return "unknown which are solved"
+    counts = [f"{count:,} under {rule}" for rule, count in solved.items()]
+    return f"solved {', '.join(counts)}"
 
 
 def _recorded(figures: RecordedFigures | None) -> list[tuple[str, RenderableType]]:

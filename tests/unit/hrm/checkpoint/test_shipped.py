@@ -112,6 +112,20 @@ def test_the_record_is_that_of_the_messages(folder: Path) -> None:
     assert loaded.training == training_record(read_examples(MESSAGES, Converter(loaded.conversion)))
 
 
+@pytest.mark.parametrize("name", ["sqe-demo", "sqe-demo-600", "sqe-demo-2"])
+def test_the_pairs_are_those_of_the_messages(name: str) -> None:
+    loaded = load_checkpoint(FOLDER.with_name(name))
+    pairs = loaded.accepted_pairs()
+    assert pairs is not None
+    messages = read_examples(MESSAGES, Converter(loaded.conversion))
+    assert list(pairs) == [dataclasses.replace(each, line=0) for each in messages]
+    solved = pairs.solved_with(loaded.digest)
+    assert solved is not None
+    assert loaded.figures is not None
+    for rule, flags in solved.items():
+        assert int(flags.sum()) == loaded.figures.accepted.of(rule).solved
+
+
 def test_every_message_is_an_accepted_text(
     checkpoint: Checkpoint, pairs: list[AcceptedPair]
 ) -> None:

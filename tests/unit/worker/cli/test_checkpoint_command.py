@@ -191,21 +191,37 @@ def test_a_record_of_version_1_is_completed(before: tuple[Path, Path]) -> None:
     assert "no hashes of accepted texts: its record is of version 1 (see sqe-hrm checkpoint" in (
         printed("inspect", "before")
     )
-    first, second = call("record", "before", "--data-path", messages).stdout.splitlines()
+    first, second, third = call("record", "before", "--data-path", messages).stdout.splitlines()
     assert (
         first
         == f"{checkpoint / 'training_pairs.json'}: version 2, 2 pairs with their texts' hashes"
     )
     assert second.startswith(f"{checkpoint / 'figures.json'}: 2 messages measured, which support ")
+    assert third == (
+        f"{checkpoint / 'accepted.pairs'}: 2 accepted pairs as tokens, solved 0 under max_steps, "
+        "0 under q"
+    )
     loaded = load_checkpoint(checkpoint)
     assert loaded.digest == digest
     assert loaded.training == training_record(read_examples(messages, Converter(SHA256)))
     for name in ("config.json", "model.safetensors"):
         assert (checkpoint / name).read_bytes() == others[name]
-    assert {file.name for file in checkpoint.iterdir()} == {*others, "figures.json"}
+    assert {file.name for file in checkpoint.iterdir()} == {
+        *others,
+        "accepted.pairs",
+        "figures.json",
+    }
     assert "accepted completions of 2 prompts, as hashes" in printed("inspect", "before")
+    assert "pairs       2 accepted, as tokens: solved 0 under max_steps, 0 under q" in (
+        printed("inspect", "before")
+    )
+    pairs = loaded.accepted_pairs()
+    assert pairs is not None
+    assert [each.example for each in pairs] == [
+        each.example for each in read_examples(messages, Converter(SHA256))
+    ]
     assert refused("record", "before", "--data-path", messages) == (
-        "checkpoint before: its record is of version 2 and has figures already: keep it"
+        "checkpoint before: its record is of version 2 and has figures and pairs already: keep it"
     )
 
 
@@ -254,11 +270,15 @@ def test_figures_of_replaced_weights_are_not_shown_but_measured_again(
     digest = load_checkpoint(checkpoint).digest
     (folder / "late" / "model.safetensors").replace(checkpoint / "model.safetensors")
     assert "none recorded" in printed("inspect", "before")
+    assert "2 accepted, as tokens: unknown which are solved" in printed("inspect", "before")
     assert "ignored: its figures are of other weights" in caplog.text
     call("record", "before", "--data-path", messages)
     again = load_checkpoint(checkpoint)
     assert again.figures is not None
     assert again.figures.digest == again.digest != digest
+    pairs = again.accepted_pairs()
+    assert pairs is not None
+    assert pairs.solved_with(again.digest) is not None
 
 
 def test_figures_are_not_measured_on_other_completions(
