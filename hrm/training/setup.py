@@ -111,8 +111,9 @@ def prepare_run(
         options = options.model_copy(update={"steps": _steps(options, training, network)})
     record = record.model_copy(update={"options": options})
     claim_folder(output, resume=resume)
+    replayed_parts = int((training.message < data.replayed).sum())
     noise = _noise(options, training, converter)
-    trainer = Trainer(network, training.parts, options.config, noise)
+    trainer = Trainer(network, training.parts, options.config, noise, replayed_parts)
     if saved is not None:
         saved.restore(trainer)
     vocabulary_size = converter.tokenizer.vocabulary.size

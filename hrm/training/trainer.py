@@ -78,6 +78,12 @@ class Recipe(BaseModel):
         description="With prompt noise: share of draws that give a puzzle a prompt which was never "
         "accepted for it, so that the network learns to refuse it.",
     )
+    new_draws: int = Field(
+        default=4,
+        ge=1,
+        description="With replayed pairs: how often each new message is drawn while each of these "
+        "is drawn once.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for all random numbers.")
 
 
@@ -124,6 +130,8 @@ class Trainer:
         examples: All examples, on one device.
         config: The recipe.
         noise: What draws noise on the prompts of `examples`, if the recipe asks for any.
+        replayed: The number of examples that the network was trained on before. They are the first,
+            and are drawn less often than the others.
     """
 
     def __init__(
@@ -132,6 +140,7 @@ class Trainer:
         examples: Batch,
         config: TrainingConfig,
         noise: PromptNoise | None = None,
+        replayed: int = 0,
     ) -> None:
         self.network = network.train()
         self.examples = examples
@@ -142,6 +151,9 @@ class Trainer:
         self.device = examples.inputs.device
         self._random = torch.Generator().manual_seed(config.seed)
         self._order: list[int] = []
+        new = torch.arange(replayed, len(examples))
+        repeats = config.new_draws if replayed else 1
+        self._pool = torch.cat((torch.arange(replayed), new.repeat(repeats)))
         averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         self._levels = TrainedLevels(network)
         self._averaged = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
@@ -351,9 +363,10 @@ class Trainer:
         return torch.rand(self.batch_size, generator=self._random).to(self.device)
 
     def _next_examples(self, count: int) -> Batch:
-        """The next examples: all come once, in random order, before any comes again."""
+        """The next examples: the pool comes once, in random order, before it comes again."""
         while len(self._order) < count:
-            self._order += torch.randperm(len(self.examples), generator=self._random).tolist()
+            order = torch.randperm(len(self._pool), generator=self._random)
+            self._order += self._pool[order].tolist()
         rows, self._order = self._order[:count], self._order[count:]
         drawn = self.examples[torch.tensor(rows, dtype=torch.int64, device=self.device)]
         if self._noise is None:

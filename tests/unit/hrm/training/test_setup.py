@@ -141,6 +141,7 @@ def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> No
         "case_sensitive": False,
         "find_tasks": False,
         "forget": False,
+        "new_draws": 4,
         "prompt_noise": 0,
         "foreign_share": 0.2,
         "measure_sample": 128,
