@@ -393,3 +393,19 @@ def test_a_tiny_network_learns_four_examples() -> None:
     assert sum(report.loss for report in reports[-20:]) < 0.5 * sum(
         report.loss for report in reports[:20]
     )
+
+
+# What is drawn.
+
+
+def test_a_new_message_is_drawn_as_often_as_asked_for_each_replayed_one() -> None:
+    recipe = TrainingConfig(new_draws=3)
+    trainer = Trainer(network_of(), random_examples(5), recipe, replayed=3)
+    drawn = trainer._next_examples(9 * 4).puzzle_ids
+    assert drawn.bincount().tolist() == [4, 4, 4, 12, 12]
+    assert drawn[:9].bincount().tolist() == [1, 1, 1, 3, 3]
+
+
+def test_all_messages_are_drawn_alike_if_none_is_replayed() -> None:
+    trainer = Trainer(network_of(), random_examples(5), TrainingConfig(new_draws=3))
+    assert trainer._next_examples(10).puzzle_ids.bincount().tolist() == [2] * 5
