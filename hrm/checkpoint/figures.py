@@ -105,9 +105,9 @@ class RecordedFigures(_Figures):
     def evidence(self, max_steps: int | None = None) -> Evidence:
         """The halting rule that these figures support for a limit of `max_steps` ACT steps.
 
-        `q` is supported if it solves no fewer messages of each measured set than fixed steps, and
-        if the Q head is right about at least 95 % of the accepted pairs. Figures say nothing of
-        another limit than their own, which is the default.
+        `q` is supported if it solves some accepted pair and no fewer messages of each measured set
+        than fixed steps, and if the Q head is right about at least 95 % of the accepted pairs.
+        Figures say nothing of another limit than their own, which is the default.
         """
         limit, pairs = self.halt_max_steps, self.accepted
         if max_steps not in {None, limit}:
@@ -117,6 +117,9 @@ class RecordedFigures(_Figures):
                 return _fixed(
                     f"q solves {figures.q.solved:,}{of}, fixed steps {figures.max_steps.solved:,}"
                 )
+        if not pairs.q.solved:
+            # A Q head that refuses everything is right about all of it.
+            return _fixed("q solves no accepted pair")
         right = f"Q head right for {pairs.q.q_right:,} of {pairs.messages:,}"
         if 100 * pairs.q.q_right < Q_RIGHT_PERCENT * pairs.messages:
             return _fixed(f"{right} under q: fewer than {Q_RIGHT_PERCENT} %")

@@ -47,10 +47,11 @@ def standing_alone(prompts: Iterable[tuple[int, Words]], changes: int) -> set[tu
         for puzzle, found in puzzles.items()
         for words in found
         if allowed(words, changes)
-        and all(other == words or _are_apart(words, other, changes) for other in found)
+        and all(other == words or are_apart(words, other, changes) for other in found)
     }
 
 
-def _are_apart(one: Words, other: Words, changes: int) -> bool:
+def are_apart(one: Words, other: Words, changes: int) -> bool:
+    """Whether no variation of one prompt can be that of another."""
     limit = allowed(one, changes) + allowed(other, changes)
     return distance(one, other, limit) > limit

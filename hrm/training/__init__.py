@@ -9,6 +9,7 @@
 - `meter`: figures of a sample while training, and of everything at the end
 - `examples`: files become training examples
 - `answers`: prompts with several accepted answers, and contradictions
+- `notes`: what a run will not do, said before it starts
 - `run`: a run's folder
 - `replay`: what a run takes over from the checkpoint that it starts from
 - `recording`: pairs and figures of a checkpoint that was trained before they were recorded

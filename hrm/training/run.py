@@ -8,7 +8,7 @@ When to measure and when to stop is decided by `hrm.training.fit`. Knows nothing
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -110,6 +110,7 @@ class TrainingRun:
         provenance: What is saved beside the weights, with what the run has measured so far.
         policy: When to give up, and which steps to keep.
         held_out: Messages to measure on and never train on.
+        notes: What the run will not do, in lines for whoever starts it.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class TrainingRun:
         provenance: Provenance,
         policy: RunPolicy,
         held_out: Messages | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        self.notes = notes
         self.trainer = trainer
         self.training = training
         self.held_out = held_out

@@ -48,6 +48,7 @@ from hrm.training.examples import (
     training_record,
 )
 from hrm.training.noise import PromptNoise
+from hrm.training.notes import notes_on
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
 from hrm.training.plan import LEAST_ROWS, default_rows, default_steps
 from hrm.training.replay import Parent, forgotten, replayed_examples, without_held
@@ -129,7 +130,8 @@ def prepare_run(
     accepted = AcceptedPairs.of(data.training, vocabulary_size)
     distinct = first_of_each(data.training)
     provenance = Provenance(converter.config, pairs, accepted, distinct, record, about)
-    return TrainingRun(output, trainer, training, provenance, policy, held_out)
+    notes = notes_on(data.training, pairs, conversion, options.prompt_noise)
+    return TrainingRun(output, trainer, training, provenance, policy, held_out, notes)
 
 
 @dataclass(frozen=True)

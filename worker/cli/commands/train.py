@@ -98,7 +98,7 @@ def command(
 def _train(run: TrainingRun, device: devices.Device, stop: StopRequest) -> None:
     trainer = run.trainer
     with training_display(run) as display:
-        for line in (start_line(run, device.name), *plan_lines(run)):
+        for line in (start_line(run, device.name), *run.notes, *plan_lines(run)):
             display.say(line)
         best = run.train(on_step=display.on_step, on_measurement=display.on_measurement, stop=stop)
     click.echo(

@@ -165,9 +165,7 @@ def start_line(run: TrainingRun, device: str) -> str:
             data += f" ({found} found)"
     if changes := run.trainer.config.prompt_noise:
         varied, prompts = run.about["varied_prompts"], run.about["prompts"]
-        data += f", {varied} prompts varied by up to {changes} words"
-        if varied < prompts:
-            data += f", {prompts - varied} too short or too much like another of their puzzle"
+        data += f", {varied} of {prompts} prompts varied by up to {changes} words"
     options = run.options
     if len(run.training) > options.measure_sample:
         held_out += f"; {options.measure_sample} measured until the end"

@@ -86,6 +86,7 @@ def figures(
             figures(held_out=measured(q=3, fixed=4)),
             "fixed steps: q solves 3 of the held-out messages, fixed steps 4",
         ),
+        (figures(measured(q=0, fixed=0)), "fixed steps: q solves no accepted pair"),
         (None, "fixed steps: no figures recorded"),
     ],
 )

@@ -41,6 +41,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_training_says_which_tasks_are_too_new(tmp_path: Path) -> None:
+    (lonely,) = split(TASKS[:1], fillings=1, unseen=1, seed=0).trained
+    data = write(tmp_path / "accepted.jsonl", [lonely.fields])
+    arguments = ["train", "--data-path", str(data), "--output", str(tmp_path / "m"), *TINY]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[1] == (
+        f"new prompts of a task are not judged before {ENOUGH_PROMPTS} prompts of it are trained: "
+        f"{lonely.task} has 1"
+    )
+    # A new prompt of it is new, and its own is known.
+    other = {**lonely.fields, "prompt": "Something else of the task."}
+    messages = write(tmp_path / "messages.jsonl", [lonely.fields, other])
+    report = json.loads(
+        run("evaluate", "--checkpoint", tmp_path / "m", "--data-path", messages, "--json")
+    )
+    counts = {name: group["examples"] for name, group in report["by_match"].items()}
+    assert counts == {"pair": 1, "near": 0, "puzzle": 0, "new": 1, "none": 0}
+
+
 def test_inspect_shows_the_tasks_and_which_are_too_new(folder: Path) -> None:
     lines = [
         " ".join(line.split()) for line in run("checkpoint", "inspect", folder / "m").splitlines()

@@ -333,8 +333,10 @@ def test_prompt_noise_is_said_and_recorded(tmp_path: Path) -> None:
     data.write_text("\n".join(map(json.dumps, lines)))
     result = train(data, output, "--prompt-noise", "2", "--foreign-share", "0.5")
     assert result.exit_code == 0, result.output
-    said = "1 prompts varied by up to 2 words, 2 too short or too much like another of their puzzle"
-    assert said in result.stderr.splitlines()[0]
+    start, alike, *_ = result.stderr.splitlines()
+    assert "3 messages, 1 of 3 prompts varied by up to 2 words; " in start
+    assert alike.startswith("too much alike to be varied: 2 prompts, ")
+    assert alike.endswith("the first are line 1 and line 2")
     measured = json.loads((output / "measured.json").read_text())
     assert (measured["prompts"], measured["varied_prompts"]) == (3, 1)
     assert measured["recipe"]["prompt_noise"] == 2
