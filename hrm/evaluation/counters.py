@@ -251,15 +251,17 @@ class BaselineCounter:
         self._baseline = baseline
         self._overall = PredictionCounter()
         self._by_known = {KNOWN: PredictionCounter(), UNKNOWN: PredictionCounter()}
+        self._by_match = {match: PredictionCounter() for match in PromptMatch}
 
-    def add(self, example: HRMExample, known: str) -> None:
-        """Count one example of the group `known`: `KNOWN` or `UNKNOWN`."""
+    def add(self, example: HRMExample, match: PromptMatch) -> None:
+        """Count one example, whose prompt the training set knows by `match`."""
+        known = KNOWN if match is PromptMatch.PAIR else UNKNOWN
         guesses = [
             _score(predicted, example.target_sequence)
             for predicted in self._baseline.predict(example)
         ]
         guess = max(guesses, key=lambda each: (each.solved, each.correct_tokens))
-        for counter in (self._overall, self._by_known[known]):
+        for counter in (self._overall, self._by_known[known], self._by_match[match]):
             counter.add(
                 guess.correct_tokens,
                 guess.target_tokens,
@@ -286,6 +288,10 @@ class BaselineCounter:
             }
             if recorded
             else None,
+            by_match={
+                str(match): counter.figures(complete=complete)
+                for match, counter in self._by_match.items()
+            },
         )
 
 
@@ -353,7 +359,7 @@ class EvaluationCounter:
         target = example.target_sequence
         self._tokens.add(target, verdict.predicted_sequence)
         for baseline in self._baselines:
-            baseline.add(example, known)
+            baseline.add(example, verdict.match)
 
     def report(self, data: str, setting: Setting, seconds: float) -> EvaluationReport:
         """Report all figures so far.

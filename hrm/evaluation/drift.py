@@ -103,6 +103,9 @@ class TestedLines(_Model):
         "was not accepted. To change them would show nothing."
     )
     unknown: int = Field(description="Messages whose prompt the checkpoint was not trained on.")
+    unknown_by_match: dict[str, int] = Field(
+        description="The same, by what the training set knows of their prompts."
+    )
     converted: int = Field(description="Converted examples, which have no text to change.")
     refused: dict[RejectionReason, int] = Field(description="Refused lines, by reason.")
 
@@ -207,7 +210,7 @@ class _Lines:
         on_refused: Callable[[RefusedLine], None],
     ) -> None:
         self.known = 0
-        self._unknown = 0
+        self._unknown: Counter[PromptMatch] = Counter()
         self._converted = 0
         self._refused: Counter[RejectionReason] = Counter()
         self._source = source
@@ -223,8 +226,8 @@ class _Lines:
                 self._refuse(content)
             elif isinstance(content, HRMExample):
                 self._converted += 1
-            elif not self._is_known(content, index):
-                self._unknown += 1
+            elif (match := self._match(content, index)) is not PromptMatch.PAIR:
+                self._unknown[match] += 1
             else:
                 self.known += 1
                 survey.replacements.add(content.completion)
@@ -248,7 +251,10 @@ class _Lines:
         return TestedLines(
             tested=self.known - alarming,
             alarming=alarming,
-            unknown=self._unknown,
+            unknown=self._unknown.total(),
+            unknown_by_match={
+                match.value: self._unknown[match] for match in PromptMatch if self._unknown[match]
+            },
             converted=self._converted,
             refused=dict(self._refused),
         )
@@ -256,7 +262,9 @@ class _Lines:
     def _known_messages(self) -> Iterator[tuple[int, _Message]]:
         self._source.seek(0)
         for index, content in self._reader.contents(self._source):
-            if isinstance(content, RefusedLine | HRMExample) or not self._is_known(content, index):
+            if isinstance(content, RefusedLine | HRMExample):
+                continue
+            if self._match(content, index) is not PromptMatch.PAIR:
                 continue
             fields = content.model_dump(mode="json", exclude_none=True, exclude={"alternative"})
             # Also the policy `line_index` works: it has no line to count in a message alone.
@@ -281,11 +289,10 @@ class _Lines:
         else:
             yield message, verdict
 
-    def _is_known(self, content: SQEMessage | AcceptedPair, index: int) -> bool:
+    def _match(self, content: SQEMessage | AcceptedPair, index: int) -> PromptMatch:
         converter = self._evaluator.converter
         example, named = converter.example_of(content, index), converter.named_puzzle(content)
-        check = check_message(content, example, self._evaluator.checkpoint.training, named)
-        return check.match is PromptMatch.PAIR
+        return check_message(content, example, self._evaluator.checkpoint.training, named).match
 
     def _refuse(self, line: RefusedLine) -> None:
         self._refused[line.reason] += 1

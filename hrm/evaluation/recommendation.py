@@ -27,7 +27,7 @@ from hrm.evaluation.outcomes import (
 )
 from hrm.evaluation.statistics import Share
 from hrm.model.batch import ExampleError, check_fits, encode_messages
-from schemas import HaltedBy, HRMExample, MessageRejected, SQEHRMError
+from schemas import HaltedBy, HRMExample, MessageRejected, PromptMatch, SQEHRMError
 
 SIGNIFICANT_BELOW = 0.05
 """Adjusted p-value below which one checkpoint counts as better than another. If all were equally
@@ -54,6 +54,9 @@ class CheckpointFigures(_Report):
     halting: HaltedBy
     solved: Share
     known: int = Field(description="Examples that this checkpoint was trained on.")
+    solved_by_match: dict[str, Share] = Field(
+        description="By how this checkpoint's training set knows the prompt, if any is so known."
+    )
     token_accuracy: float = Field(description="Correct tokens / target tokens.")
     q_accuracy: float = Field(description="Share of examples whose q_halt is right.")
     mean_act_steps: float
@@ -235,6 +238,8 @@ class _Candidate:
         self._converter = Converter(checkpoint.conversion)
         self._coverage = PairCoverage(checkpoint.training)
         self._examples = self._known = 0
+        self._matches: Counter[PromptMatch] = Counter()
+        self._solved: dict[HaltedBy, Counter[PromptMatch]] = {rule: Counter() for rule in rules}
         self._q_right = dict.fromkeys(rules, 0)
         self._steps = dict.fromkeys(rules, 0)
 
@@ -250,6 +255,7 @@ class _Candidate:
             for message, example in zip(batch, examples, strict=True)
         ]
         self._examples += len(examples)
+        self._matches.update(check.match for check in checks)
         self._known += sum(
             self._coverage.add(example, check.text)
             for example, check in zip(examples, checks, strict=True)
@@ -262,7 +268,8 @@ class _Candidate:
         ]
         for rule, outcomes in self.outcomes.items():
             answers = self._answers(asked, rule)
-            for message, answer in zip(batch, _nearest(answers), strict=True):
+            for message, check, answer in zip(batch, checks, _nearest(answers), strict=True):
+                self._solved[rule][check.match] += answer.solved
                 self._q_right[rule] += answer.q_right
                 self._steps[rule] += answer.act_steps
                 outcomes.add(
@@ -285,6 +292,11 @@ class _Candidate:
             halting=rule,
             solved=share(solved, self._examples),
             known=self._known,
+            solved_by_match={
+                match.value: share(self._solved[rule][match], self._matches[match])
+                for match in PromptMatch
+                if self._matches[match]
+            },
             token_accuracy=tokens,
             q_accuracy=self._q_right[rule] / self._examples,
             mean_act_steps=self._steps[rule] / self._examples,

@@ -94,6 +94,9 @@ class BaselineFigures(_Model):
     )
     overall: PredictionFigures
     by_known: dict[str, PredictionFigures] | None
+    by_match: dict[str, PredictionFigures] = Field(
+        description="By how the checkpoint's training set knows the prompt."
+    )
 
 
 class Setting(_Model):

@@ -23,7 +23,7 @@ from hrm.data.config import ENOUGH_PROMPTS
 from hrm.evaluation.comparison import CONVERGED_BELOW, Comparison, StepChange, TensorChange
 from hrm.evaluation.recommendation import CheckpointFigures, Recommendation
 from hrm.evaluation.statistics import Share, ShareOf
-from schemas import HaltedBy
+from schemas import HaltedBy, PromptMatch
 from worker.cli.tables.paired import differing, pairs_table, pairs_title
 from worker.cli.tables.style import (
     NOTHING,
@@ -40,6 +40,9 @@ GAP = 2
 
 MOST_MOVED = 8
 """Tensors shown for each step of a comparison; --json has all."""
+
+_ALL_OR_NOTHING = frozenset({PromptMatch.PAIR, PromptMatch.NONE})
+"""Prompts that were trained, and prompts of which nothing was."""
 
 _MEBIBYTE = 1024**2
 _FIXED_FROM = 1e-3
@@ -75,6 +78,9 @@ def print_comparison(comparison: Comparison) -> None:
         parts.append(("", Text(_step_verdict(step))))
     if comparison.measured:
         parts.append((f"Inference on {comparison.data}", _measured_table(comparison.measured)))
+        if matches := _matches(comparison.measured):
+            apart = _matches_table(comparison.measured, matches)
+            parts.append(("Solved, by what was trained of the prompts", apart))
         parts.append((pairs_title(comparison.repeated_lines), pairs_table(comparison.pairs)))
         parts.append(("", differing(comparison.pairs)))
     parts.append(("", Text("\n").join(map(_recommendation, comparison.recommendations))))
@@ -298,6 +304,21 @@ def _measured_table(measured: Sequence[CheckpointFigures]) -> Table:
             percent(figures.q_accuracy),
             number(figures.mean_act_steps),
         )
+    return made
+
+
+def _matches(measured: Sequence[CheckpointFigures]) -> list[PromptMatch]:
+    """The kinds of prompts that are told apart: none if all are either trained or foreign."""
+    found = {match for figures in measured for match in figures.solved_by_match}
+    return [match for match in PromptMatch if match in found] if found - _ALL_OR_NOTHING else []
+
+
+def _matches_table(measured: Sequence[CheckpointFigures], matches: Sequence[PromptMatch]) -> Table:
+    made = table("", "halting", *(match.value for match in matches), left=(0, 1), gap=GAP)
+    for figures in measured:
+        shares = (figures.solved_by_match.get(match) for match in matches)
+        cells = (NOTHING if share is None else f"{share.count:,}/{share.of:,}" for share in shares)
+        made.add_row(figures.checkpoint, HaltedBy(figures.halting).value, *cells)
     return made
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hrm.evaluation.drift import ChangeExample, DriftReport, KindFigures
+from schemas import PromptMatch
 from worker.cli.tables.style import NOTHING, percent, print_parts, table
 
 
@@ -26,9 +27,13 @@ def print_drift(report: DriftReport) -> None:
 
 def _heading(report: DriftReport) -> Text:
     setting, lines = report.setting, report.lines
+    unknown = "unknown"
+    if lines.unknown_by_match.keys() - {PromptMatch.NONE}:
+        matches = (f"{name} {count:,}" for name, count in lines.unknown_by_match.items())
+        unknown += f" ({', '.join(matches)})"
     apart = {
         "known with an alarm unchanged": lines.alarming,
-        "unknown": lines.unknown,
+        unknown: lines.unknown,
         "converted": lines.converted,
         "refused": sum(lines.refused.values()),
     }

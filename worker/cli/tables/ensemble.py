@@ -9,7 +9,8 @@ from rich.text import Text
 
 from hrm.ensemble.report import EnsembleReport
 from hrm.evaluation.report import EvaluationReport
-from worker.cli.tables.evaluation import NO_EXAMPLE
+from schemas import PromptMatch
+from worker.cli.tables.evaluation import NO_EXAMPLE, unknown_groups
 from worker.cli.tables.paired import differing, pairs_table, pairs_title
 from worker.cli.tables.style import interval, number, percent, print_parts, table
 
@@ -21,6 +22,8 @@ examples for which the Q head is right, mean ACT steps, and milliseconds per exa
 def print_ensemble(report: EnsembleReport) -> None:
     """Print `report` on stdout."""
     parts: list[tuple[str, RenderableType]] = [("", _heading(report)), ("", _table(report))]
+    if apart := _apart(report):
+        parts.append(("By what was trained of the prompts", apart))
     if report.recommendation is not None:
         parts.append((pairs_title(report.repeated_lines), pairs_table(report.pairs)))
         parts.append(("", differing(report.pairs)))
@@ -56,13 +59,33 @@ def _heading(report: EnsembleReport) -> Text:
     )
 
 
+def _apart(report: EnsembleReport) -> Table | None:
+    """Who solves how many of which prompts, if some are unknown and something of them is trained.
+
+    Members may have trained different things of them.
+    """
+    named = [*((_name(member), member) for member in report.members), ("ensemble", report.ensemble)]
+    if not any(unknown_groups(each.by_match) for _, each in named):
+        return None
+    groups = [
+        match for match in PromptMatch if any(each.by_match[match].examples for _, each in named)
+    ]
+    made = table("", *(match.value for match in groups))
+    for name, each in named:
+        shares = (each.by_match[match].solved for match in groups)
+        made.add_row(Text(name), *(f"{share.count:,}/{share.of:,}" for share in shares))
+    return made
+
+
+def _name(member: EvaluationReport) -> str:
+    # Steps of two runs have the same names.
+    return f"{member.setting.checkpoint} ({member.setting.checkpoint_digest[:6]})"
+
+
 def _table(report: EnsembleReport) -> Table:
     made = table("", *_COLUMNS)
     for member in report.members:
-        setting = member.setting
-        # Steps of two runs have the same names.
-        name = f"{setting.checkpoint} ({setting.checkpoint_digest[:6]})"
-        made.add_row(Text(name), *_cells(member))
+        made.add_row(Text(_name(member)), *_cells(member))
     made.add_section()
     made.add_row(Text("ensemble", "bold"), *_cells(report.ensemble))
     return made

@@ -4,16 +4,19 @@ Knows `hrm.evaluation.report.EvaluationReport` and rich; computes nothing but pe
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hrm.evaluation.report import EvaluationReport, Figures, PositionFigures
+from hrm.evaluation.report import EvaluationReport, Figures, PositionFigures, PredictionFigures
 from hrm.evaluation.statistics import MedianSummary, Share, Summary
 from schemas import PromptMatch
 from worker.cli.tables.style import interval, number, percent, print_parts, table
+
+AnyFigures = TypeVar("AnyFigures", bound=PredictionFigures)
 
 BAR_WIDTH = 20
 """Characters of a bar for 100 %."""
@@ -62,6 +65,7 @@ def _parts(report: EvaluationReport) -> dict[str, RenderableType]:
             report
         ),
         baselines: _baselines(report),
+        **_baselines_apart(report),
     }
 
 
@@ -147,17 +151,27 @@ _PARTLY_KNOWN = (PromptMatch.NEAR, PromptMatch.PUZZLE, PromptMatch.NEW)
 """Unknown prompts of which something was trained. Their figures are never mixed."""
 
 
+def unknown_groups(by_match: Mapping[str, AnyFigures]) -> dict[str, AnyFigures]:
+    """The groups of unknown prompts that have examples; none if nothing of any was trained.
+
+    The row of all unknown examples says the same then.
+    """
+    if not any(by_match[name].examples for name in _PARTLY_KNOWN):
+        return {}
+    names = (*_PARTLY_KNOWN, PromptMatch.NONE)
+    return {name: by_match[name] for name in names if by_match[name].examples}
+
+
 def _groups_table(report: EvaluationReport) -> Table:
     made = table("", "examples", "solved", "95 % interval", *_GROUP_COLUMNS)
-    partly = {name: report.by_match[name] for name in _PARTLY_KNOWN}
-    sparse = (partly, report.by_category)  # of which most files lack some
-    for group in (report.by_known or {}, partly, report.by_difficulty, report.by_category):
+    apart = unknown_groups(report.by_match)
+    for group in (report.by_known or {}, apart, report.by_difficulty, report.by_category):
         for name, figures in group.items():
             solved = figures.solved
             if figures.examples:
                 cells = (f"{solved.of:,}", percent(solved.share), interval(solved))
                 made.add_row(name, *cells, *_group_cells(figures))
-            elif group not in sparse:
+            elif group is not report.by_category:  # of which most files lack some
                 made.add_row(name, NO_EXAMPLE)
         made.add_section()
     return made
@@ -251,3 +265,26 @@ def _baselines(report: EvaluationReport) -> RenderableType:
                 cells += [NO_EXAMPLE, ""]
         made.add_row(escape(name), *cells)
     return made
+
+
+def _baselines_apart(report: EvaluationReport) -> dict[str, RenderableType]:
+    """The checkpoint and the baselines on each group of unknown prompts, if they are told apart."""
+    groups = unknown_groups(report.by_match)
+    if not groups or not report.baselines:
+        return {}
+    columns = [f"{name}\n{figure}" for name in groups for figure in ("solved", "tokens")]
+    made = table("", *columns, gap=2)
+    checkpoint = (report.setting.checkpoint, report.by_match)
+    rows = (checkpoint, *((cell.name, cell.by_match) for cell in report.baselines))
+    for name, by_match in rows:
+        apart = (by_match[group] for group in groups)
+        cells = [
+            cell
+            for figures in apart
+            for cell in (
+                f"{figures.solved.count:,}/{figures.solved.of:,}",
+                percent(figures.token_accuracy),
+            )
+        ]
+        made.add_row(escape(name), *cells)
+    return {"The same on unknown prompts, by what was trained of them": made}

@@ -209,6 +209,7 @@ def test_only_known_messages_without_an_alarm_are_changed(site: Site) -> None:
         "tested": 1,
         "alarming": 1,
         "unknown": 2,
+        "unknown_by_match": {"none": 2},
         "converted": 1,
         "refused": {"not_json": 1},
     }

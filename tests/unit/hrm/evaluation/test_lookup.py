@@ -9,9 +9,9 @@ from rapidfuzz.distance import Levenshtein
 
 from hrm.evaluation import lookup
 from hrm.evaluation.baselines import Baseline
-from hrm.evaluation.counters import UNKNOWN, BaselineCounter
+from hrm.evaluation.counters import BaselineCounter
 from hrm.evaluation.lookup import TrainingPairs
-from schemas import Difficulty, ExampleMetadata, HRMExample
+from schemas import Difficulty, ExampleMetadata, HRMExample, PromptMatch
 
 TOKENS = st.lists(st.integers(1, 3), max_size=5)
 EXAMPLES = st.tuples(st.integers(0, 2), TOKENS)
@@ -102,7 +102,7 @@ def counted(baseline: Baseline, *examples: HRMExample) -> tuple[int, int, int]:
     """Solved examples, correct tokens and target tokens."""
     counter = BaselineCounter(baseline)
     for each in examples:
-        counter.add(each, UNKNOWN)
+        counter.add(each, PromptMatch.NONE)
     overall = counter.figures(recorded=False, complete=False).overall
     return overall.solved.count, overall.correct_tokens, overall.target_tokens
 

@@ -201,6 +201,7 @@ def print_two_checkpoints(folder: Path) -> None:
         halting=HaltedBy.Q,
         solved=Share.measured(MANY, ALL),
         known=0,
+        solved_by_match={},
         token_accuracy=MANY / ALL,
         q_accuracy=MANY / ALL,
         mean_act_steps=1.5,
