@@ -11,9 +11,12 @@ have several words: then all words after them stand elsewhere.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import NamedTuple
+
+TWIN = "-twin"
+"""End of the name of a task's twin."""
 
 Slots = Mapping[str, tuple[str, ...]]
 Filling = Mapping[str, str]
@@ -56,6 +59,17 @@ class Task:
         """All combinations of values."""
         return [dict(zip(self.slots, each, strict=True)) for each in product(*self.slots.values())]
 
+    def twin(self) -> "Task":
+        """The task with the same prompts and other rules: each value has what follows the next one.
+
+        Only the puzzle tells a prompt of one from the same prompt of the other.
+        """
+        derived = {}
+        for place, (slot, rule) in self.derived.items():
+            following = list(rule.values())
+            derived[place] = (slot, dict(zip(rule, following[1:] + following[:1], strict=True)))
+        return replace(self, name=self.name + TWIN, derived=derived)
+
 
 class Split(NamedTuple):
     """Pairs to train on, and others of the same tasks."""
@@ -81,7 +95,8 @@ def split(tasks: Sequence[Task], *, fillings: int, unseen: int, seed: int) -> Sp
     """
     parts = Split([], [])
     for task in tasks:
-        source = random.Random(f"{seed}:{task.name}")
+        # Twins have the same prompts, trained and held out.
+        source = random.Random(f"{seed}:{task.name.removesuffix(TWIN)}")
         drawn = task.fillings()
         source.shuffle(drawn)
         held_out, rest = drawn[:unseen], drawn[unseen : unseen + fillings]

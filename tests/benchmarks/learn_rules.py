@@ -34,6 +34,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--unseen", type=int, default=10, help="held-out pairs of each task")
     parser.add_argument("--conversion", type=int, choices=(1, 2), default=2)
     parser.add_argument("--no-puzzles", action="store_true", help="without puzzle embeddings")
+    parser.add_argument(
+        "--twins",
+        action="store_true",
+        help="add a task of the same prompts and other rules to each",
+    )
     learning.add_options(parser)
     parser.set_defaults(steps=750, batch_size=96, hashed_tokens=1011, measure_every=150)
     options = parser.parse_args(arguments)
@@ -42,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     tasks = TASKS[: options.tasks]
+    if options.twins:
+        tasks = tuple(each for task in tasks for each in (task, task.twin()))
     parts = split(tasks, fillings=options.fillings, unseen=options.unseen, seed=options.seed)
     conversion = ConversionConfig()
     if options.conversion == 2:
@@ -102,7 +109,9 @@ def _examples(
 
 
 def _baselines(trained: Sequence[HRMExample], size: int) -> list[Baseline]:
-    """The baselines. The nearest prompt is always one of the task, by its other words."""
+    """The baselines. The nearest prompt is always one of the task, by its other words; or by its
+    puzzle, if a twin has the same prompts.
+    """
     counter, pairs = TargetCounter(size), TrainingPairs()
     for each in trained:
         counter.add(each.target_sequence)

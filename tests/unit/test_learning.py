@@ -35,6 +35,19 @@ def test_a_slot_is_words_of_its_own(task: Task) -> None:
             assert set(value.split()) <= set(words)
 
 
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_a_twin_has_the_same_prompts_and_no_completion_in_common(task: Task) -> None:
+    twin = task.twin()
+    for filling in task.fillings():
+        own, other = task.pair(filling), twin.pair(filling)
+        assert own.prompt == other.prompt
+        assert own.completion != other.completion
+    ours, theirs = (split([each], fillings=40, unseen=10, seed=0) for each in (task, twin))
+    for own_part, other_part in zip(ours, theirs, strict=True):
+        assert [pair.prompt for pair in own_part] == [pair.prompt for pair in other_part]
+        assert {pair.task for pair in other_part} == {f"{task.name}-twin"}
+
+
 def test_a_split_holds_out_the_same_pairs_for_any_number_of_fillings() -> None:
     few, many = (split(TASKS, fillings=count, unseen=10, seed=3) for count in (20, 40))
     assert {pair.prompt for pair in few.unseen} <= {pair.prompt for pair in many.unseen}
@@ -67,6 +80,17 @@ def test_the_experiment_on_rules_runs(tmp_path: Path) -> None:
     assert start["baselines"]["lookup"]["solved"] == 0
     assert first["unseen q"]["of"] == start["unseen_pairs"] == sum(first["unsolved"].values())
     assert last["trained q"]["of"] == last["trained max_steps"]["of"] == 24
+
+
+def test_the_experiment_on_twins_runs(tmp_path: Path) -> None:
+    output = tmp_path / "twins.jsonl"
+    sizes = ("--tasks", "1", "--fillings", "12", "--unseen", "2", "--twins", "--conversion", "1")
+    learn_rules.main([*SMALL, *sizes, "--output", str(output)])
+    start, _, last = map(json.loads, output.read_text().splitlines())
+    assert (start["trained"], start["twins"]) == (24, True)
+    assert last["unseen q"]["of"] == start["unseen_pairs"] > 0
+    # Both rules are trained on the same prompts, and the puzzle says which one is asked for.
+    assert start["baselines"]["lookup"]["solved"] == 0
 
 
 def test_the_experiment_on_variations_runs(tmp_path: Path) -> None:

@@ -274,8 +274,10 @@ def _baselines_apart(report: EvaluationReport) -> dict[str, RenderableType]:
         return {}
     columns = [f"{name}\n{figure}" for name in groups for figure in ("solved", "tokens")]
     made = table("", *columns, gap=2)
-    checkpoint = (report.setting.checkpoint, report.by_match)
-    rows = (checkpoint, *((cell.name, cell.by_match) for cell in report.baselines))
+    rows: list[tuple[str, Mapping[str, PredictionFigures]]] = [
+        (report.setting.checkpoint, report.by_match),
+        *((cell.name, cell.by_match) for cell in report.baselines),
+    ]
     for name, by_match in rows:
         apart = (by_match[group] for group in groups)
         cells = [
