@@ -54,7 +54,7 @@ ARGUMENTS = {
     "attention_gradient": [*[c_void_p] * 4, c_int64, c_int, c_int, c_int, c_int],
     "add_norm_gradient": [*[c_void_p] * 4, c_int64, c_int, c_float, c_int],
     "swiglu_gradient": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int],
-    "level": [*[c_void_p] * 5, c_int64, *[c_int] * 5, c_float, c_int],
+    "level": [*[c_void_p] * 5, c_int64, *[c_int] * 6, c_float, c_int],
     "product": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
 }
 """Argument types of the functions in `SOURCES`, each of which exists as `…_float32` and

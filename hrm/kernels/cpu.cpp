@@ -306,8 +306,10 @@ template <typename T> struct Level {
   static int filled_up(int outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
 
   // All threads call this for the same examples in the same order, number 0 first. Of the other
-  // threads' rows, a thread needs only the keys and values.
-  void run(int64_t number, const T* z, const T* injection, T* out, int thread, int threads) {
+  // threads' rows, a thread needs only the keys and values. The last block computes nothing else of
+  // rows that are not wanted.
+  void run(int64_t number, const T* z, const T* injection, T* out, int wanted, int thread,
+           int threads) {
     const auto bound = [=](int part) {  // even, since values are stored in pairs
       return part == threads ? length : length * part / threads / 2 * 2;
     };
@@ -320,16 +322,19 @@ template <typename T> struct Level {
     for (int block = 0; block < blocks; block++) {
       // Two buffers in turn, since other threads may still read those of the previous block.
       const int turn = threads == 1 ? 0 : (number * blocks + block) % 2;
-      attend(weights[block], part, keys_and_values[turn]);
-      normalise(part, x, stride);
-      transform(weights[block], part);
       const bool is_last = block == blocks - 1;
-      normalise(part, is_last ? out : x, is_last ? size : stride);
+      const int limit = is_last ? wanted : length;
+      const Part own{std::min(part.first, limit), std::min(part.end, limit), thread, threads};
+      attend(weights[block], part, own, keys_and_values[turn]);
+      normalise(own, x, stride);
+      transform(weights[block], own);
+      normalise(own, is_last ? out : x, is_last ? size : stride);
     }
   }
 
-  // sums = x + attention of x
-  void attend(const Weights<Lane>& weights, const Part& part, char* keys_and_values) {
+  // sums = x + attention of x, for the rows of `own`; keys and values for those of `part`
+  void attend(const Weights<Lane>& weights, const Part& part, const Part& own,
+              char* keys_and_values) {
     multiply(x, stride, part, weights.qkv, size, 3 * size,
              [&](int row, int panel, const Vector* sum) {
                T* to = wide + int64_t(row) * wide_stride + panel * PANEL;
@@ -344,10 +349,10 @@ template <typename T> struct Level {
     for (int i = 0; i < heads; i++) {
       T* query = wide + i * dim;  // overwritten with the result
       head.attend(length, keys_and_values + i * head.bytes, query, wide_stride, cosines, sines,
-                  query, wide_stride, part.first, part.end,
+                  query, wide_stride, own.first, own.end,
                   scratch + part.thread * head.scratch_bytes);
     }
-    add_product(part, weights.o, size);
+    add_product(own, weights.o, size);
   }
 
   // sums = x + SwiGLU of x
@@ -384,18 +389,19 @@ template <typename T> struct Level {
   }
 };
 
-// out = z + injection after all blocks; all three (batch, length, heads * dim). weights: four for
-// each block.
+// out = z + injection after all blocks; z and injection are (batch, length, heads * dim), and out
+// has the first `wanted` rows of each example. weights: four for each block.
 template <typename T>
 void level(const T* z, const T* injection, T* out, const void* weights, const float* rotary,
-           int64_t batch, int blocks, int length, int heads, int dim, int inner, float eps,
-           int threads) {
+           int64_t batch, int blocks, int length, int wanted, int heads, int dim, int inner,
+           float eps, int threads) {
   Level<T> one(static_cast<const Weights<typename Level<T>::Lane>*>(weights), rotary, blocks,
                length, heads, dim, inner, eps, threads);
-  const int64_t size = int64_t(length) * heads * dim;
+  const int64_t row = int64_t(heads) * dim, size = length * row;
   on_threads(threads, [&](int thread, int threads) {
     for (int64_t i = 0; i < batch; i++)
-      one.run(i, z + i * size, injection + i * size, out + i * size, thread, threads);
+      one.run(i, z + i * size, injection + i * size, out + i * wanted * row, wanted, thread,
+              threads);
   });
 }
 
@@ -440,9 +446,10 @@ EXPORT(uint16_t, bfloat16)
 #define EXPORT_LEVEL(T, NAME)                                                                   \
   extern "C" void level_##NAME(const T* z, const T* injection, T* out, const void* weights,     \
                                const float* rotary, int64_t batch, int blocks, int length,      \
-                               int heads, int dim, int inner, float eps, int threads) {         \
-    level(z, injection, out, weights, rotary, batch, blocks, length, heads, dim, inner, eps,    \
-          threads);                                                                             \
+                               int wanted, int heads, int dim, int inner, float eps,            \
+                               int threads) {                                                   \
+    level(z, injection, out, weights, rotary, batch, blocks, length, wanted, heads, dim, inner, \
+          eps, threads);                                                                        \
   }                                                                                             \
   extern "C" void product_##NAME(const T* x, const void* weights, float* out, int64_t rows,     \
                                  int inputs, int outputs, int threads) {                        \

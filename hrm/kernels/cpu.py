@@ -236,13 +236,21 @@ class FusedLevel(nn.Module):
         for own, new in zip(self._weights, packed, strict=True):
             own.copy_(new)
 
-    def forward(self, z: Tensor, injection: Tensor, rotary: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        injection: Tensor,
+        rotary: Tensor | None,
+        positions: int | None = None,
+    ) -> Tensor:
         """Compute the level.
 
         Args:
             z: The level's state, (B, T, D) of the level's dtype.
             injection: Added to `z`, of the same shape and dtype.
             rotary: Cosines and sines, float32 (2, T, head_dim).
+            positions: How many leading positions of the result are wanted (default: all). The last
+                block computes no more than their results need.
 
         Raises:
             ValueError: A tensor has another shape or dtype: C++ would read beyond its memory.
@@ -252,7 +260,8 @@ class FusedLevel(nn.Module):
         size = self.num_heads * self.head_dim
         shape = (batch, length, size)
         z, injection = checked(z, shape, self.dtype), checked(injection, shape, self.dtype)
-        output = torch.empty_like(z)
+        wanted = length if positions is None else min(positions, length)
+        output = z.new_empty(batch, wanted, size)
         self._level(
             z.data_ptr(),
             injection.data_ptr(),
@@ -262,6 +271,7 @@ class FusedLevel(nn.Module):
             batch,
             self.blocks,
             length,
+            wanted,
             self.num_heads,
             self.head_dim,
             self.inner,

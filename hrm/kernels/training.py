@@ -81,14 +81,20 @@ class TrainedLevel:
         if self._fused is not None:
             self._fused.refresh(block.copies for block in self._blocks)
 
-    def __call__(self, z: Tensor, injection: Tensor, rotary: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        z: Tensor,
+        injection: Tensor,
+        rotary: Tensor | None,
+        positions: int | None = None,
+    ) -> Tensor:
         """Compute what `Level.forward` does, with a gradient if torch records one."""
         if self._fused is not None and not torch.is_grad_enabled():
-            return self._fused.forward(z, injection, rotary)
+            return self._fused.forward(z, injection, rotary, positions)
         z = z + injection
         for block in self._blocks:
             z = block(z, rotary)
-        return z
+        return z[:, :positions]
 
 
 class TrainedBlock:

@@ -7,8 +7,7 @@ hidden size, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -155,16 +154,30 @@ class Level(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Block(config) for _ in range(layers))
 
-    def forward(self, z: Tensor, injection: Tensor, rotary: Tensor | None) -> Tensor:
-        """Add the injection to the level's state, then apply its blocks; all (B, T, D)."""
+    def forward(
+        self,
+        z: Tensor,
+        injection: Tensor,
+        rotary: Tensor | None,
+        positions: int | None = None,
+    ) -> Tensor:
+        """Add the injection to the level's state, then apply its blocks; all (B, T, D).
+
+        Returns only the first `positions` of T, if given.
+        """
         z = z + injection
         for layer in self.layers:
             z = layer(z, rotary)
-        return z
+        return z[:, :positions]
 
 
-LevelCall = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""`Level.forward`, or another form of it."""
+class LevelCall(Protocol):
+    """`Level.forward`, or another form of it."""
+
+    def __call__(
+        self, z: Tensor, injection: Tensor, rotary: Tensor | None, positions: int | None = None, /
+    ) -> Tensor:
+        """Compute the level."""
 
 
 class Levels(NamedTuple):
@@ -241,10 +254,16 @@ class HRM(nn.Module):
         """The network's own levels."""
         return Levels(self.H_level, self.L_level)
 
-    def step(self, state: State, x: Tensor, levels: Levels | None = None) -> State:
+    def step(
+        self, state: State, x: Tensor, levels: Levels | None = None, positions: int | None = None
+    ) -> State:
         """Run one ACT step. Only the last call of L and the last call of H carry gradients.
 
-        levels: Another form of this network's levels, to compute with (default: its own).
+        Args:
+            state: The state after the step before.
+            x: (B, T, D), from `embed`.
+            levels: Another form of this network's levels to compute with (default: its own).
+            positions: How many leading positions of z_H are wanted (default: all).
         """
         config, rotary = self.config, self.rotary
         H, L = levels or self.levels
@@ -257,7 +276,7 @@ class HRM(nn.Module):
             for _ in range(config.L_cycles - 1):
                 z_L = L(z_L, z_H + x, rotary)
         z_L = L(z_L, z_H + x, rotary)
-        z_H = H(z_H, z_L, rotary)
+        z_H = H(z_H, z_L, rotary, positions)
         return State(z_H, z_L)
 
     def token_logits(self, z_H: Tensor) -> Tensor:

@@ -319,7 +319,9 @@ class Trainer:
 
         float32 (B,).
         """
-        q_next = self.network.q_logits(self.network.step(state, x, self._levels.levels).z_H)
+        # The Q head reads the first position alone.
+        state = self.network.step(state, x, self._levels.levels, positions=1)
+        q_next = self.network.q_logits(state.z_H)
         return torch.where(last, q_next[:, 0], q_next.amax(-1)).sigmoid()
 
     def _update(self, puzzle_ids: Tensor, puzzle_grad: Tensor | None) -> None:

@@ -80,9 +80,11 @@ def _compiled(network: HRM) -> HRM:
     torch.compiler.reset()  # code compiled in earlier runs counts towards torch's limit
     step = torch.compile(network.step, dynamic=False)
 
-    def contiguous_step(state: State, x: Tensor, levels: Levels | None = None) -> State:
+    def contiguous_step(
+        state: State, x: Tensor, levels: Levels | None = None, positions: int | None = None
+    ) -> State:
         # An example's first state is one expanded vector, which would be compiled separately.
-        return step(State(state.z_H.contiguous(), state.z_L.contiguous()), x, levels)
+        return step(State(state.z_H.contiguous(), state.z_L.contiguous()), x, levels, positions)
 
     network.step = contiguous_step  # type: ignore[method-assign]
     return network

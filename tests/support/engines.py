@@ -99,12 +99,14 @@ class Gate:
         self._step = network.step
         network.step = self.step  # type: ignore[method-assign]
 
-    def step(self, state: State, x: Tensor, levels: Levels | None = None) -> State:
+    def step(
+        self, state: State, x: Tensor, levels: Levels | None = None, positions: int | None = None
+    ) -> State:
         self.reached.set()
         assert self.opened.wait(DEADLINE)
         self.rows.append(len(x))
         self.before_step()
-        return self._step(state, x, levels)
+        return self._step(state, x, levels, positions)
 
 
 class Turns:
@@ -119,11 +121,13 @@ class Turns:
             self._x = network.embed(batch.inputs, network.puzzle_embedding(batch.puzzle_ids))
         network.step = self.step  # type: ignore[method-assign]
 
-    def step(self, state: State, x: Tensor, levels: Levels | None = None) -> State:
+    def step(
+        self, state: State, x: Tensor, levels: Levels | None = None, positions: int | None = None
+    ) -> State:
         is_same = (x.unsqueeze(1) == self._x).all((2, 3))
         self.examples.append(is_same.int().argmax(1).tolist())
         self.at_step(len(self.examples))
-        return self._step(state, x, levels)
+        return self._step(state, x, levels, positions)
 
 
 def continue_always(network: HRM) -> None:

@@ -123,10 +123,10 @@ def test_a_halted_row_starts_from_the_initial_state_and_the_others_continue(
     given: list[State] = []
     step = network.step
 
-    def recorded(state: State, x: Tensor, levels: Levels) -> State:
+    def recorded(state: State, x: Tensor, levels: Levels, positions: int | None = None) -> State:
         if torch.is_grad_enabled():
             given.append(state)
-        return step(state, x, levels)
+        return step(state, x, levels, positions)
 
     monkeypatch.setattr(network, "step", recorded)
     left: list[State] = []
