@@ -27,19 +27,27 @@ inline void combine(const float* left, int row, int term, const float* right, in
 
 // One head of one example; DIM: numbers in a head.
 template <typename T, int DIM> struct HeadGradient {
+  using L = typename LaneOf<T>::Type;
+  using Lane = typename L::Lane;
+  static constexpr int DEPTH = DIM / L::WIDTH;
   static constexpr int V = DIM / W, C = std::min(V, 2), HALF = (KEYS + 1) / 2;
   const int length;
   const int rows = (length + QUERIES - 1) / QUERIES * QUERIES;  // number of queries, padded
   const int width = (std::max(length, rows) + W - 1) / W * W;  // number of keys, padded
   float *queries, *keys, *given;  // (width, DIM): rotated queries and keys, and the gradient
-  float *key_columns, *value_columns;  // (DIM, width)
+  Lane *query_lanes, *given_lanes;  // (width, DEPTH)
+  Lane *key_columns, *value_columns;  // (DEPTH, width)
   float *shares, *changes;  // (rows, width): attention's weights, and the scores' gradient
 
   HeadGradient(int length, float* memory) : length(length) {
     float* next = memory;
-    for (float** rows_of : {&queries, &keys, &given, &key_columns, &value_columns}) {
+    for (float** rows_of : {&queries, &keys, &given}) {
       *rows_of = next;
       next += size_t(width) * DIM;
+    }
+    for (Lane** lanes_of : {&query_lanes, &given_lanes, &key_columns, &value_columns}) {
+      *lanes_of = reinterpret_cast<Lane*>(next);
+      next += size_t(width) * DEPTH;
     }
     shares = next;
     changes = shares + size_t(rows) * width;
@@ -47,7 +55,7 @@ template <typename T, int DIM> struct HeadGradient {
 
   static size_t bytes(int length) {
     const HeadGradient one(length, nullptr);
-    return sizeof(float) * size_t(one.width) * (5 * DIM + 2 * one.rows);
+    return sizeof(float) * size_t(one.width) * (3 * DIM + 4 * DEPTH + 2 * one.rows);
   }
 
   // Computes the gradients of queries, keys and values from that of the head's output. Rows of
@@ -59,19 +67,22 @@ template <typename T, int DIM> struct HeadGradient {
     for (int t = 0; t < width; t++) {
       const int from = std::min(t, length - 1);  // padding repeats the last position
       const T* row = query + from * stride;
+      const float *cosine = cosines + from * DIM, *sine = sines + from * DIM;
       Vector vectors[V];
-      rotated<T, V>(row, cosines + from * DIM, sines + from * DIM, scale, vectors);
-      to_lanes(vectors, V, queries + t * DIM);
-      rotated<T, V>(row + size, cosines + from * DIM, sines + from * DIM, 1.0f, vectors);
-      to_lanes(vectors, V, keys + t * DIM);
-      for (int c = 0; c < DIM; c++) key_columns[c * width + t] = keys[t * DIM + c];
+      rotated<T, V>(row, cosine, sine, scale, vectors);
+      keep(vectors, queries + t * DIM, query_lanes + t * DEPTH);
+      for (int j = 0; j < V; j++) vectors[j] = load(gradient + from * out_stride + j * W);
+      keep(vectors, given + t * DIM, given_lanes + t * DEPTH);
+      alignas(64) Lane lanes[DEPTH];
+      rotated<T, V>(row + size, cosine, sine, 1.0f, vectors);
+      keep(vectors, keys + t * DIM, lanes);
+      for (int c = 0; c < DEPTH; c++) key_columns[c * width + t] = lanes[c];
       for (int j = 0; j < V; j++) vectors[j] = load(row + 2 * size + j * W);
-      for (int j = 0; j < V; j++)
-        for (int i = 0; i < W; i++) value_columns[(j * W + i) * width + t] = vectors[j][i];
-      for (int j = 0; j < V; j++) store(given + t * DIM + j * W, load(gradient + from * out_stride + j * W));
+      to_lanes(vectors, V, lanes);
+      for (int c = 0; c < DEPTH; c++) value_columns[c * width + t] = lanes[c];
     }
-    products(queries, key_columns, shares);
-    products(given, value_columns, changes);
+    products(query_lanes, key_columns, shares);
+    products(given_lanes, value_columns, changes);
     for (int t = 0; t < length; t++) through_softmax(shares + t * width, changes + t * width);
 
     const auto back = [&](const float* left, int row, int term, const float* right, float factor,
@@ -100,16 +111,22 @@ template <typename T, int DIM> struct HeadGradient {
     back(shares, 1, width, given, 1.0f, false, dquery + 2 * size);
   }
 
+  static void keep(const Vector* vectors, float* floats, Lane* lanes) {
+    for (int j = 0; j < V; j++) store(floats + j * W, vectors[j]);
+    to_lanes(vectors, V, lanes);
+  }
+
   // out = left times the columns, (rows, width).
-  void products(const float* left, const float* columns, float* out) const {
+  void products(const Lane* left, const Lane* columns, float* out) const {
     for (int i = 0; i < rows; i += 4) {
+      const Lane* four = left + i * DEPTH;
+      float* to = out + i * width;
       int j = 0;
       for (; j + KEYS * W <= width; j += KEYS * W)
-        score<Single, KEYS>(left + i * DIM, columns + j, DIM, width, out + i * width + j);
+        score<L, KEYS>(four, columns + j, DEPTH, width, to + j);
       for (; j + HALF * W <= width; j += HALF * W)
-        score<Single, HALF>(left + i * DIM, columns + j, DIM, width, out + i * width + j);
-      for (; j < width; j += W)
-        score<Single, 1>(left + i * DIM, columns + j, DIM, width, out + i * width + j);
+        score<L, HALF>(four, columns + j, DEPTH, width, to + j);
+      for (; j < width; j += W) score<L, 1>(four, columns + j, DEPTH, width, to + j);
     }
   }
 
