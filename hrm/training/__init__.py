@@ -6,7 +6,9 @@
 - `noise`: noise on prompts
 - `losses`: the reference's losses
 - `fit`: steps and measurements until training is over
+- `plan`: the length of a run, by its number of examples
 - `meter`: figures of a sample while training, and of everything at the end
+- `stop`: a request to stop
 - `examples`: files become training examples
 - `answers`: prompts with several accepted answers, and contradictions
 - `notes`: what a run will not do, said before it starts
@@ -14,6 +16,7 @@
 - `replay`: what a run takes over from the checkpoint that it starts from
 - `recording`: pairs and figures of a checkpoint that was trained before they were recorded
 - `state`: everything that resuming needs
+- `seeds`: several runs that differ in their seed
 - `plot`: the training curves
 
 May import `schemas`, `hrm.data`, `hrm.model`, `hrm.checkpoint`, `hrm.kernels` and

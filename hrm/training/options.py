@@ -3,7 +3,7 @@
 Knows the values and their limits; nothing of files, networks or a command line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +28,19 @@ class OptionsError(SQEHRMError):
         super().__init__(f"{' and '.join(names)}{problem}")
         self.names = tuple(names)
         self.problem = problem
+
+
+def check_given(
+    given: Mapping[str, object],
+    inherited: Mapping[str, object],
+    source: str,
+    fix: str = "leave it out, or start anew in another folder",
+) -> None:
+    """Raise `OptionsError` for a given option of which `source` has another value."""
+    for name, has in inherited.items():
+        if name in given and given[name] != has:
+            shown = "none" if has is None else has
+            raise OptionsError([name], f" {given[name]}, but {source} has {shown}: {fix}")
 
 
 class TrainingOptions(Recipe):

@@ -53,6 +53,9 @@ CURVE = "curve.jsonl"
 
 PLOT = "training.png"
 
+SEEDS = "seeds.json"
+"""The file of a folder with several runs (`hrm.training.seeds`)."""
+
 SECONDS_PER_MINUTE = 60
 
 _REPORT = TypeAdapter(StepReport)
@@ -75,12 +78,14 @@ def claim_folder(folder: Path, *, resume: bool) -> None:
 
     A checkpoint without saved steps will be replaced. Raises `CheckpointError`.
     """
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
         others = other_weights(folder)
         steps = [] if resume else step_folders(folder)
+        if not resume and (folder / SEEDS).exists():
+            steps.append(folder / SEEDS)
     if others:
         raise CheckpointError(f"{folder}: holds {others[0].name}: choose another folder")
     if steps:
@@ -179,7 +184,7 @@ class TrainingRun:
             self._save(measurement)
             on_measurement(measurement)
 
-        with _writing(self.folder):
+        with writing(self.folder):
             self._keep_curve(curve_file)
             self._restore_best()
             try:
@@ -200,7 +205,8 @@ class TrainingRun:
                 kept = "nothing to keep yet" if best is None else f"step {best.step} is kept"
                 raise DivergedError(f"{self.folder}: {error} ({kept})") from None
             except StopAskedError:
-                raise InterruptedRunError(f"{self.folder}: {self._interrupted()}") from None
+                done = f"{self.folder}: {self._interrupted()}"
+                raise InterruptedRunError(done, self.trainer.step_count) from None
             finally:
                 self._plot(curve_file)
             return self._finish(*measured)
@@ -395,7 +401,8 @@ def _read_curve(file: Path) -> list[StepReport]:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` into a `CheckpointError` that names `folder`."""
     try:
         yield
     except OSError as error:

@@ -49,7 +49,7 @@ from hrm.training.examples import (
 )
 from hrm.training.noise import PromptNoise
 from hrm.training.notes import notes_on
-from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
+from hrm.training.options import OptionsError, RunPolicy, TrainingOptions, check_given
 from hrm.training.plan import LEAST_ROWS, default_rows, default_steps
 from hrm.training.replay import Parent, forgotten, replayed_examples, without_held
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
@@ -291,29 +291,18 @@ def _settled(
     )
     given = {name: getattr(settled, name) for name in options.model_fields_set}
     if saved is not None:
-        fix = "leave it out, or start anew in another folder"
-        _check_given(given, saved.record.options.model_dump(), f"the run in {output}", fix)
+        check_given(given, saved.record.options.model_dump(), f"the run in {output}")
         return saved.record.options, None
     if settled.init_from is None:
         return settled, None
     base = load_checkpoint(find_checkpoint(settled.init_from, checkpoint_dir))
     inherited = _sizes_of(base)
-    _check_given(given, inherited, base.name, "leave it out")
+    check_given(given, inherited, base.name, "leave it out")
     variations = base.training and base.training.accepted and base.training.accepted.variations
     if variations and not settled.forget and "prompt_noise" not in given:
         # Otherwise the variations that the base learned would be forgotten.
         inherited["prompt_noise"] = variations.changes
     return settled.model_copy(update=inherited), base
-
-
-def _check_given(
-    given: Mapping[str, object], inherited: Mapping[str, object], source: str, fix: str
-) -> None:
-    """Raise `OptionsError` for a given option of which `source` has another value."""
-    for name, has in inherited.items():
-        if name in given and given[name] != has:
-            shown = "none" if has is None else has
-            raise OptionsError([name], f" {given[name]}, but {source} has {shown}: {fix}")
 
 
 def _check_together(options: TrainingOptions, policy: RunPolicy) -> None:

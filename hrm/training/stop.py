@@ -14,7 +14,15 @@ class StopAskedError(Exception):
 
 
 class InterruptedRunError(SQEHRMError):
-    """A run was stopped on request. What it had done is saved, and it can be resumed."""
+    """A run was stopped on request. What it had done is saved, and it can be resumed.
+
+    Attributes:
+        step: The last step, which is saved.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class StopRequest:

@@ -31,6 +31,9 @@ from hrm.training.losses import act_losses
 from hrm.training.noise import PromptNoise
 from schemas import SQEHRMError
 
+MAX_SEED = 2**63
+"""Seeds are below this, as torch wants them."""
+
 
 class DivergedError(SQEHRMError):
     """The loss or the gradient became NaN or infinite."""
@@ -84,7 +87,7 @@ class Recipe(BaseModel):
         description="With replayed pairs: how often each new message is drawn while each of these "
         "is drawn once.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for all random numbers.")
+    seed: int = Field(default=0, ge=0, lt=MAX_SEED, description="Seed for all random numbers.")
 
 
 class TrainingConfig(Recipe):

@@ -28,6 +28,9 @@ from worker.cli.options import (
 _NOT_OPTIONS = {"beta1", "beta2"}
 """Fields of the recipe that nobody needs to tune."""
 
+MAX_SEEDS = 100
+"""Far more runs than a spread needs; a mistyped number must not fill the disk."""
+
 
 def _option(
     name: str,
@@ -68,6 +71,11 @@ training_options = all_of(
         help="Folder of the run, which becomes a checkpoint.",
     ),
     click.option("--resume", is_flag=True, help="Continue the run in --output."),
+    click.option(
+        "--seeds",
+        type=click.IntRange(1, MAX_SEEDS),
+        help="Runs to make, with as many seeds from --seed on. The best becomes the checkpoint.",
+    ),
     _option("init_from", str, metavar="CHECKPOINT"),
     _flag("forget"),
     _option("contradictions", click.Choice([each.value for each in Contradictions])),

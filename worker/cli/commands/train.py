@@ -2,17 +2,21 @@
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
 from hrm.training.answers import ContradictionError
-from hrm.training.options import OptionsError
+from hrm.training.options import OptionsError, TrainingOptions
 from hrm.training.run import TrainingRun
+from hrm.training.seeds import SeedRuns, seeds_record
 from hrm.training.setup import prepare_run
 from hrm.training.stop import InterruptedRunError, StopRequest
+from schemas import SQEHRMError
 from worker.cli.options import use_device
 from worker.cli.stopping import SIGNALLED, asked_by_signals
+from worker.cli.tables.seeds import print_seeds
 from worker.cli.tables.training import (
     apart_lines,
     plan_lines,
@@ -34,6 +38,7 @@ def command(
     data_path: Path,
     output: Path,
     resume: bool,  # noqa: FBT001 - click passes flags by name
+    seeds: int | None,
     device: str | None,
     **_: object,
 ) -> None:
@@ -59,6 +64,8 @@ def command(
     Ctrl-C, SIGTERM and the end of the terminal save the state after the current step, from which
     --resume goes on.
 
+    With --seeds, --output holds a run for each seed, and measured.json has the figures of all.
+
     --resume needs only --data-path and --output: it uses the options of the run. Options that
     would change its steps are refused, --steps included, because the learning rates fall towards
     the last step. To train further, start a run with --init-from.
@@ -70,10 +77,12 @@ def command(
     settings = Settings.from_env(device=device)
     pinned = use_device(settings)
     options, policy = options_of(ctx)
-    try:
-        run = prepare_run(
+    stop = StopRequest()
+
+    def prepare(folder: Path, options: TrainingOptions, resume: bool) -> TrainingRun:  # noqa: FBT001
+        return prepare_run(
             data_path,
-            output,
+            folder,
             options,
             policy,
             device=pinned.torch_name,
@@ -81,18 +90,29 @@ def command(
             checkpoint_dir=settings.checkpoint_dir,
             command=shlex.join(["sqe-hrm", *sys.argv[1:]]),
         )
-    except OptionsError as error:
-        raise usage_error(error) from None
-    except ContradictionError as error:
-        click.echo("\n".join(error.named), err=True)
-        raise
-    stop = StopRequest()
+
     with asked_by_signals(stop) as signals:
         try:
-            _train(run, pinned, stop)
+            record = seeds_record(output, options, seeds, resume=resume)
+            if record is None and (seeds or 1) == 1:
+                _train(prepare(output, options, resume), pinned, stop)
+            else:
+                runs = SeedRuns(output, prepare)
+                train = partial(_train, device=pinned, stop=stop)
+                results = runs.train(record, options, seeds or 1, train, _warn)
+                print_seeds(output, results)
+        except OptionsError as error:
+            raise usage_error(error) from None
+        except ContradictionError as error:
+            click.echo("\n".join(error.named), err=True)
+            raise
         except InterruptedRunError as interrupted:
             click.echo(interrupted, err=True)
             ctx.exit(SIGNALLED + signals[0])
+
+
+def _warn(error: SQEHRMError) -> None:
+    click.echo(f"sqe-hrm: warning: {error}", err=True)
 
 
 def _train(run: TrainingRun, device: devices.Device, stop: StopRequest) -> None:

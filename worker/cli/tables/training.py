@@ -116,7 +116,8 @@ def plan_lines(run: TrainingRun) -> list[str]:
     size = len(trainer.examples), trainer.batch_size, trainer.network.config.halt_max_steps
     episodes = episodes_of(trainer.config.steps, *size)
     unit = "part of a message" if len(trainer.examples) > len(run.training) else "message"
-    lines = [f"{trainer.config.steps:,} steps, {number(episodes)} episodes for each {unit}"]
+    length = f"{trainer.config.steps:,} steps, {number(episodes)} episodes for each {unit}"
+    lines = [f"{length}, seed {run.options.seed}"]
     if trainer.step_count:
         return lines
     if episodes < few_episodes(noise=noise):

@@ -150,7 +150,7 @@ def test_the_record_says_how_to_do_it_again(run: Run) -> None:
 
 def test_measurements_go_to_stderr_and_the_outcome_to_stdout(run: Run) -> None:
     start, plan, warning, *measurements = run.result.stderr.splitlines()
-    assert plan == "3 steps, 0.0938 episodes for each message"
+    assert plan == "3 steps, 0.0938 episodes for each message, seed 5"
     assert warning.endswith("give --steps 3200")
     assert start.startswith("4 messages, 1 with completions longer than the model reads; ")
     assert start.endswith(" activations on cpu, measured in float32")

@@ -36,7 +36,7 @@ def run(
             device=torch.device("cpu"),
         ),
         "training": range(messages),
-        "options": SimpleNamespace(prompt_noise=noise, init_from=init_from),
+        "options": SimpleNamespace(prompt_noise=noise, init_from=init_from, seed=3),
         "about": {"prompts": messages, "prompts_sharing_rows": sharing},
         "seconds": 125.0,
     }
@@ -106,10 +106,10 @@ def test_times_are_said_in_two_units_at_most(seconds: float, said: str) -> None:
 
 def test_a_run_of_enough_steps_is_not_warned_about() -> None:
     assert plan_lines(run(steps=1600, examples=54)) == [
-        "1,600 steps, 100 episodes for each message"
+        "1,600 steps, 100 episodes for each message, seed 3"
     ]
     (line,) = plan_lines(run(steps=1600, examples=54, messages=33))
-    assert line == "1,600 steps, 100 episodes for each part of a message"
+    assert line == "1,600 steps, 100 episodes for each part of a message, seed 3"
 
 
 def test_too_few_steps_are_warned_about_with_enough() -> None:
