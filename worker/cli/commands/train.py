@@ -12,7 +12,7 @@ from hrm.training.options import OptionsError, TrainingOptions
 from hrm.training.run import TrainingRun
 from hrm.training.seeds import SeedRuns, seeds_record
 from hrm.training.setup import prepare_run
-from hrm.training.stop import InterruptedRunError, StopRequest
+from hrm.training.stop import InterruptedRunError, StopAskedError, StopRequest
 from schemas import SQEHRMError
 from worker.cli.options import use_device
 from worker.cli.stopping import SIGNALLED, asked_by_signals
@@ -80,16 +80,21 @@ def command(
     stop = StopRequest()
 
     def prepare(folder: Path, options: TrainingOptions, resume: bool) -> TrainingRun:  # noqa: FBT001
-        return prepare_run(
-            data_path,
-            folder,
-            options,
-            policy,
-            device=pinned.torch_name,
-            resume=resume,
-            checkpoint_dir=settings.checkpoint_dir,
-            command=shlex.join(["sqe-hrm", *sys.argv[1:]]),
-        )
+        try:
+            with stop.at_once():
+                return prepare_run(
+                    data_path,
+                    folder,
+                    options,
+                    policy,
+                    device=pinned.torch_name,
+                    resume=resume,
+                    checkpoint_dir=settings.checkpoint_dir,
+                    command=shlex.join(["sqe-hrm", *sys.argv[1:]]),
+                )
+        except StopAskedError:
+            stopped = f"{folder}: stopped before it began: nothing has changed"
+            raise InterruptedRunError(stopped, 0) from None
 
     with asked_by_signals(stop) as signals:
         try:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -252,6 +253,19 @@ def test_no_option_gives_a_traceback(tmp_path: Path, options: tuple[str, str], t
     result = train(write(tmp_path / "data.jsonl"), tmp_path / "out", *options)
     assert result.exit_code == 2
     assert result.stderr.partition("Error: ")[2].splitlines() == [told]
+
+
+def test_a_signal_ends_the_reading_of_data_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr("worker.cli.commands.train.prepare_run", interrupted)
+    result = train(write(tmp_path / "data.jsonl"), tmp_path / "out")
+    assert result.exit_code == 143
+    assert result.stderr == f"{tmp_path / 'out'}: stopped before it began: nothing has changed\n"
 
 
 def test_the_device_is_pinned(tmp_path: Path) -> None:
