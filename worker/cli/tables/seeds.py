@@ -1,6 +1,6 @@
 """The table of runs that differ in their seed.
 
-Knows what `hrm.training.seeds` reports; computes means and ranges, nothing else.
+Knows what `hrm.training.seeds` reports; computes means and extremes, nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,11 @@ from hrm.training.seeds import SeedResult
 from worker.cli.tables.style import NOTHING, number, percent, print_parts, table
 from worker.cli.tables.training import duration
 
+_Figure = Callable[[SeedResult], float]
+
 
 def print_seeds(folder: Path, results: Sequence[SeedResult]) -> None:
-    """Print what the run of each seed reached, on all messages, with means and ranges.
+    """Print what the run of each seed reached, on all messages, with means and extremes.
 
     Solved messages, right tokens and a right Q head are those of the weaker rule; the steps are
     those under `q`.
@@ -34,32 +36,27 @@ def print_seeds(folder: Path, results: Sequence[SeedResult]) -> None:
     shown.add_section()
     solving = [each for each in results if _solved(each)]
     columns: tuple[tuple[Sequence[SeedResult], _Figure, Callable[[float], str]], ...] = (
-        (results, lambda each: each.step, number),
-        (results, _solved, number),
+        (results, lambda each: each.step, _count),
+        (results, _solved, _count),
         (results, _tokens, percent),
         (solving, _q_right, percent),
         (results, lambda each: each.training.q.mean_act_steps, number),
         (results, lambda each: each.seconds, duration),
     )
-    shown.add_row("mean", *(_mean(found, figure, as_text) for found, figure, as_text in columns))
-    shown.add_row("range", *(_range(found, figure, as_text) for found, figure, as_text in columns))
+    for name, of in (("mean", fmean), ("min", min), ("max", max)):
+        cells = [
+            as_text(of([figure(each) for each in found])) if found else NOTHING
+            for found, figure, as_text in columns
+        ]
+        shown.add_row(name, *cells)
     best = max(results, key=lambda each: each.rank)
     last = Text(f"{folder}: best is seed {best.seed}, step {best.step}", no_wrap=True)
     print_parts(("", shown), ("", last))
 
 
-_Figure = Callable[[SeedResult], float]
-
-
-def _mean(results: Sequence[SeedResult], figure: _Figure, as_text: Callable[[float], str]) -> str:
-    return as_text(fmean(map(figure, results))) if results else NOTHING
-
-
-def _range(results: Sequence[SeedResult], figure: _Figure, as_text: Callable[[float], str]) -> str:
-    if not results:
-        return NOTHING
-    low, high = (as_text(of(map(figure, results))) for of in (min, max))
-    return low if low == high else f"{low} to {high}"
+def _count(value: float) -> str:
+    """A count, or the mean of some."""
+    return str(value) if isinstance(value, int) else number(value)
 
 
 def _solved(result: SeedResult) -> int:

@@ -28,6 +28,9 @@ from worker.cli.tables.style import interval, number, percent
 ESTIMATE_AFTER = 20.0
 """Seconds of training from which the rest is estimated: the first steps are slower."""
 
+EXACT_MINUTES = 10
+"""Minutes from which nobody asks for seconds."""
+
 
 class TrainingDisplay:
     """Prints lines, which are never wrapped, and shows a bar if stderr is a terminal."""
@@ -147,7 +150,9 @@ def duration(seconds: float) -> str:
         return f"{days} d {hours} h"
     if hours:
         return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes else f"{rest} s"
+    if minutes >= EXACT_MINUTES:
+        return f"{minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def start_line(run: TrainingRun, device: str) -> str:

@@ -61,8 +61,8 @@ def test_each_seed_has_a_run_and_the_best_is_the_checkpoint(data: Path, tmp_path
         for rule in ("max_steps", "q"):
             for name, figure in each["training"][rule].items():
                 assert of_run["training_examples"][rule][name] == figure
-    rows = re.findall(r"^(5|6|mean|range) +\S", result.stdout, re.MULTILINE)
-    assert rows == ["5", "6", "mean", "range"]
+    rows = re.findall(r"^(5|6|mean|min|max) +\S", result.stdout, re.MULTILINE)
+    assert rows == ["5", "6", "mean", "min", "max"]
     assert result.stdout.splitlines()[-1] == (
         f"{output}: best is seed {best}, step {content['step']}"
     )

@@ -74,7 +74,9 @@ def test_the_time_is_estimated_once_the_speed_is_known(capsys: pytest.CaptureFix
     assert line == f"about 52 min for the other 1,589 steps on {threads} thread{plural}"
     display.on_measurement(measurement(40))
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("step    40  loss 1.000  2 min, 52 min left  max_steps: 0/54 solved, ")
+    assert line.startswith(
+        "step    40  loss 1.000  2 min 5 s, 52 min left  max_steps: 0/54 solved, "
+    )
 
 
 def test_at_the_end_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +88,7 @@ def test_at_the_end_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
         display.on_step(report(step))
     display.on_measurement(measurement(3))
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("step     3  loss 1.000  2 min  max_steps")
+    assert line.startswith("step     3  loss 1.000  2 min 5 s  max_steps")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,9 @@ def test_at_the_end_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (0.4, "0 s"),
         (59.4, "59 s"),
-        (59.6, "1 min"),
+        (59.6, "1 min 0 s"),
+        (599, "9 min 59 s"),
+        (600, "10 min"),
         (3599, "59 min"),
         (6010, "1 h 40 min"),
         (86_400 * 2 + 3 * 3600 + 59, "2 d 3 h"),
