@@ -11,6 +11,10 @@ EPISODES = 100
 and 62 for 24; 64 left 3 of 84 unlearned under one rule. Below `FEW_EPISODES`, little is learned. A
 run that has learned everything stops before its end."""
 
+EPISODES_OF_NEW = 40
+"""Episodes of each new message in a run that replays others: the network knows how to hold pairs
+already, and needs fewer than one that starts from nothing."""
+
 FEW_EPISODES = 50
 
 NOISE_FACTOR = 2.5
@@ -31,28 +35,54 @@ MUCH_SHARED = 0.2
 """Share of messages with a shared puzzle row above which more rows are worth their memory."""
 
 
-def default_steps(examples: int, batch_size: int, halt_max_steps: int, *, noise: bool) -> int:
+BATCH_OF_NEW = (32, 3)
+"""Rows of a batch in a run that replays others: at least this many, and this many times the new
+examples. More rows would hold the same few new examples several times at once."""
+
+
+def counted(new: int, replayed: int, new_draws: int) -> float:
+    """Draws in which each new example comes once: a replayed one counts as a share of a draw.
+
+    Args:
+        new: Examples that are new to the network.
+        replayed: Examples that are replayed.
+        new_draws: Draws of a new one for each draw of a replayed one.
+    """
+    return new + replayed / new_draws if new else replayed
+
+
+def further_batch(new: int, batch_size: int) -> int:
+    """Rows of a batch that trains `new` examples beside replayed ones, at most `batch_size`."""
+    least, times = BATCH_OF_NEW
+    return min(batch_size, max(least, times * new))
+
+
+def default_steps(
+    examples: float, batch_size: int, halt_max_steps: int, *, noise: bool, further: bool = False
+) -> int:
     """Optimiser steps after which each example had `EPISODES` episodes, in whole hundreds.
 
     Args:
-        examples: Examples, of which a message may have several.
+        examples: Examples, of which a message may have several; or draws, as `counted` has them.
         batch_size: Examples per step; never more than there are.
         halt_max_steps: ACT steps of an episode at most.
         noise: Whether prompts are varied.
+        further: Whether examples are replayed, and so new ones need `EPISODES_OF_NEW` alone.
     """
-    episodes = EPISODES * (NOISE_FACTOR if noise else 1)
+    episodes = (EPISODES_OF_NEW if further else EPISODES) * (NOISE_FACTOR if noise else 1)
     steps = episodes * examples * halt_max_steps / min(batch_size, examples)
     return 100 * ceil(steps / 100)
 
 
-def episodes_of(steps: int, examples: int, batch_size: int, halt_max_steps: int) -> float:
+def episodes_of(steps: int, examples: float, batch_size: int, halt_max_steps: int) -> float:
     """Episodes that each example has in `steps` at least; earlier halting makes more of them."""
     return steps * min(batch_size, examples) / (halt_max_steps * examples)
 
 
-def few_episodes(*, noise: bool) -> float:
+def few_episodes(*, noise: bool, further: bool = False) -> float:
     """Episodes of each example below which little is learned."""
-    return FEW_EPISODES * (NOISE_FACTOR if noise else 1)
+    least = EPISODES_OF_NEW / 2 if further else FEW_EPISODES
+    return least * (NOISE_FACTOR if noise else 1)
 
 
 def default_rows(messages: int) -> int:

@@ -50,7 +50,7 @@ from hrm.training.examples import (
 from hrm.training.noise import PromptNoise
 from hrm.training.notes import notes_on
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions, check_given
-from hrm.training.plan import LEAST_ROWS, default_rows, default_steps
+from hrm.training.plan import LEAST_ROWS, counted, default_rows, default_steps, further_batch
 from hrm.training.replay import Parent, forgotten, replayed_examples, without_held
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Provenance, RunRecord, SavedStep
@@ -108,11 +108,11 @@ def prepare_run(
     torch.manual_seed(options.seed)
     network = _network(options, conversion, data, source, resumed=resumed).to(device)
     training, held_out = data.on(network, converter)
-    if options.steps is None:
-        options = options.model_copy(update={"steps": _steps(options, training, network)})
+    replayed_parts = int((training.message < data.replayed).sum())
+    if not resumed:
+        options = _planned(options, len(training.parts), replayed_parts, network)
     record = record.model_copy(update={"options": options})
     claim_folder(output, resume=resume)
-    replayed_parts = int((training.message < data.replayed).sum())
     noise = _noise(options, training, converter)
     trainer = Trainer(network, training.parts, options.config, noise, replayed_parts)
     if saved is not None:
@@ -465,10 +465,21 @@ def _network(
     return HRM(config, dtype)
 
 
-def _steps(options: TrainingOptions, training: Messages, network: HRM) -> int:
-    examples, halt_max_steps = len(training.parts), network.config.halt_max_steps
-    noise = options.prompt_noise > 0
-    return default_steps(examples, options.batch_size, halt_max_steps, noise=noise)
+def _planned(
+    options: TrainingOptions, examples: int, replayed: int, network: HRM
+) -> TrainingOptions:
+    """The options with the size of a batch and the number of steps that nobody gave."""
+    new, further = examples - replayed, replayed > 0
+    if further and "batch_size" not in options.model_fields_set:
+        rows = further_batch(new, options.batch_size)
+        options = options.model_copy(update={"batch_size": rows})
+    if options.steps is not None:
+        return options
+    draws = counted(new, replayed, options.new_draws)
+    rows = min(options.batch_size, examples)
+    noise, halt_max_steps = options.prompt_noise > 0, network.config.halt_max_steps
+    steps = default_steps(draws, rows, halt_max_steps, noise=noise, further=further)
+    return options.model_copy(update={"steps": steps})
 
 
 def _noise(

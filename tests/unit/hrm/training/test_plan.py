@@ -4,11 +4,14 @@ import pytest
 
 from hrm.training.plan import (
     EPISODES,
+    EPISODES_OF_NEW,
     MOST_ROWS,
+    counted,
     default_rows,
     default_steps,
     episodes_of,
     few_episodes,
+    further_batch,
 )
 
 
@@ -44,3 +47,19 @@ def test_puzzle_rows_keep_shared_ones_rare(messages: int, rows: int) -> None:
 
 def test_a_puzzle_table_stays_below_the_largest() -> None:
     assert default_rows(10**6) == MOST_ROWS
+
+
+def test_a_run_that_replays_is_as_long_as_its_new_examples_need() -> None:
+    draws = counted(10, 84, 4)
+    assert draws == 31
+    steps = default_steps(draws, 31, 16, noise=False, further=True)
+    assert episodes_of(steps, draws, 31, 16) >= EPISODES_OF_NEW
+    assert EPISODES_OF_NEW > few_episodes(noise=False, further=True)
+    # Nothing is new: everything is trained again.
+    assert counted(0, 84, 4) == 84
+
+
+@pytest.mark.parametrize(("new", "rows"), [(0, 32), (1, 32), (10, 32), (20, 60), (500, 96)])
+def test_a_batch_does_not_hold_the_same_few_new_examples_over_and_over(new: int, rows: int) -> None:
+    assert further_batch(new, 96) == rows
+    assert further_batch(new, 8) == 8

@@ -23,12 +23,13 @@ def run(
     done: int = 0,
     noise: int = 0,
     sharing: int = 0,
+    replayed: int = 0,
     init_from: str | None = None,
 ) -> TrainingRun:
     messages = examples if messages is None else messages
     fields: dict[str, Any] = {
         "trainer": SimpleNamespace(
-            config=SimpleNamespace(steps=steps),
+            config=SimpleNamespace(steps=steps, new_draws=4),
             step_count=done,
             examples=range(examples),
             batch_size=min(96, examples),
@@ -39,6 +40,7 @@ def run(
         "options": SimpleNamespace(prompt_noise=noise, init_from=init_from, seed=3),
         "about": {"prompts": messages, "prompts_sharing_rows": sharing},
         "seconds": 125.0,
+        "replayed_parts": replayed,
     }
     return cast("TrainingRun", SimpleNamespace(**fields))
 
@@ -137,3 +139,12 @@ def test_shared_puzzle_rows_are_warned_about_with_a_size_that_is_enough() -> Non
     ]
     (further,) = warned(195, "base")
     assert further.endswith("with another: start without --init-from to have more rows")
+
+
+def test_a_run_that_replays_counts_the_episodes_of_its_new_messages() -> None:
+    (line,) = plan_lines(run(steps=700, examples=94, replayed=84))
+    assert line == "700 steps, 132 episodes for each new message"
+    _, warning = plan_lines(run(steps=100, examples=94, replayed=84))
+    assert warning == (
+        "warning: 18.9 episodes are few, most messages need 20 or more: give --steps 300"
+    )
