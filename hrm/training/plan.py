@@ -40,15 +40,16 @@ BATCH_OF_NEW = (32, 3)
 examples. More rows would hold the same few new examples several times at once."""
 
 
-def counted(new: int, replayed: int, new_draws: int) -> float:
-    """Draws in which each new example comes once: a replayed one counts as a share of a draw.
+def emphasis(new: int, replayed: int, new_draws: int) -> float:
+    """Episodes of a new example for each of the mean example; 1 if none is replayed.
 
     Args:
         new: Examples that are new to the network.
         replayed: Examples that are replayed.
         new_draws: Draws of a new one for each draw of a replayed one.
     """
-    return new + replayed / new_draws if new else replayed
+    draws = new_draws if new else 1
+    return draws * (new + replayed) / (draws * new + replayed)
 
 
 def further_batch(new: int, batch_size: int) -> int:
@@ -58,23 +59,30 @@ def further_batch(new: int, batch_size: int) -> int:
 
 
 def default_steps(
-    examples: float, batch_size: int, halt_max_steps: int, *, noise: bool, further: bool = False
+    examples: int,
+    batch_size: int,
+    halt_max_steps: int,
+    *,
+    noise: bool,
+    emphasis: float | None = None,
 ) -> int:
     """Optimiser steps after which each example had `EPISODES` episodes, in whole hundreds.
 
     Args:
-        examples: Examples, of which a message may have several; or draws, as `counted` has them.
+        examples: Examples, of which a message may have several.
         batch_size: Examples per step; never more than there are.
         halt_max_steps: ACT steps of an episode at most.
         noise: Whether prompts are varied.
-        further: Whether examples are replayed, and so new ones need `EPISODES_OF_NEW` alone.
+        emphasis: That of the new examples, if others are replayed: then each of these has
+            `EPISODES_OF_NEW`.
     """
-    episodes = (EPISODES_OF_NEW if further else EPISODES) * (NOISE_FACTOR if noise else 1)
+    episodes = EPISODES if emphasis is None else EPISODES_OF_NEW / emphasis
+    episodes *= NOISE_FACTOR if noise else 1
     steps = episodes * examples * halt_max_steps / min(batch_size, examples)
     return 100 * ceil(steps / 100)
 
 
-def episodes_of(steps: int, examples: float, batch_size: int, halt_max_steps: int) -> float:
+def episodes_of(steps: int, examples: int, batch_size: int, halt_max_steps: int) -> float:
     """Episodes that each example has in `steps` at least; earlier halting makes more of them."""
     return steps * min(batch_size, examples) / (halt_max_steps * examples)
 

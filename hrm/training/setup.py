@@ -50,7 +50,7 @@ from hrm.training.examples import (
 from hrm.training.noise import PromptNoise
 from hrm.training.notes import notes_on
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions, check_given
-from hrm.training.plan import LEAST_ROWS, counted, default_rows, default_steps, further_batch
+from hrm.training.plan import LEAST_ROWS, default_rows, default_steps, emphasis, further_batch
 from hrm.training.replay import Parent, forgotten, replayed_examples, without_held
 from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
 from hrm.training.state import Provenance, RunRecord, SavedStep
@@ -475,10 +475,13 @@ def _planned(
         options = options.model_copy(update={"batch_size": rows})
     if options.steps is not None:
         return options
-    draws = counted(new, replayed, options.new_draws)
-    rows = min(options.batch_size, examples)
-    noise, halt_max_steps = options.prompt_noise > 0, network.config.halt_max_steps
-    steps = default_steps(draws, rows, halt_max_steps, noise=noise, further=further)
+    steps = default_steps(
+        examples,
+        options.batch_size,
+        network.config.halt_max_steps,
+        noise=options.prompt_noise > 0,
+        emphasis=emphasis(new, replayed, options.new_draws) if further else None,
+    )
     return options.model_copy(update={"steps": steps})
 
 

@@ -16,9 +16,9 @@ from hrm.evaluation.statistics import Share, ShareOf
 from hrm.training.fit import Measurement
 from hrm.training.plan import (
     MUCH_SHARED,
-    counted,
     default_rows,
     default_steps,
+    emphasis,
     episodes_of,
     few_episodes,
 )
@@ -116,23 +116,23 @@ def training_display(run: TrainingRun) -> Iterator[TrainingDisplay]:
 
 def plan_lines(run: TrainingRun) -> list[str]:
     """The length of the run in a line, and a warning for each way in which it is too small."""
-    trainer, noise, further = run.trainer, run.options.prompt_noise > 0, run.replayed_parts > 0
-    new = len(trainer.examples) - run.replayed_parts
-    draws = counted(new, run.replayed_parts, trainer.config.new_draws)
-    size = draws, trainer.batch_size, trainer.network.config.halt_max_steps
-    episodes = episodes_of(trainer.config.steps, *size)
+    trainer, noise, replayed = run.trainer, run.options.prompt_noise > 0, run.replayed_parts
+    new = len(trainer.examples) - replayed
+    stress = emphasis(new, replayed, trainer.config.new_draws) if replayed else None
+    size = len(trainer.examples), trainer.batch_size, trainer.network.config.halt_max_steps
+    episodes = episodes_of(trainer.config.steps, *size) * (stress or 1)
     unit = "part of a message" if len(trainer.examples) > len(run.training) else "message"
-    if further and new:
+    if replayed and new:
         unit = f"new {unit}"
     length = f"{trainer.config.steps:,} steps, {number(episodes)} episodes for each {unit}"
     lines = [f"{length}, seed {run.options.seed}"]
     if trainer.step_count:
         return lines
-    if episodes < few_episodes(noise=noise, further=further):
-        least = f"{few_episodes(noise=noise, further=further):g}"
+    if episodes < few_episodes(noise=noise, further=replayed > 0):
+        least = f"{few_episodes(noise=noise, further=replayed > 0):g}"
         lines.append(
             f"warning: {number(episodes)} episodes are few, most messages need {least} or more: "
-            f"give --steps {default_steps(*size, noise=noise, further=further)}"
+            f"give --steps {default_steps(*size, noise=noise, emphasis=stress)}"
         )
     sharing = run.about["prompts_sharing_rows"] / run.about["prompts"]
     if sharing > MUCH_SHARED:

@@ -6,9 +6,9 @@ from hrm.training.plan import (
     EPISODES,
     EPISODES_OF_NEW,
     MOST_ROWS,
-    counted,
     default_rows,
     default_steps,
+    emphasis,
     episodes_of,
     few_episodes,
     further_batch,
@@ -50,13 +50,14 @@ def test_a_puzzle_table_stays_below_the_largest() -> None:
 
 
 def test_a_run_that_replays_is_as_long_as_its_new_examples_need() -> None:
-    draws = counted(10, 84, 4)
-    assert draws == 31
-    steps = default_steps(draws, 31, 16, noise=False, further=True)
-    assert episodes_of(steps, draws, 31, 16) >= EPISODES_OF_NEW
-    assert EPISODES_OF_NEW > few_episodes(noise=False, further=True)
-    # Nothing is new: everything is trained again.
-    assert counted(0, 84, 4) == 84
+    # Of 124 draws, 40 are of the ten new examples: 4 each, where the mean of all 94 is 1.32.
+    stress = emphasis(10, 84, 4)
+    assert stress == pytest.approx(4 / (124 / 94))
+    steps = default_steps(94, 32, 16, noise=False, emphasis=stress)
+    episodes = [stress * episodes_of(each, 94, 32, 16) for each in (steps - 100, steps)]
+    assert episodes[0] < EPISODES_OF_NEW <= episodes[1]
+    assert few_episodes(noise=False, further=True) < EPISODES_OF_NEW
+    assert emphasis(0, 84, 4) == emphasis(10, 0, 4) == 1
 
 
 @pytest.mark.parametrize(("new", "rows"), [(0, 32), (1, 32), (10, 32), (20, 60), (500, 96)])
