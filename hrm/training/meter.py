@@ -32,13 +32,21 @@ class Meter:
         held_out: Messages that are never trained on.
         sample: Messages to draw of each set; a smaller set is measured whole.
         seed: Seed of the draw.
+        replayed: Training messages that are replayed, which are the first. Half of the sample are
+            new ones, if there are as many: a few new ones must not be missed among many others.
     """
 
     def __init__(
-        self, training: Messages, held_out: Messages | None, *, sample: int, seed: int
+        self,
+        training: Messages,
+        held_out: Messages | None,
+        *,
+        sample: int,
+        seed: int,
+        replayed: int = 0,
     ) -> None:
         self._training, self._held_out = training, held_out
-        self._sample = _drawn(training, sample, seed)
+        self._sample = _drawn(training, sample, seed, replayed)
         self._held_out_sample = None if held_out is None else _drawn(held_out, sample, seed)
         self._complete: tuple[int, Complete] | None = None
 
@@ -71,9 +79,13 @@ class Meter:
         return self._complete[1]
 
 
-def _drawn(messages: Messages, count: int, seed: int) -> Messages:
+def _drawn(messages: Messages, count: int, seed: int, replayed: int = 0) -> Messages:
     if len(messages) <= count:
         return messages
     # Not cryptographic: the same seed has to draw the same messages.
-    numbers = random.Random(seed).sample(range(len(messages)), count)  # noqa: S311
+    source = random.Random(seed)  # noqa: S311
+    new = len(messages) - replayed
+    drawn = min(new, max(count // 2, count - replayed)) if replayed else count
+    numbers = source.sample(range(replayed, len(messages)), drawn)
+    numbers += source.sample(range(replayed), count - drawn)
     return messages.select(torch.tensor(numbers, device=messages.message.device))

@@ -134,7 +134,14 @@ class TrainingRun:
         self.training = training
         self.held_out = held_out
         options = provenance.record.options
-        self._meter = Meter(training, held_out, sample=options.measure_sample, seed=options.seed)
+        parent = provenance.record.parent
+        self._meter = Meter(
+            training,
+            held_out,
+            sample=options.measure_sample,
+            seed=options.seed,
+            replayed=0 if parent is None else parent.replayed,
+        )
         self.progress = Progress(
             steps=trainer.config.steps,
             halt_max_steps=trainer.network.config.halt_max_steps,

@@ -57,3 +57,15 @@ def test_the_weights_of_one_step_are_measured_once() -> None:
     whole = found.measure_all(NETWORK, 1)
     assert found.measure_all(NETWORK, 1) is whole
     assert found.measure_all(NETWORK, 2) is not whole
+
+
+def test_new_messages_are_half_of_the_sample_if_there_are_as_many() -> None:
+    def new_in_sample(sample: int, replayed: int) -> list[bool]:
+        found = Meter(ALL, None, sample=sample, seed=1, replayed=replayed)._sample
+        new = ALL.select(torch.arange(replayed, 6)).parts.puzzle_ids
+        first = [int((found.message == number).nonzero()[0, 0]) for number in range(sample)]
+        return [bool(torch.isin(found.parts.puzzle_ids[row], new)) for row in first]
+
+    assert new_in_sample(4, 5) == [False, False, False, True]
+    assert new_in_sample(4, 3) == [False, False, True, True]
+    assert new_in_sample(4, 1) == [False, True, True, True]

@@ -146,5 +146,5 @@ def test_a_run_that_replays_counts_the_episodes_of_its_new_messages() -> None:
     assert line == "700 steps, 133 episodes for each new message"
     _, warning = plan_lines(run(steps=100, examples=94, replayed=84))
     assert warning == (
-        "warning: 18.9 episodes are few, most messages need 20 or more: give --steps 300"
+        "warning: 19.0 episodes are few, most messages need 20 or more: give --steps 300"
     )
