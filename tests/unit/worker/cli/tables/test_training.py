@@ -143,7 +143,7 @@ def test_shared_puzzle_rows_are_warned_about_with_a_size_that_is_enough() -> Non
 
 def test_a_run_that_replays_counts_the_episodes_of_its_new_messages() -> None:
     (line,) = plan_lines(run(steps=700, examples=94, replayed=84))
-    assert line == "700 steps, 133 episodes for each new message"
+    assert line == "700 steps, 133 episodes for each new message, seed 3"
     _, warning = plan_lines(run(steps=100, examples=94, replayed=84))
     assert warning == (
         "warning: 19.0 episodes are few, most messages need 20 or more: give --steps 300"
