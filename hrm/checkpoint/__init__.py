@@ -1,5 +1,6 @@
 """A trained model on disk: found, read, checked, written and inspected.
 
+- `registry`: which checkpoint of a folder is `current`, and its history; needs no torch
 - `names`: finds a checkpoint by its name or path; needs no torch
 - `files`: reads weights in every supported file format
 - `config`: configurations, from files or from the tensors' shapes
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         Checkpoint,
         TrainingRecord,
         load_checkpoint,
+        open_checkpoint,
         pair_hash,
         read_checkpoint,
         save_checkpoint,
@@ -34,6 +36,7 @@ __all__ = [
     "TrainingRecord",
     "find_checkpoint",
     "load_checkpoint",
+    "open_checkpoint",
     "pair_hash",
     "read_checkpoint",
     "save_checkpoint",

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -29,13 +30,17 @@ from hrm.checkpoint.files import KEY_PREFIX, read_state
 from hrm.checkpoint.names import (
     WEIGHTS,
     CheckpointError,
+    Found,
     checkpoint_name,
     find_checkpoint,
+    look_up,
     other_weights,
+    promoted_path,
     weights_file,
 )
 from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedPairs, unusable_pairs
 from hrm.checkpoint.record import TRAINING_PAIRS, TrainingRecord, pair_hash, read_record
+from hrm.checkpoint.registry import Promoted
 from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
@@ -46,6 +51,7 @@ __all__ = [
     "TrainingRecord",
     "find_checkpoint",
     "load_checkpoint",
+    "open_checkpoint",
     "pair_hash",
     "read_checkpoint",
     "save_checkpoint",
@@ -109,6 +115,57 @@ def load_checkpoint(path: Path) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     check_finite(checkpoint.state, checkpoint.path)
     return checkpoint
+
+
+def open_checkpoint(name: str, folder: Path, *, damaged: bool = False) -> Checkpoint:
+    """Find a checkpoint as `find_checkpoint` does, and load it.
+
+    Args:
+        name: Its path, or its name in `folder`. If it is `current`, the weights have to be those
+            that were promoted.
+        folder: The checkpoint folder.
+        damaged: Whether NaN and infinite numbers pass, for inspection.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found, read or trusted.
+        RegistryError: The registry of `folder` cannot be read.
+    """
+    found = look_up(name, folder)
+    checkpoint = read_checkpoint(found.path) if damaged else load_checkpoint(found.path)
+    check_promoted(checkpoint, found)
+    return checkpoint
+
+
+def check_promoted(checkpoint: Checkpoint, found: Found) -> None:
+    """Raise `CheckpointError` if `checkpoint` is not what was promoted, though named so."""
+    promoted = found.promoted
+    if promoted is not None and checkpoint.digest != promoted.digest:
+        raise CheckpointError(
+            f"{found.path}: holds {checkpoint.digest[:12]}, but {promoted} was promoted: restore "
+            "it, go back with sqe-hrm checkpoint rollback, or promote another with --over"
+        )
+
+
+class PromotedState(StrEnum):
+    """What became of the weights of a promoted checkpoint."""
+
+    KEPT = "kept"
+    GONE = "gone"
+    CHANGED = "changed"
+    """The folder holds other weights."""
+    UNREADABLE = "unreadable"
+
+
+def promoted_state(promoted: Promoted, folder: Path) -> PromotedState:
+    """Whether the checkpoint folder `folder` still has the weights that were promoted."""
+    path = promoted_path(promoted, folder)
+    if path is None:
+        return PromotedState.GONE
+    try:
+        digest = read_checkpoint(path).digest
+    except CheckpointError:
+        return PromotedState.UNREADABLE
+    return PromotedState.KEPT if digest == promoted.digest else PromotedState.CHANGED
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -1,13 +1,16 @@
 """Names of checkpoints: finds them on disk, and the weights file in each.
 
-Knows names and folders; reads no file and imports no torch, so that a command can refuse a
-checkpoint before it starts anything.
+Knows names, folders and the registry in them; reads no weights and imports no torch, so that a
+command can refuse a checkpoint before it starts anything.
 """
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+from hrm.checkpoint.registry import CURRENT, REGISTRY, Promoted, Registry, read_registry
 from schemas import SQEHRMError
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
@@ -35,13 +38,96 @@ class CheckpointError(SQEHRMError):
     """A checkpoint cannot be found, read, trusted or written."""
 
 
+class Found(NamedTuple):
+    """A checkpoint that a name led to."""
+
+    path: Path
+    """Its file or folder."""
+    promoted: Promoted | None = None
+    """What the registry says of it, if it was named as `current`."""
+
+
 def find_checkpoint(name: str, folder: Path) -> Path:
     """Find the file or folder of a checkpoint: a path, a name in `folder`, or a shipped checkpoint.
 
     A bare name is looked up in `folder` first, then as a path, and last among the shipped
     checkpoints. In both folders `NAME/`, `NAME.safetensors`, `NAME.pt` and `NAME` are tried, then
-    the same with the prefix `checkpoints_hrm_v9_optimized_`. Raises `CheckpointError`.
+    the same with the prefix `checkpoints_hrm_v9_optimized_`. `current` is the checkpoint that the
+    registry of `folder` says. Raises `CheckpointError`, and `RegistryError` for the registry.
     """
+    return look_up(name, folder).path
+
+
+def look_up(name: str, folder: Path) -> Found:
+    """As `find_checkpoint`, with what the registry says of `current`."""
+    registry = read_registry(folder) if name == CURRENT else None
+    if registry is not None:
+        return Found(_current(registry, folder), registry.current)
+    return Found(_find(name, folder))
+
+
+def promoted_path(promoted: Promoted, folder: Path) -> Path | None:
+    """The file or folder of a promoted checkpoint in `folder`; None if it is gone."""
+    # A name that no file can have leads nowhere either.
+    with suppress(OSError, ValueError):
+        for parent in (folder, SHIPPED):
+            if (parent / promoted.path).exists():
+                return parent / promoted.path
+    return None
+
+
+def path_in(path: Path, folder: Path) -> str:
+    """The path of a checkpoint from `folder`, or from the folder of shipped checkpoints.
+
+    Raises `CheckpointError` if it is in neither: other processes and machines that have the folder
+    would not find it.
+    """
+    for parent in (folder, SHIPPED):
+        for own, other in (
+            (Path(os.path.abspath(path)), Path(os.path.abspath(parent))),  # noqa: PTH100
+            (path.resolve(), parent.resolve()),
+        ):
+            if own.is_relative_to(other) and own != other:
+                return own.relative_to(other).as_posix()
+    raise CheckpointError(
+        f"{path}: not in the checkpoint folder {folder}: copy it there, where everybody who uses "
+        "the folder finds it"
+    )
+
+
+def check_current_is_free(folder: Path) -> None:
+    """Raise `CheckpointError` if a checkpoint in `folder` is called `current`."""
+    other = _named(CURRENT, folder)
+    if other is not None:
+        raise CheckpointError(
+            f"{other}: has the name of what {folder / REGISTRY} says: rename it, or name it by "
+            "this path"
+        )
+
+
+def check_unpromoted(output: Path, folder: Path) -> None:
+    """Raise `CheckpointError` if `output` holds a checkpoint that is `current` or a way back."""
+    registry = read_registry(folder)
+    for promoted in () if registry is None else registry.chain:
+        place = (folder / promoted.path).resolve()
+        if place.is_relative_to(output.resolve()):
+            raise CheckpointError(
+                f"{output}: holds {promoted}, which was promoted: choose another folder"
+            )
+
+
+def _current(registry: Registry, folder: Path) -> Path:
+    check_current_is_free(folder)
+    found = promoted_path(registry.current, folder)
+    if found is None:
+        raise CheckpointError(
+            f"{folder / registry.current.path}: gone, but {registry.current} is current: restore "
+            "it, go back with sqe-hrm checkpoint rollback, or promote another with --over"
+        )
+    return found
+
+
+def _find(name: str, folder: Path) -> Path:
     path = Path(name)
     # A name with a folder in it, `.` and `..` can only be paths.
     is_bare = path.parts == (name,) and name != ".."
@@ -52,7 +138,13 @@ def find_checkpoint(name: str, folder: Path) -> Path:
             return path
         if is_bare and (found := _named(name, SHIPPED)):
             return found
-        problem = _not_found(name, folder) if is_bare else _no_path(name)
+        if name == CURRENT:
+            problem = (
+                f"nothing is promoted in {folder.absolute()}, so there is no current checkpoint: "
+                "promote one with sqe-hrm checkpoint promote NAME, or name one"
+            )
+        else:
+            problem = _not_found(name, folder) if is_bare else _no_path(name)
     except OSError as error:
         problem = f"no checkpoint {name[:_MAX_NAME]!r}: {error.strerror}: name another path"
     raise CheckpointError(problem)

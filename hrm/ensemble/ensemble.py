@@ -17,8 +17,7 @@ from torch import Tensor
 from hrm.checkpoint import (
     Checkpoint,
     TrainingRecord,
-    find_checkpoint,
-    load_checkpoint,
+    open_checkpoint,
 )
 from hrm.checkpoint.record import Accepted
 from hrm.data.config import Task
@@ -123,7 +122,7 @@ def load_members(names: Sequence[str], folder: Path) -> list[Checkpoint]:
         CheckpointError: One of them cannot be found, read or used.
         EnsembleError: They do not go together.
     """
-    members = [load_checkpoint(find_checkpoint(name, folder)) for name in names]
+    members = [open_checkpoint(name, folder) for name in names]
     check_members(members)
     return members
 

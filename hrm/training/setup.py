@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from hrm.checkpoint import Checkpoint, CheckpointError, find_checkpoint, load_checkpoint
+from hrm.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from hrm.checkpoint.pairs import (
     ACCEPTED_PAIRS,
     AcceptedExample,
@@ -24,6 +24,7 @@ from hrm.checkpoint.pairs import (
     with_answer_rows,
 )
 from hrm.checkpoint.record import Answers, TrainingRecord
+from hrm.checkpoint.registry import CURRENT
 from hrm.data.config import ENOUGH_PROMPTS, ConversionConfig, PuzzlePolicy, Task
 from hrm.data.conversion import Converter
 from hrm.data.templates import find_templates, fits
@@ -295,13 +296,16 @@ def _settled(
         return saved.record.options, None
     if settled.init_from is None:
         return settled, None
-    base = load_checkpoint(find_checkpoint(settled.init_from, checkpoint_dir))
+    base = open_checkpoint(settled.init_from, checkpoint_dir)
     inherited = _sizes_of(base)
     check_given(given, inherited, base.name, "leave it out")
     variations = base.training and base.training.accepted and base.training.accepted.variations
     if variations and not settled.forget and "prompt_noise" not in given:
         # Otherwise the variations that the base learned would be forgotten.
         inherited["prompt_noise"] = variations.changes
+    if settled.init_from == CURRENT:
+        # What is current changes; the record of the run says what it started with.
+        inherited["init_from"] = base.name
     return settled.model_copy(update=inherited), base
 
 

@@ -7,7 +7,7 @@ by commands that need it anyway.
 import os
 import socket
 
-from hrm.checkpoint import find_checkpoint, load_checkpoint
+from hrm.checkpoint import open_checkpoint
 from hrm.evaluation.evaluator import Evaluator
 from hrm.inference.config import Inference, dtype_of
 from schemas import HaltedBy
@@ -39,7 +39,7 @@ def open_evaluator(
         CheckpointError: The checkpoint cannot be used.
     """
     device = use_device(settings)
-    checkpoint = load_checkpoint(find_checkpoint(settings.checkpoint, settings.checkpoint_dir))
+    checkpoint = open_checkpoint(settings.checkpoint, settings.checkpoint_dir)
     inference = Inference(
         slots=batch_size_on(device, batch_size),
         halting=HaltedBy(halting),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hrm.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from hrm.checkpoint import Checkpoint, open_checkpoint
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, load_members
 from hrm.ensemble.stacking import read_stacking
@@ -77,7 +77,7 @@ class Serving:
     def _model(self) -> Checkpoint | Ensemble:
         folder = self.settings.checkpoint_dir
         if not self.members:
-            return load_checkpoint(find_checkpoint(self.settings.checkpoint, folder))
+            return open_checkpoint(self.settings.checkpoint, folder)
         return Ensemble(
             load_members(self.members, folder),
             Strategy(self.strategy),

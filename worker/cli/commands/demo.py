@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from hrm.checkpoint.names import find_checkpoint
+from hrm.checkpoint.names import checkpoint_name, find_checkpoint
 from worker.broker import embedded
 from worker.broker.urls import without_password
 from worker.cli.options import (
@@ -114,8 +114,8 @@ def command(
             redis_url = stack.enter_context(embedded.start(Path(stack.enter_context(folder)))).url
             worker = stack.enter_context(running_worker(redis_url, metrics_port, options))
         console.print(
-            f"Redis at {without_password(redis_url)}, a worker with {checkpoint} on {device}, "
-            f"ready after {time.monotonic() - started:.0f} s, {worker.url}/metrics",
+            f"Redis at {without_password(redis_url)}, a worker with {checkpoint_name(found)} "
+            f"on {device}, ready after {time.monotonic() - started:.0f} s, {worker.url}/metrics",
             highlight=False,
             soft_wrap=True,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from hrm.checkpoint.names import check_unpromoted
 from hrm.training.answers import ContradictionError
 from hrm.training.options import OptionsError, TrainingOptions
 from hrm.training.run import TrainingRun
@@ -75,6 +76,7 @@ def command(
     --forget trains on the new messages alone.
     """
     settings = Settings.from_env(device=device)
+    check_unpromoted(output, settings.checkpoint_dir)
     pinned = use_device(settings)
     options, policy = options_of(ctx)
     stop = StopRequest()
