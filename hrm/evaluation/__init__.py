@@ -18,6 +18,7 @@
 - `drift`: the changes of accepted completions that an evaluator notices
 - `comparison`: the weights of several checkpoints, tensor by tensor
 - `recommendation`: a choice among several checkpoints
+- `promotion`: what is lost if one checkpoint takes the place of another
 
 May import `schemas`, `hrm.data`, `hrm.model`, `hrm.checkpoint` and `hrm.inference`.
 """
