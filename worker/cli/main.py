@@ -16,7 +16,7 @@ from worker.settings import unknown_variables
 
 COMMANDS = {
     "analyze": "count the messages, lengths, categories and tokens of a file",
-    "checkpoint": "inspect a checkpoint, compare several, or complete a record",
+    "checkpoint": "inspect or compare checkpoints, or promote one to be current",
     "convert": "turn SQE messages into HRM examples",
     "demo": "run Redis, a worker and an agent for half a minute, and measure them",
     "drift-test": "count the changes of accepted answers that a checkpoint misses",

@@ -11,7 +11,7 @@ import click
 from pydantic import ValidationError
 
 from hrm.data.config import MAX_HASHED_TOKENS, ConversionConfig, WordHash
-from schemas import first_problem
+from schemas import HaltedBy, first_problem
 from worker.process import devices
 from worker.settings import Settings
 
@@ -177,6 +177,25 @@ halting_option = click.option(
     show_default=True,
     help="When an example is done: after all its steps, or as soon as the Q head halts it.",
 )
+
+
+RULES = {
+    "both": (HaltedBy.MAX_STEPS, HaltedBy.Q),
+    "max_steps": (HaltedBy.MAX_STEPS,),
+    "q": (HaltedBy.Q,),
+}
+"""The halting rules that each choice of `rules_option` measures."""
+
+
+def rules_option(description: str) -> Decorator:
+    """`--halting` for commands that measure under several rules."""
+    return click.option(
+        "--halting",
+        type=click.Choice(list(RULES)),
+        default="both",
+        show_default=True,
+        help=description,
+    )
 
 
 def max_steps_option(*, limit: int | None = MAX_STEPS) -> Decorator:

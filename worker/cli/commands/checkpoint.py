@@ -1,4 +1,7 @@
-"""`sqe-hrm checkpoint`: what a checkpoint contains, which of several to take, and its record."""
+"""`sqe-hrm checkpoint`: what a checkpoint contains, which of several to take, and its record.
+
+`worker.cli.promotion` has the commands for the one that is `current`.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,13 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from hrm.checkpoint import (
-    Checkpoint,
-    TrainingRecord,
-    find_checkpoint,
-    load_checkpoint,
-    read_checkpoint,
-)
+from hrm.checkpoint import Checkpoint, TrainingRecord, open_checkpoint
 from hrm.checkpoint.figures import RecordedFigures, write_figures
 from hrm.checkpoint.inspection import inspect_checkpoint
 from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedPairs
@@ -29,27 +26,32 @@ from hrm.evaluation.recommendation import (
 )
 from hrm.training.examples import completed_record
 from hrm.training.recording import measure_accepted
-from schemas import HaltedBy, SQEHRMError
+from schemas import SQEHRMError
 from worker.cli.files import read_with_progress, refused_line_printer, write_text
-from worker.cli.options import data_path_option, device_option, json_option, use_device
+from worker.cli.options import (
+    RULES,
+    data_path_option,
+    device_option,
+    json_option,
+    rules_option,
+    use_device,
+)
+from worker.cli.promotion import history, promote, rollback
 from worker.cli.tables.checkpoint import print_comparison, print_inspection, solved_counts
 from worker.settings import Settings
-
-RULES = {
-    "both": (HaltedBy.MAX_STEPS, HaltedBy.Q),
-    "max_steps": (HaltedBy.MAX_STEPS,),
-    "q": (HaltedBy.Q,),
-}
-"""The halting rules that each choice of `--halting` measures."""
 
 
 @click.group("checkpoint")
 def command() -> None:
-    """Inspect a checkpoint, compare several, or complete the record of one.
+    """Inspect a checkpoint, compare several, complete the record of one, or promote one.
 
     A checkpoint is a path, or a name looked up in SQE_CHECKPOINT_DIR (default: checkpoints), then
-    among the shipped checkpoints.
+    among the shipped checkpoints. `current` is the one that was promoted last.
     """
+
+
+for each in (promote, rollback, history):
+    command.add_command(each)
 
 
 @command.command("inspect")
@@ -62,7 +64,7 @@ def inspect_(checkpoint: str, as_json: bool) -> None:  # noqa: FBT001 - click pa
     inference is run: use `sqe-hrm evaluate` to find out how good a checkpoint is.
     """
     folder = Settings.from_env().checkpoint_dir
-    inspection = inspect_checkpoint(read_checkpoint(find_checkpoint(checkpoint, folder)))
+    inspection = inspect_checkpoint(open_checkpoint(checkpoint, folder, damaged=True))
     if as_json:
         click.echo(inspection.model_dump_json(indent=2))
     else:
@@ -76,13 +78,7 @@ def inspect_(checkpoint: str, as_json: bool) -> None:  # noqa: FBT001 - click pa
     "examples.",
     required=False,
 )
-@click.option(
-    "--halting",
-    type=click.Choice(list(RULES)),
-    default="both",
-    show_default=True,
-    help="Halting rule to measure under, with --data-path.",
-)
+@rules_option("Halting rule to measure under, with --data-path.")
 @device_option()
 @json_option
 def compare(
@@ -105,9 +101,7 @@ def compare(
     settings = Settings.from_env(device=device)
     # Everything that can be refused at once is refused before the slow work.
     torch_device = "cpu" if data_path is None else use_device(settings).torch_name
-    loaded = [
-        load_checkpoint(find_checkpoint(name, settings.checkpoint_dir)) for name in checkpoints
-    ]
+    loaded = [open_checkpoint(name, settings.checkpoint_dir) for name in checkpoints]
     labels_of(loaded)
     measured: Measurements | None = None
     refused: list[RefusedLine] = []
@@ -144,7 +138,7 @@ def record(checkpoint: str, data_path: Path, device: str | None) -> None:
     """
     settings = Settings.from_env(device=device)
     torch_device = use_device(settings).torch_name
-    loaded = load_checkpoint(find_checkpoint(checkpoint, settings.checkpoint_dir))
+    loaded = open_checkpoint(checkpoint, settings.checkpoint_dir)
     known = loaded.training
     if known is None:
         raise SQEHRMError(
