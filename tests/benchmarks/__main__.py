@@ -26,6 +26,7 @@ from tests.benchmarks import (
     bench_path,
     bench_precision,
     bench_redis,
+    bench_training,
     bench_vocabulary,
 )
 from tests.benchmarks.page import section, with_section
@@ -53,6 +54,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "precision": bench_precision,
     "redis": bench_redis,
     "ensemble": bench_ensemble,
+    "training": bench_training,
 }
 
 
@@ -66,8 +68,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.quick:
         setting = quick(setting)
     for name in options.only:
-        if setting.is_cuda and name in ("conversion", "redis"):
-            continue  # nothing in it runs on a GPU
+        if setting.is_cuda and name in ("conversion", "redis", "training"):
+            continue  # a GPU makes no difference in it
         text = _section(BENCHMARKS[name], setting, arguments)
         print(text, flush=True)  # noqa: T201 - the page
         if not options.quick:

@@ -63,6 +63,10 @@ class Setting:
     """Messages in a converted file. A run takes at least a third of a second, so that the clock's
     noise is negligible and most words have occurred before, as in every file whose speed
     matters."""
+    training_batch: int = 33
+    """Examples in a training step."""
+    training_steps: int = 12
+    """Steps of each training."""
     seconds: float = 0.5
     """Duration of a run of one matrix product."""
     markers: tuple[int, ...] = (10_000, 100_000, 1_000_000)
@@ -108,6 +112,8 @@ def quick(setting: Setting) -> Setting:
         known=8,
         unknown=4,
         messages=5_000,
+        training_batch=4,
+        training_steps=2,
         seconds=0.05,
         markers=(1_000, 10_000),
     )

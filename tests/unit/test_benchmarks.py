@@ -63,6 +63,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         batched=5120,
         unknown=3,
         messages=20,
+        training_batch=2,
+        training_steps=2,
         seconds=0.01,
         markers=(100, 1000),
         config=WIDE,
