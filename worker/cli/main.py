@@ -5,7 +5,9 @@ imported only when it is called, so that `sqe-hrm submit` needs no torch.
 """
 
 import importlib
+import os
 import sys
+from collections.abc import MutableMapping
 from typing import NoReturn
 
 import click
@@ -29,6 +31,9 @@ COMMANDS = {
 }
 """Names and help lines, so that listing the commands imports none of them."""
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables by which a user decides how OpenMP's threads wait."""
+
 INTERRUPTED = 130
 """The shell's status for a program ended by Ctrl-C: 128 + SIGINT."""
 
@@ -44,6 +49,8 @@ class LazyGroup(click.Group):
         """The command `cmd_name`, imported now."""
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name == "train":
+            let_threads_sleep()
         module = importlib.import_module(f"worker.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
@@ -52,6 +59,16 @@ class LazyGroup(click.Group):
         """The list of commands, from the table above."""
         with formatter.section("Commands"):
             formatter.write_dl(sorted(COMMANDS.items()))
+
+
+def let_threads_sleep(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let OpenMP's threads sleep while they wait for each other, unless the user decided on it.
+
+    By default they spin for milliseconds, which holds up whatever else needs the cores: a second
+    training, for one. OpenMP reads the environment when torch loads it, so call this before.
+    """
+    if not any(name in environ for name in WAITING):
+        environ["OMP_WAIT_POLICY"] = "passive"
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

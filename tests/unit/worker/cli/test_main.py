@@ -1,5 +1,6 @@
 """The command's own work: finding subcommands, exit status, errors in one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,28 @@ def test_a_worker_names_misspelt_variables_and_bad_values_at_its_start(tmp_path:
     (error,) = lines[2:]
     assert error.startswith("sqe-hrm: error: SQE_METRICS_PORT: input should be a valid integer")
     assert not list(tmp_path.iterdir())
+
+
+# OpenMP's threads.
+
+
+def test_threads_of_a_training_sleep_while_they_wait() -> None:
+    """OpenMP says what it read when torch loaded it."""
+    environ = {name: value for name, value in os.environ.items() if name not in cli.WAITING}
+    shown = subprocess.run(
+        [sys.executable, "-m", "worker", "train", "--help"],
+        env={**environ, "OMP_DISPLAY_ENV": "true"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    if "OPENMP DISPLAY ENVIRONMENT" not in shown:
+        pytest.skip("torch's OpenMP shows no settings")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
+
+
+@pytest.mark.parametrize("name", cli.WAITING)
+def test_a_users_own_choice_of_waiting_stays(name: str) -> None:
+    environ = {name: "1"}
+    cli.let_threads_sleep(environ)
+    assert environ == {name: "1"}
