@@ -1,7 +1,9 @@
 """From accepted examples to a checkpoint.
 
 - `options`: the options of a run, typed
-- `setup`: data, network and record become a run
+- `setup`: messages, network and record become a run
+- `messages`: the messages of a run, with rows for their answers
+- `converting`: how a run converts its messages
 - `trainer`: one optimiser step
 - `noise`: noise on prompts
 - `losses`: the reference's losses
@@ -12,7 +14,8 @@
 - `examples`: files become training examples
 - `answers`: prompts with several accepted answers, and contradictions
 - `notes`: what a run will not do, said before it starts
-- `run`: a run's folder
+- `run`: trains, and writes the folder of the run
+- `folder`: the folder of a run, claimed and read
 - `replay`: what a run takes over from the checkpoint that it starts from
 - `recording`: pairs and figures of a checkpoint that was trained before they were recorded
 - `state`: everything that resuming needs

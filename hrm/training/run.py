@@ -1,4 +1,4 @@
-"""A training run and its folder: what is written there, and when.
+"""A training run, and what it writes to its folder.
 
 The best weights so far are the folder's own checkpoint; its `step_N` folders are saved steps to
 resume from (`hrm.training.state`); `curve.jsonl` has every step, and `training.png` shows them.
@@ -6,31 +6,28 @@ When to measure and when to stop is decided by `hrm.training.fit`. Knows nothing
 """
 
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from hrm.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from hrm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hrm.checkpoint.figures import write_figures
-from hrm.checkpoint.names import WEIGHTS, other_weights
+from hrm.checkpoint.names import WEIGHTS
 from hrm.checkpoint.pairs import ACCEPTED_PAIRS
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
 from hrm.evaluation.recorded import recorded_figures
 from hrm.evaluation.statistics import Share, ShareOf
 from hrm.model.batch import Messages
-from hrm.model.config import HRMConfig
 from hrm.training.fit import Measurement, Progress, fit
+from hrm.training.folder import CURVE, PLOT, writing
 from hrm.training.meter import Complete, Meter
 from hrm.training.options import RunPolicy, TrainingOptions
 from hrm.training.plot import plot_training
@@ -38,23 +35,12 @@ from hrm.training.replay import Parent, solved_apart
 from hrm.training.state import (
     MEASURED,
     Provenance,
-    SavedStep,
     prune_steps,
-    read_step,
     save_step,
-    step_folders,
 )
 from hrm.training.stop import InterruptedRunError, StopAskedError, StopRequest
 from hrm.training.trainer import DivergedError, StepReport, Trainer
 from schemas import HaltedBy
-
-CURVE = "curve.jsonl"
-"""One `StepReport` per line."""
-
-PLOT = "training.png"
-
-SEEDS = "seeds.json"
-"""The file of a folder with several runs (`hrm.training.seeds`)."""
 
 SECONDS_PER_MINUTE = 60
 
@@ -63,46 +49,6 @@ _REPORT = TypeAdapter(StepReport)
 
 def _ignore(_: object) -> None:
     """For callers who need no progress."""
-
-
-def latest_step(folder: Path) -> SavedStep:
-    """The latest saved step of the run in `folder`. Raises `CheckpointError`."""
-    found = step_folders(folder)
-    if not found:
-        raise CheckpointError(f"{folder}: holds no step_N of a training: start without --resume")
-    return read_step(found[-1])
-
-
-def claim_folder(folder: Path, *, resume: bool) -> None:
-    """Make sure, before any work, that a run can be written to `folder` and spoils nothing there.
-
-    A checkpoint without saved steps will be replaced. Raises `CheckpointError`.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        others = other_weights(folder)
-        steps = [] if resume else step_folders(folder)
-        if not resume and (folder / SEEDS).exists():
-            steps.append(folder / SEEDS)
-    if others:
-        raise CheckpointError(f"{folder}: holds {others[0].name}: choose another folder")
-    if steps:
-        raise CheckpointError(
-            f"{folder}: holds {steps[-1].name} of a training: go on with --resume, or choose "
-            "another folder"
-        )
-
-
-def enlarged(checkpoint: Checkpoint, rows: int) -> tuple[HRMConfig, dict[str, Tensor]]:
-    """Configuration and weights of `checkpoint` with room for `rows` puzzles; new rows are zero."""
-    config, state = checkpoint.config, dict(checkpoint.state)
-    missing = rows - config.num_puzzle_identifiers
-    if missing <= 0 or not config.puzzle_emb_ndim:
-        return config, state
-    state["puzzle_emb.weights"] = F.pad(state["puzzle_emb.weights"], (0, 0, 0, missing))
-    return config.model_copy(update={"num_puzzle_identifiers": rows}), state
 
 
 class TrainingRun:
@@ -411,14 +357,3 @@ def _figures(rules: BothRules, share: ShareOf) -> dict[str, Any]:
 def _read_curve(file: Path) -> list[StepReport]:
     with file.open("rb") as lines:
         return [_REPORT.validate_json(line) for line in lines]
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `CheckpointError` that names `folder`."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror}): choose another folder, or make room"
-        ) from None

@@ -16,8 +16,9 @@ from hrm.checkpoint.names import WEIGHTS
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules, RuleFigures
 from hrm.training.fit import Measurement
+from hrm.training.folder import CURVE, PLOT, SEEDS, claim_folder, writing
 from hrm.training.options import OptionsError, TrainingOptions, check_given
-from hrm.training.run import CURVE, PLOT, SEEDS, TrainingRun, claim_folder, writing
+from hrm.training.run import TrainingRun
 from hrm.training.state import MEASURED, step_folders
 from hrm.training.stop import InterruptedRunError
 from hrm.training.trainer import MAX_SEED, DivergedError

@@ -5,15 +5,16 @@ Knows the parts of `hrm.training` and joins them; nothing of terminals or a comm
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
+from torch import Tensor
 
 from hrm.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from hrm.checkpoint.pairs import (
@@ -21,42 +22,31 @@ from hrm.checkpoint.pairs import (
     AcceptedExample,
     AcceptedPairs,
     first_of_each,
-    with_answer_rows,
 )
-from hrm.checkpoint.record import Answers, TrainingRecord
+from hrm.checkpoint.record import TrainingRecord
 from hrm.checkpoint.registry import CURRENT
-from hrm.data.config import ENOUGH_PROMPTS, ConversionConfig, PuzzlePolicy, Task
+from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
-from hrm.data.templates import find_templates, fits
-from hrm.data.variations import Words
 from hrm.data.vocabulary import vocabulary_of
-from hrm.model.batch import Messages, encode_messages
+from hrm.model.batch import Messages
 from hrm.model.config import HRMConfig, TokenHead
 from hrm.model.network import HRM
-from hrm.training.answers import (
-    Contradictions,
-    answer_rows,
-    check_contradictions,
-    resolve,
-)
+from hrm.training.converting import new_conversion, with_tasks
 from hrm.training.examples import (
-    MAX_PUZZLES,
-    TrainingDataError,
-    named_tasks,
-    read_examples,
     sharing_rows,
-    split,
     training_record,
 )
+from hrm.training.folder import claim_folder, latest_step
+from hrm.training.messages import RunMessages, read_messages, with_answers
 from hrm.training.noise import PromptNoise
 from hrm.training.notes import notes_on
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions, check_given
-from hrm.training.plan import LEAST_ROWS, default_rows, default_steps, emphasis, further_batch
-from hrm.training.replay import Parent, forgotten, replayed_examples, without_held
-from hrm.training.run import TrainingRun, claim_folder, enlarged, latest_step
+from hrm.training.plan import default_steps, emphasis, further_batch
+from hrm.training.replay import Parent, forgotten, replayed_examples
+from hrm.training.run import TrainingRun
 from hrm.training.state import Provenance, RunRecord, SavedStep
 from hrm.training.trainer import Trainer, TrainingConfig
-from schemas import HRMExample, SQEHRMError, first_problem
+from schemas import SQEHRMError, first_problem
 
 
 def prepare_run(
@@ -99,13 +89,13 @@ def prepare_run(
     source = base if saved is None else saved.checkpoint
     resumed = saved is not None
     replayed = _replayed(options, base, saved)
-    conversion = _conversion(options) if source is None else source.conversion
+    conversion = new_conversion(options) if source is None else source.conversion
     if not resumed:
-        conversion = _with_tasks(conversion, data_path, options, source, replayed)
+        conversion = with_tasks(conversion, data_path, options, source, replayed)
         options = options.model_copy(update={"puzzle_space": conversion.puzzle_space})
     converter = Converter(conversion)
-    data = _read(data_path, options, converter, replayed, resumed=resumed)
-    data = _with_answers(data, data_path, conversion, source, resumed=resumed)
+    data = read_messages(data_path, options, converter, replayed, resumed=resumed)
+    data = with_answers(data, data_path, conversion, source, resumed=resumed)
     torch.manual_seed(options.seed)
     network = _network(options, conversion, data, source, resumed=resumed).to(device)
     training, held_out = data.on(network, converter)
@@ -135,63 +125,6 @@ def prepare_run(
     return TrainingRun(output, trainer, training, provenance, policy, held_out, notes)
 
 
-@dataclass(frozen=True)
-class _Data:
-    training: list[AcceptedExample]
-    """Those that are replayed, and then the new ones."""
-    held_out: list[AcceptedExample]
-    left_out: int = 0
-    """Lines that contradict others and are not trained on."""
-    answers: Answers = field(default_factory=dict)
-    """Puzzle rows of the training pairs with several accepted targets."""
-
-    @property
-    def replayed(self) -> int:
-        """The number of training examples that the base held."""
-        return sum(each.held for each in self.training)
-
-    @property
-    def puzzles(self) -> int:
-        """Rows of a puzzle table that has room for all examples and answers."""
-        ids = [each.example.puzzle_id for each in self.training + self.held_out]
-        return max(*ids, *(row for rows in self.answers.values() for row in rows.values()), 0) + 1
-
-    @property
-    def further_answers(self) -> int:
-        """Accepted targets in puzzle rows of their own."""
-        return sum(len(rows) - 1 for rows in self.answers.values())
-
-    def on(self, network: HRM, converter: Converter) -> tuple[Messages, Messages | None]:
-        """Both sets as tensors for `network`, on its device.
-
-        Held-out prompts have the rows of their puzzles, since nothing else was trained for them.
-        """
-
-        def encoded(examples: Sequence[HRMExample]) -> Messages:
-            messages = [converter.parts(example) for example in examples]
-            return encode_messages(messages, network.config).to(network.H_init.device)
-
-        held_out = [each.example for each in self.held_out]
-        return (
-            encoded(with_answer_rows(self.training, self.answers)),
-            encoded(held_out) if held_out else None,
-        )
-
-
-def _conversion(options: TrainingOptions) -> ConversionConfig:
-    """How a run without a base checkpoint converts messages. Raises `OptionsError`.
-
-    Without a given puzzle space it has the smallest one until the messages are counted.
-    """
-    fields = ("hashed_tokens", "case_sensitive")
-    given = {name: getattr(options, name) for name in fields if name in options.model_fields_set}
-    rows = options.puzzle_space or LEAST_ROWS
-    try:
-        return ConversionConfig(version=options.conversion, puzzle_space=rows, **given)
-    except ValidationError:
-        raise OptionsError(list(given), ": conversion 1 has no such choice") from None
-
-
 def _replayed(
     options: TrainingOptions, base: Checkpoint | None, saved: SavedStep | None
 ) -> list[AcceptedExample]:
@@ -215,66 +148,12 @@ def _replayed(
     return replayed_examples(base, str(options.init_from))
 
 
-def _parent(base: Checkpoint, data: _Data, pairs: TrainingRecord) -> Parent:
+def _parent(base: Checkpoint, data: RunMessages, pairs: TrainingRecord) -> Parent:
     return Parent(
         name=base.name,
         digest=base.digest,
         replayed=data.replayed,
         forgotten=forgotten(base, pairs),
-    )
-
-
-def _with_tasks(
-    conversion: ConversionConfig,
-    data_path: Path,
-    options: TrainingOptions,
-    source: Checkpoint | None,
-    replayed: Sequence[AcceptedExample],
-) -> ConversionConfig:
-    """`conversion` with a row for each task of the data that has none, behind all other rows.
-
-    These are as many as the messages without a task need, if nobody said how many. A template that
-    a replayed prompt fits is no new task: the prompt's puzzle would change.
-    """
-    if options.find_tasks and conversion.version == 1:
-        raise OptionsError(["find_tasks"], ": 12 tokens tell too few words apart: use conversion 2")
-    named = named_tasks(data_path, Converter(conversion) if options.find_tasks else None)
-    if source is None and options.puzzle_space is None:
-        rows = default_rows(named.unnamed)
-        conversion = conversion.model_copy(update={"puzzle_space": rows})
-    known = {task.name for task in conversion.tasks}
-    new = {name: Words() for name in named.tasks if name not in known}
-    templates = [
-        each
-        for each in find_templates(named.others, ENOUGH_PROMPTS)
-        if not any(fits(each.words, held.example.input_sequence[1:-1]) for held in replayed)
-    ]
-    free = (name for number in count(1) if (name := f"found-{number}") not in known | new.keys())
-    new.update(zip(free, (each.words for each in templates), strict=False))
-    if not new:
-        return conversion
-    if source is not None and conversion.puzzle_policy is PuzzlePolicy.LINE_INDEX:
-        raise TrainingDataError(
-            f"{data_path}: has tasks, but {source.name} chooses puzzles by line_index: leave "
-            "task and --find-tasks out, or start without --init-from"
-        )
-    table = 0 if source is None else source.config.num_puzzle_identifiers
-    first_free = max(conversion.puzzle_space, table, named.puzzles)
-    if first_free + len(new) > MAX_PUZZLES:
-        raise TrainingDataError(
-            f"{data_path}: {len(new):,} tasks need puzzle rows up to {first_free + len(new) - 1}, "
-            f"but the largest puzzle table has {MAX_PUZZLES}: use smaller puzzle ids"
-        )
-    tasks = [
-        Task(name=name, row=row, template=template)
-        for row, (name, template) in enumerate(new.items(), first_free)
-    ]
-    return ConversionConfig.model_validate(
-        {
-            **dict(conversion),
-            "puzzle_policy": PuzzlePolicy.TASK,
-            "tasks": (*conversion.tasks, *tasks),
-        }
     )
 
 
@@ -380,65 +259,10 @@ def _sha256(path: Path) -> str:
         raise SQEHRMError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _read(
-    data_path: Path,
-    options: TrainingOptions,
-    converter: Converter,
-    replayed: Sequence[AcceptedExample],
-    *,
-    resumed: bool,
-) -> _Data:
-    lines = read_examples(data_path, converter)
-    everything = [*replayed, *lines]
-    # A resumed run goes on as it was started, also if nobody looked for contradictions then.
-    if options.contradictions is Contradictions.REFUSE and not resumed:
-        check_contradictions(everything, data_path)
-    examples = resolve(everything, options.contradictions)
-    left_out = len(everything) - len(examples)
-    examples = without_held(examples)
-    if options.held_out is not None:
-        pairs = {example.pair for example in examples}
-        held_out = read_examples(options.held_out, converter, excluded=pairs)
-        return _Data(examples, held_out, left_out)
-    if options.held_out_share is not None:
-        return _Data(*split(examples, options.held_out_share, options.seed), left_out)
-    return _Data(examples, [], left_out)
-
-
-def _with_answers(
-    data: _Data,
-    data_path: Path,
-    conversion: ConversionConfig,
-    source: Checkpoint | None,
-    *,
-    resumed: bool,
-) -> _Data:
-    """`data` with the puzzle rows of its answers; a resumed run has them in its record."""
-    earlier = {} if source is None or source.training is None else source.training.answers
-    if resumed:
-        return replace(data, answers=earlier)
-    table = 0 if source is None else source.config.num_puzzle_identifiers
-    first_free = max(conversion.puzzle_space, table, data.puzzles)
-    data = replace(data, answers=answer_rows(data.training, first_free, earlier))
-    if data.answers and source is not None and not source.config.puzzle_emb_ndim:
-        raise TrainingDataError(
-            f"{data_path}: {len(data.answers):,} prompts have several accepted answers, but "
-            f"{source.name} has no puzzle table to hold them: give one to each, or start without "
-            "--init-from"
-        )
-    if data.puzzles > MAX_PUZZLES:
-        raise TrainingDataError(
-            f"{data_path}: {data.further_answers:,} further answers need puzzle rows up to "
-            f"{data.puzzles - 1}, but the largest puzzle table has {MAX_PUZZLES}: use smaller "
-            "puzzle ids, or give one answer to each prompt"
-        )
-    return data
-
-
 def _network(
     options: TrainingOptions,
     conversion: ConversionConfig,
-    data: _Data,
+    data: RunMessages,
     source: Checkpoint | None,
     *,
     resumed: bool,
@@ -467,6 +291,16 @@ def _network(
     except ValidationError as error:
         raise OptionsError(["hidden_size", "num_heads"], f": {first_problem(error)}") from None
     return HRM(config, dtype)
+
+
+def enlarged(checkpoint: Checkpoint, rows: int) -> tuple[HRMConfig, dict[str, Tensor]]:
+    """Configuration and weights of `checkpoint` with room for `rows` puzzles; new rows are zero."""
+    config, state = checkpoint.config, dict(checkpoint.state)
+    missing = rows - config.num_puzzle_identifiers
+    if missing <= 0 or not config.puzzle_emb_ndim:
+        return config, state
+    state["puzzle_emb.weights"] = F.pad(state["puzzle_emb.weights"], (0, 0, 0, missing))
+    return config.model_copy(update={"num_puzzle_identifiers": rows}), state
 
 
 def _planned(
@@ -504,7 +338,7 @@ def _noise(
 
 def _about(
     record: RunRecord,
-    data: _Data,
+    data: RunMessages,
     pairs: TrainingRecord,
     conversion: ConversionConfig,
     device: torch.device,

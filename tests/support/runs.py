@@ -12,8 +12,9 @@ from hrm.data.texts import TextHashes
 from hrm.model.batch import Batch, Messages
 from hrm.model.network import HRM
 from hrm.training.examples import training_record
+from hrm.training.folder import claim_folder, latest_step
 from hrm.training.options import RunPolicy, TrainingOptions
-from hrm.training.run import TrainingRun, claim_folder, latest_step
+from hrm.training.run import TrainingRun
 from hrm.training.state import Provenance, RunRecord
 from hrm.training.stop import StopRequest
 from hrm.training.trainer import StepReport, Trainer, TrainingConfig

@@ -1,25 +1,22 @@
-"""The folder of a run: its contents, exact resuming from it, and refusals."""
+"""The folder of a run: its contents, and exact resuming from it."""
 
 import json
 import shutil
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from hrm.checkpoint import CheckpointError, load_checkpoint
+from hrm.checkpoint import load_checkpoint
 from hrm.evaluation.measurement import BothRules, RuleFigures, measure
 from hrm.model.batch import Messages
-from hrm.model.network import HRM
 from hrm.training.fit import Measurement, Progress
+from hrm.training.folder import latest_step
 from hrm.training.options import TrainingOptions
-from hrm.training.run import claim_folder, enlarged, latest_step
 from hrm.training.state import STATE, RunRecord, step_folders
 from hrm.training.trainer import DivergedError, StepReport, Trainer
 from schemas import HaltedBy
-from tests.support.checkpoints import RECORD, SHA256, TINY, state_of, store, write_config
 from tests.support.runs import EXAMPLES, RECIPE, train
 
 EVERY_FILE = {
@@ -186,74 +183,6 @@ def test_divergence_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert told.endswith(f"(step {kept} is kept)")
     assert load_checkpoint(tmp_path).digest == load_checkpoint(tmp_path / f"step_{kept}").digest
     assert (tmp_path / "training.png").is_file()
-
-
-# Refusals.
-
-
-def refused(folder: Path, *, resume: bool) -> str:
-    look = latest_step if resume else partial(claim_folder, resume=False)
-    with pytest.raises(CheckpointError) as caught:
-        look(folder)
-    assert str(caught.value).isprintable()
-    return str(caught.value)
-
-
-def test_a_folder_with_a_run_is_not_started_over(unbroken: Path) -> None:
-    assert refused(unbroken, resume=False) == (
-        f"{unbroken}: holds step_6 of a training: go on with --resume, or choose another folder"
-    )
-
-
-def test_a_folder_with_other_weights_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.pt").touch()
-    assert refused(tmp_path, resume=False) == f"{tmp_path}: holds mine.pt: choose another folder"
-
-
-def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    told = refused(tmp_path / "file" / "out", resume=False)
-    assert "cannot be written (Not a directory)" in told
-
-
-def test_resuming_without_a_saved_step_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path, resume=True).startswith(f"{tmp_path}: holds no step_N")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "no record", "gone"])
-def test_a_damaged_state_is_named(tmp_path: Path, unbroken: Path, damage: str) -> None:
-    step = tmp_path / "step_6"
-    shutil.copytree(unbroken / "step_6", step)
-    content = (step / STATE).read_bytes()
-    if damage == "truncated":
-        (step / STATE).write_bytes(content[:-1])
-    elif damage == "no record":
-        shutil.copy(step / "model.safetensors", step / STATE)
-    else:
-        (step / "model.safetensors").unlink()
-    told = refused(tmp_path, resume=True)
-    where = step if damage == "gone" else step / STATE
-    assert told.startswith(f"{where}: ")
-
-
-# Fine-tuning.
-
-
-def test_new_rows_of_a_larger_table_are_zero(tmp_path: Path) -> None:
-    state = state_of(TINY)
-    store(tmp_path, state)
-    write_config(
-        tmp_path, model=TINY.model_dump(mode="json"), conversion=SHA256.model_dump(mode="json")
-    )
-    (tmp_path / "training_pairs.json").write_text(RECORD.model_dump_json())
-    checkpoint = load_checkpoint(tmp_path)
-    config, larger = enlarged(checkpoint, 8)
-    assert config == TINY.model_copy(update={"num_puzzle_identifiers": 8})
-    HRM(config).load_state_dict(larger)
-    assert torch.equal(larger["puzzle_emb.weights"][:5], state["puzzle_emb.weights"])
-    assert larger["puzzle_emb.weights"][5:].tolist() == [[0.0] * 16] * 3
-    for rows in (0, 5):
-        assert enlarged(checkpoint, rows)[0] == TINY
 
 
 def test_measurements_survive_a_record_exactly() -> None:

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from hrm.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from hrm.data.config import ENOUGH_PROMPTS, PuzzlePolicy
 from hrm.data.conversion import AcceptedPair, Converter
 from hrm.evaluation.evaluator import Evaluator
+from hrm.model.network import HRM
 from hrm.training.examples import MAX_PUZZLES, TrainingDataError
+from hrm.training.folder import latest_step
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions
-from hrm.training.run import latest_step
-from hrm.training.setup import prepare_run
+from hrm.training.setup import enlarged, prepare_run
 from hrm.training.state import RunRecord
 from hrm.training.stop import InterruptedRunError, StopRequest
+from tests.support.checkpoints import RECORD, SHA256, state_of, store, write_config
+from tests.support.checkpoints import TINY as SIZES
 from tests.support.predictors import StubPredictor
 
 GUIDE = Path(__file__).parents[4] / "hrm" / "README.md"
@@ -327,3 +331,20 @@ def test_too_few_prompts_and_named_ones_are_no_task_to_find(tmp_path: Path) -> N
 def test_twelve_tokens_are_too_few_to_find_tasks(data: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionsError, match="find_tasks: 12 tokens tell too few words apart"):
         prepare_run(data, tmp_path / "run", TrainingOptions(conversion=1, find_tasks=True))
+
+
+def test_new_rows_of_a_larger_table_are_zero(tmp_path: Path) -> None:
+    state = state_of(SIZES)
+    store(tmp_path, state)
+    write_config(
+        tmp_path, model=SIZES.model_dump(mode="json"), conversion=SHA256.model_dump(mode="json")
+    )
+    (tmp_path / "training_pairs.json").write_text(RECORD.model_dump_json())
+    checkpoint = load_checkpoint(tmp_path)
+    config, larger = enlarged(checkpoint, 8)
+    assert config == SIZES.model_copy(update={"num_puzzle_identifiers": 8})
+    HRM(config).load_state_dict(larger)
+    assert torch.equal(larger["puzzle_emb.weights"][:5], state["puzzle_emb.weights"])
+    assert larger["puzzle_emb.weights"][5:].tolist() == [[0.0] * 16] * 3
+    for rows in (0, 5):
+        assert enlarged(checkpoint, rows)[0] == SIZES

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hrm.training.folder import latest_step
 from hrm.training.meter import Meter
-from hrm.training.run import latest_step
 from hrm.training.state import step_folders
 from hrm.training.stop import InterruptedRunError, StopAskedError, StopRequest
 from hrm.training.trainer import StepReport
