@@ -175,6 +175,7 @@ class AcceptedPairs:
                 ),
                 alternative=columns["alternative"][number],
                 unread=(unread_prompt, unread_completion),
+                hashed=columns["hashed"][number],
             )
 
     def pair_hashes(self) -> set[str]:
@@ -267,6 +268,7 @@ _COLUMNS: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "text_lengths": (torch.int32, (2,)),
     "unread_words": (torch.int32, (2,)),
     "alternative": (torch.bool, ()),
+    "hashed": (torch.bool, ()),
     "input_tokens": (torch.uint16, ()),
     "target_tokens": (torch.uint16, ()),
 }
@@ -298,6 +300,7 @@ def _columns(held: Sequence[AcceptedExample]) -> dict[str, Tensor]:
         ],
         "unread_words": [each.unread for each in held],
         "alternative": [each.alternative for each in held],
+        "hashed": [each.hashed for each in held],
         "input_tokens": [token for each in examples for token in each.input_sequence],
         "target_tokens": [token for each in examples for token in each.target_sequence],
     }

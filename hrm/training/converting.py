@@ -59,7 +59,9 @@ def with_tasks(
     templates = [
         each
         for each in find_templates(named.others, ENOUGH_PROMPTS)
-        if not any(fits(each.words, held.example.input_sequence[1:-1]) for held in replayed)
+        if not any(
+            held.hashed and fits(each.words, held.example.input_sequence[1:-1]) for held in replayed
+        )
     ]
     free = (name for number in count(1) if (name := f"found-{number}") not in known | new.keys())
     new.update(zip(free, (each.words for each in templates), strict=False))

@@ -38,7 +38,7 @@ def accepted(
 
 EXAMPLES = [
     accepted("security", "agent test"),
-    replace(accepted("security", "agent"), alternative=True, unread=(0, 7)),
+    replace(accepted("security", "agent"), alternative=True, unread=(0, 7), hashed=True),
     accepted(" ", "agent test", 4),
 ]
 """Those of `RECORD`."""

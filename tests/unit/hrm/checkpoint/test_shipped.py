@@ -118,7 +118,7 @@ def test_the_pairs_are_those_of_the_messages(name: str) -> None:
     pairs = loaded.accepted_pairs()
     assert pairs is not None
     messages = read_examples(MESSAGES, Converter(loaded.conversion))
-    assert list(pairs) == [dataclasses.replace(each, line=0, hashed=False) for each in messages]
+    assert list(pairs) == [dataclasses.replace(each, line=0) for each in messages]
     solved = pairs.solved_with(loaded.digest)
     assert solved is not None
     assert loaded.figures is not None
