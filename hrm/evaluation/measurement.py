@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrm.model.batch import Batch, Messages
-from hrm.model.network import HRM
+from hrm.model.network import HRM, Levels
 from hrm.model.outputs import Correctness
 from hrm.model.reference_loop import LoopOutput, evaluate_batch, evaluate_rules
 from schemas import HaltedBy
@@ -80,7 +80,12 @@ class EachUnderBothRules:
 
 
 def measure_each(
-    network: HRM, messages: Messages, halting: HaltedBy, lengths_accepted: Tensor | None = None
+    network: HRM,
+    messages: Messages,
+    halting: HaltedBy,
+    lengths_accepted: Tensor | None = None,
+    *,
+    levels: Levels | None = None,
 ) -> ExampleFigures:
     """Evaluate each of `messages` with the plain loop.
 
@@ -90,15 +95,24 @@ def measure_each(
         halting: The halting rule.
         lengths_accepted: bool (N,): whether each message's target has an accepted length, without
             which it is not solved (default: all have, as in training).
+        levels: Another form of the network's levels to compute with (default: its own).
     """
-    parts = [evaluate_batch(network, batch, halting=halting) for batch in _batches(messages)]
+    parts = [
+        evaluate_batch(network, batch, halting=halting, levels=levels)
+        for batch in _batches(messages)
+    ]
     return _by_messages(parts, messages, lengths_accepted)
 
 
-def measure_both_rules(network: HRM, messages: Messages) -> EachUnderBothRules:
-    """Evaluate each of `messages` under both halting rules, with one run of the plain loop."""
+def measure_both_rules(
+    network: HRM, messages: Messages, *, levels: Levels | None = None
+) -> EachUnderBothRules:
+    """Evaluate each of `messages` under both halting rules, with one run of the plain loop.
+
+    `levels` is another form of the network's levels to compute with.
+    """
     rules = (HaltedBy.MAX_STEPS, HaltedBy.Q)
-    parts = [evaluate_rules(network, batch, rules) for batch in _batches(messages)]
+    parts = [evaluate_rules(network, batch, rules, levels=levels) for batch in _batches(messages)]
     max_steps, q = zip(*parts, strict=True)
     return EachUnderBothRules(
         max_steps=_by_messages(max_steps, messages), q=_by_messages(q, messages)

@@ -5,7 +5,6 @@ that do carry one multiply by torch, as the plain level does, and leave the rest
 backward, to C++. Knows levels; nothing of losses or optimisers.
 """
 
-import logging
 from typing import Any
 
 import torch
@@ -16,14 +15,12 @@ from hrm.kernels import cpu
 from hrm.kernels.compiler import SWITCH, Kernels, is_switched_off, kernels
 from hrm.model.network import HRM, Block, Level, Levels
 
-logger = logging.getLogger(__name__)
-
 
 class TrainedLevels:
     """The levels with which `network` is trained: in the fastest form on its device.
 
     They compute the same as the network's own, up to rounding, and give the same gradients to its
-    weights. The log says once which form they have.
+    weights. `form` says how they compute, for example `C++ (g++ 12.2.0)`, or why plainly.
 
     Args:
         network: The network, already on its device.
@@ -44,7 +41,6 @@ class TrainedLevels:
             self.form = f"C++ ({found.compiler.label})"
         else:
             self.form = f"plain torch, because {found}"
-        logger.info("training kernels: %s", self.form)
 
     def refresh(self) -> None:
         """Take over the network's weights, after they have changed."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrm.model.batch import Batch
-from hrm.model.network import HRM
+from hrm.model.network import HRM, Levels
 from schemas import HaltedBy
 
 
@@ -54,20 +54,31 @@ class _Answers:
 
 
 def evaluate_batch(
-    network: HRM, batch: Batch, *, halting: HaltedBy, max_steps: int | None = None
+    network: HRM,
+    batch: Batch,
+    *,
+    halting: HaltedBy,
+    max_steps: int | None = None,
+    levels: Levels | None = None,
 ) -> LoopOutput:
     """Run ACT steps until every example of `batch` has halted.
 
     An example's answer is taken at the step at which it halts. Under the rule `q` that is the first
     step with `q_halt > q_continue`, and `max_steps` (default: the configuration's) at the latest.
+    `levels` is another form of the network's levels to compute with.
     """
-    (output,) = evaluate_rules(network, batch, [halting], max_steps=max_steps)
+    (output,) = evaluate_rules(network, batch, [halting], max_steps=max_steps, levels=levels)
     return output
 
 
 @torch.inference_mode()
 def evaluate_rules(
-    network: HRM, batch: Batch, rules: Sequence[HaltedBy], *, max_steps: int | None = None
+    network: HRM,
+    batch: Batch,
+    rules: Sequence[HaltedBy],
+    *,
+    max_steps: int | None = None,
+    levels: Levels | None = None,
 ) -> tuple[LoopOutput, ...]:
     """The output of `evaluate_batch` under each of `rules`, from the ACT steps of the slowest.
 
@@ -80,7 +91,7 @@ def evaluate_rules(
     under = [_Answers(batch, halting) for halting in rules]
     preferred_halt = None
     for step in range(1, limit + 1):
-        state = network.step(state, x)
+        state = network.step(state, x, levels)
         q_logits = network.q_logits(state.z_H)
         prefers_halt = q_logits[:, 0] > q_logits[:, 1]
         tokens = None

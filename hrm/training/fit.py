@@ -185,15 +185,16 @@ def fit(
     """
     while progress.stopped is None:
         stop.check()
-        step, network = trainer.step_count, trainer.averaged_network
+        step = trainer.step_count
         due = step % measure_every == 0 or step >= trainer.config.steps
         if not due or step <= progress.measured_step:
             on_step(trainer.step())
             continue
+        averaged = trainer.averaged_network, step, trainer.averaged_levels()
         with stop.at_once():
-            measurement = Measurement(step, *meter.measure(network, step))
+            measurement = Measurement(step, *meter.measure(*averaged))
             if progress.whole_wanted(measurement):
-                whole = meter.measure_all(network, step).training.totals
+                whole = meter.measure_all(*averaged).training.totals
                 measurement = replace(measurement, whole=whole)
         progress.add(measurement)
         on_measurement(measurement)

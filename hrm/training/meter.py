@@ -10,7 +10,7 @@ import torch
 
 from hrm.evaluation.measurement import BothRules, EachUnderBothRules, measure_both_rules
 from hrm.model.batch import Messages
-from hrm.model.network import HRM
+from hrm.model.network import HRM, Levels
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,33 @@ class Meter:
         """Whether the sample lacks some of the training messages."""
         return len(self._sample) < len(self._training)
 
-    def measure(self, network: HRM, step: int) -> tuple[BothRules, BothRules | None]:
-        """Figures of the samples of both sets; `network` has the weights of `step`."""
+    def measure(
+        self, network: HRM, step: int, levels: Levels | None = None
+    ) -> tuple[BothRules, BothRules | None]:
+        """Figures of the samples of both sets.
+
+        Args:
+            network: The network with the weights of `step`.
+            step: Optimiser steps done.
+            levels: Another form of the network's levels to compute with (default: its own).
+        """
         if self._sample is self._training and self._held_out_sample is self._held_out:
-            found = self.measure_all(network, step)
+            found = self.measure_all(network, step, levels)
             return found.training.totals, None if found.held_out is None else found.held_out.totals
         return (
-            measure_both_rules(network, self._sample).totals,
+            measure_both_rules(network, self._sample, levels=levels).totals,
             None
             if self._held_out_sample is None
-            else measure_both_rules(network, self._held_out_sample).totals,
+            else measure_both_rules(network, self._held_out_sample, levels=levels).totals,
         )
 
-    def measure_all(self, network: HRM, step: int) -> Complete:
-        """Figures of all messages. Those of the last `step` are not measured twice."""
+    def measure_all(self, network: HRM, step: int, levels: Levels | None = None) -> Complete:
+        """Figures of all messages; those of the last `step` are not measured twice."""
         if self._complete is None or self._complete[0] != step:
             held_out = self._held_out
             found = Complete(
-                measure_both_rules(network, self._training),
-                None if held_out is None else measure_both_rules(network, held_out),
+                measure_both_rules(network, self._training, levels=levels),
+                None if held_out is None else measure_both_rules(network, held_out, levels=levels),
             )
             self._complete = step, found
         return self._complete[1]

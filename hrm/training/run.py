@@ -25,6 +25,7 @@ from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
 from hrm.evaluation.recorded import recorded_figures
 from hrm.evaluation.statistics import Share, ShareOf
+from hrm.kernels.training import TrainedLevels
 from hrm.model.batch import Messages
 from hrm.training.fit import Measurement, Progress, fit
 from hrm.training.folder import CURVE, PLOT, writing
@@ -187,7 +188,8 @@ class TrainingRun:
         # The weights as they lie there, so that the figures hold for them.
         checkpoint = load_checkpoint(self.folder)
         network = checkpoint.build(device=self.trainer.device)
-        return checkpoint, self._meter.measure_all(network, self._best.step)
+        levels = TrainedLevels(network).levels
+        return checkpoint, self._meter.measure_all(network, self._best.step, levels)
 
     def _finish(self, checkpoint: Checkpoint, complete: Complete) -> Measurement:
         """Write what only the `complete` figures of the best weights can tell."""

@@ -13,6 +13,7 @@ weights is kept, and half of the rows explore. Without exploration, a network th
 forgets the later steps, which the rule `max_steps` still runs.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -25,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hrm.kernels.training import TrainedLevels
 from hrm.model.batch import Batch
-from hrm.model.network import HRM, State
+from hrm.model.network import HRM, Levels, State
 from hrm.model.outputs import Correctness, q_right
 from hrm.training.losses import act_losses
 from hrm.training.noise import PromptNoise
@@ -33,6 +34,9 @@ from schemas import SQEHRMError
 
 MAX_SEED = 2**63
 """Seeds are below this, as torch wants them."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class DivergedError(SQEHRMError):
@@ -159,6 +163,8 @@ class Trainer:
         self._pool = torch.cat((torch.arange(replayed), new.repeat(repeats)))
         averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         self._levels = TrainedLevels(network)
+        logger.info("training kernels: %s", self._levels.form)
+        self._averaged_levels: TrainedLevels | None = None
         self._averaged = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
         # The averaged weights are measured in the dtype in which a checkpoint is loaded.
         self.averaged_network.forward_dtype = torch.float32
@@ -178,11 +184,6 @@ class Trainer:
         )
 
     @property
-    def kernels(self) -> str:
-        """The form of the levels, for example `C++ (g++ 12.2.0)`."""
-        return self._levels.form
-
-    @property
     def averaged_network(self) -> HRM:
         """A network with the moving average of the weights, which is measured and kept.
 
@@ -191,6 +192,13 @@ class Trainer:
         network = self._averaged.module
         assert isinstance(network, HRM)  # noqa: S101 - a copy of the network
         return network.eval()
+
+    def averaged_levels(self) -> Levels:
+        """The levels of `averaged_network` in their fastest form; they hold until the next step."""
+        if self._averaged_levels is None:  # a trainer that measures nothing has no need of them
+            self._averaged_levels = TrainedLevels(self.averaged_network)
+        self._averaged_levels.refresh()
+        return self._averaged_levels.levels
 
     def step(self) -> StepReport:
         """Run one ACT step on every row and one step of both optimisers.

@@ -95,7 +95,7 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             measured, rules = {"trained": seen, "unseen": new}, list(HaltedBy)
         for name, messages in measured.items():
             for halting in rules:
-                found = measure_each(network, messages, halting)
+                found = measure_each(network, messages, halting, levels=trainer.averaged_levels())
                 line[f"{name} {halting}"] = learning.figures(found)
                 if (name, halting) == ("unseen", HaltedBy.Q):
                     line["unsolved"] = _unsolved(parts.unseen, found)

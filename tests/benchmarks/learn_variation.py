@@ -97,7 +97,9 @@ def _lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     }
     for line in learning.rounds(trainer, options):
         for name, found in messages.items():
-            measured = measure_each(trainer.averaged_network, found, HaltedBy.Q)
+            measured = measure_each(
+                trainer.averaged_network, found, HaltedBy.Q, levels=trainer.averaged_levels()
+            )
             line[name] = learning.figures(measured)
         yield line
 

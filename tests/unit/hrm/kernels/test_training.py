@@ -1,7 +1,6 @@
 """Levels in training compute the same as the plain ones, with the same gradients."""
 
 import copy
-import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -212,9 +211,8 @@ def other_levels(network: HRM) -> TrainedLevels:
 
 
 def test_other_networks_and_devices_train_with_plain_levels(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caplog.set_level(logging.INFO)
     found = KernelsUnavailableError("no C++ compiler was found: install g++")
     cases = {
         "there is no C++ for heads of 8": network(head_dim=8),
@@ -223,18 +221,17 @@ def test_other_networks_and_devices_train_with_plain_levels(
     }
     for reason, odd in cases.items():
         assert other_levels(odd).form == f"plain torch, because {reason}"
-        assert caplog.messages[-1] == f"training kernels: plain torch, because {reason}"
     monkeypatch.setattr(training, "kernels", lambda: found)
     assert other_levels(network()).form == f"plain torch, because {found}"
     monkeypatch.setenv(compiler.SWITCH, "off")
     assert other_levels(network()).form == f"plain torch, because {compiler.SWITCH} is off"
 
 
-def test_the_form_is_in_the_log(built: Kernels, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_the_form_names_the_compiler(built: Kernels) -> None:
     plain = network()
-    assert TrainedLevels(plain).levels != plain.levels
-    assert caplog.messages == [f"training kernels: C++ ({built.compiler.label})"]
+    levels = TrainedLevels(plain)
+    assert levels.levels != plain.levels
+    assert levels.form == f"C++ ({built.compiler.label})"
 
 
 def test_processors_with_fast_products_of_their_own_compute_all_calls_by_blocks(

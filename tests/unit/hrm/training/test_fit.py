@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import pytest
 
 from hrm.evaluation.measurement import BothRules, RuleFigures
-from hrm.model.network import HRM
+from hrm.model.network import HRM, Levels
 from hrm.training.fit import Measurement, Progress, Stopped, fit
 from hrm.training.meter import Meter
 from hrm.training.stop import StopRequest
@@ -38,6 +38,9 @@ class CountingTrainer:
         self.step_count = 0
         self.averaged_network = HRM(TINY).eval()
 
+    def averaged_levels(self) -> Levels:
+        return self.averaged_network.levels
+
     def step(self) -> StepReport:
         self.step_count += 1
         return StepReport(self.step_count, 1.0, 0, None, None, None, None)
@@ -52,11 +55,11 @@ class ScriptedMeter:
         self._found, self._whole = found, whole
         self.whole_at: list[int] = []
 
-    def measure(self, network: HRM, step: int) -> tuple[BothRules, None]:
+    def measure(self, network: HRM, step: int, _: Levels) -> tuple[BothRules, None]:
         assert not network.training
         return both(self._found(step)), None
 
-    def measure_all(self, network: HRM, step: int) -> SimpleNamespace:
+    def measure_all(self, network: HRM, step: int, _: Levels) -> SimpleNamespace:
         assert self._whole is not None
         assert not network.training
         self.whole_at.append(step)

@@ -1,5 +1,6 @@
 """The recipe: the changes of a step, when rows halt, and that the network learns."""
 
+import logging
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm.evaluation.measurement import measure
+from hrm.evaluation.measurement import measure, measure_both_rules
 from hrm.kernels.compiler import SWITCH
 from hrm.model.batch import Batch, Messages
 from hrm.model.network import HRM, Levels, State
+from hrm.model.reference_loop import evaluate_batch
 from hrm.training.trainer import DivergedError, StepReport, Trainer, TrainingConfig, sign_descent_
 from schemas import HaltedBy
 from tests.support.networks import tiny_network
@@ -325,7 +327,7 @@ def plain_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[flo
         with monkeypatch.context() as patch:
             patch.setenv(SWITCH, "off")
             found, trainer = run_of(dtype, steps)
-        assert trainer.kernels == f"plain torch, because {SWITCH} is off"
+        assert trainer._levels.form == f"plain torch, because {SWITCH} is off"
         return found, trainer
 
     return plain
@@ -334,8 +336,8 @@ def plain_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[flo
 def fast_steps(dtype: torch.dtype, steps: int) -> tuple[list[float], Trainer]:
     torch.manual_seed(0)
     found, trainer = run_of(dtype, steps)
-    if not trainer.kernels.startswith("C++"):
-        pytest.skip(trainer.kernels)
+    if not trainer._levels.form.startswith("C++"):
+        pytest.skip(trainer._levels.form)
     return found, trainer
 
 
@@ -356,6 +358,36 @@ def test_in_bfloat16_the_first_loss_is_the_same_within_rounding(
     fast, plain = fast_steps(torch.bfloat16, 3)[0], plain_steps(torch.bfloat16, 3)[0]
     assert fast[0] == pytest.approx(plain[0], rel=2e-3)
     assert fast == pytest.approx(plain, rel=2e-2)
+
+
+def test_the_form_of_the_levels_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hrm.training.trainer")
+    trainer = trainer_of(network_of())
+    trainer.averaged_levels()
+    assert caplog.messages == [
+        "training kernels: plain torch, because there is no C++ for heads of 8"
+    ]
+    trainer = trainer_of(network_of(**HEAD_16))
+    assert caplog.messages[1:] == [f"training kernels: {trainer._levels.form}"]
+
+
+def test_the_averaged_weights_are_measured_by_fast_levels_with_the_same_figures() -> None:
+    _, trainer = fast_steps(torch.bfloat16, 1)
+    for _ in range(2):
+        trainer.step()
+        levels, averaged = trainer.averaged_levels(), trainer.averaged_network
+        assert levels != averaged.levels
+        batch = trainer.examples
+        plain, fast = (
+            evaluate_batch(averaged, batch, halting=HaltedBy.MAX_STEPS, levels=each)
+            for each in (None, levels)
+        )
+        torch.testing.assert_close(fast.q_logits, plain.q_logits, rtol=0, atol=1e-5)
+        assert torch.equal(fast.predictions, plain.predictions)
+        messages = Messages.whole(batch)
+        assert measure_both_rules(averaged, messages, levels=levels) == measure_both_rules(
+            averaged, messages
+        )
 
 
 @pytest.mark.parametrize("restored", [False, True])
