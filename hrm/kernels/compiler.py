@@ -45,7 +45,7 @@ FLAGS = (
 )
 
 TIMEOUT = 120
-"""Seconds that a build may take; it usually takes three."""
+"""Seconds that a build may take; it usually takes seven."""
 
 ARGUMENTS = {
     "attention": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_int],
