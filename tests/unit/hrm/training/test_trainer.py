@@ -385,9 +385,8 @@ def test_the_averaged_weights_are_measured_by_fast_levels_with_the_same_figures(
         torch.testing.assert_close(fast.q_logits, plain.q_logits, rtol=0, atol=1e-5)
         assert torch.equal(fast.predictions, plain.predictions)
         messages = Messages.whole(batch)
-        assert measure_both_rules(averaged, messages, levels=levels) == measure_both_rules(
-            averaged, messages
-        )
+        figures = measure_both_rules(averaged, messages, levels=levels)
+        assert figures.totals == measure_both_rules(averaged, messages).totals
 
 
 @pytest.mark.parametrize("restored", [False, True])
