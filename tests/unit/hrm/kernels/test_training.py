@@ -160,6 +160,26 @@ def test_tensors_of_other_shapes_or_dtypes_are_refused(built: Kernels) -> None:
         fast(z.double(), injection.double(), rotary_table(7, 32, 1e4))
 
 
+@pytest.mark.parametrize("positions", [0, 1, 9, 17, 30])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("recorded", [True, False], ids=["with gradient", "without"])
+def test_wanted_positions_are_those_of_the_whole_result(
+    built: Kernels, positions: int, threads: int, *, recorded: bool
+) -> None:
+    level, rotary, before = level_of(), rotary_table(17, 32, 1e4), torch.get_num_threads()
+    fast = TrainedLevel(level, torch.float32, built)
+    z, injection, _ = inputs(3, 17, 64, torch.float32)
+    torch.set_num_threads(threads)
+    try:
+        with torch.set_grad_enabled(recorded):
+            found = fast(z, injection, rotary, positions)
+    finally:
+        torch.set_num_threads(before)
+    expected = level(z, injection, rotary, positions)
+    assert found.shape == expected.shape == (3, min(positions, 17), 64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 # Weights that change.
 
 
