@@ -11,7 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from hrm.data.config import ENOUGH_PROMPTS, MAX_HASHED_TOKENS, ConversionConfig
 from hrm.training.answers import Contradictions
-from hrm.training.plan import EPISODES, LEAST_ROWS, NOISE_FACTOR, ROWS_PER_MESSAGE
+from hrm.training.plan import (
+    LEAST_EPISODES,
+    LEAST_ROWS,
+    MOST_EPISODES,
+    NOISE_FACTOR,
+    ROWS_PER_MESSAGE,
+)
 from hrm.training.trainer import Recipe, TrainingConfig
 from schemas import SQEHRMError
 
@@ -55,7 +61,8 @@ class TrainingOptions(Recipe):
         default=None,
         ge=1,
         description="Largest number of optimiser steps. Without it, as many as give each example "
-        f"{EPISODES} episodes, or {NOISE_FACTOR:g} times as many with prompt noise.",
+        f"{LEAST_EPISODES} (of many) to {MOST_EPISODES} (of few) episodes, or {NOISE_FACTOR:g} "
+        "times as many with prompt noise.",
     )
 
     init_from: str | None = Field(

@@ -128,10 +128,10 @@ def plan_lines(run: TrainingRun) -> list[str]:
     lines = [f"{length}, seed {run.options.seed}"]
     if trainer.step_count:
         return lines
-    if episodes < few_episodes(noise=noise, further=replayed > 0):
-        least = f"{few_episodes(noise=noise, further=replayed > 0):g}"
+    few = few_episodes(len(trainer.examples), noise=noise, further=replayed > 0)
+    if episodes < few:
         lines.append(
-            f"warning: {number(episodes)} episodes are few, most messages need {least} or more: "
+            f"warning: {number(episodes)} episodes are few, these messages need {few:.0f} or more: "
             f"give --steps {default_steps(*size, noise=noise, emphasis=stress)}"
         )
     sharing = run.about["prompts_sharing_rows"] / run.about["prompts"]

@@ -3,9 +3,9 @@
 import pytest
 
 from hrm.training.plan import (
-    EPISODES,
     EPISODES_OF_NEW,
     MOST_ROWS,
+    default_episodes,
     default_rows,
     default_steps,
     emphasis,
@@ -22,11 +22,18 @@ from hrm.training.plan import (
 def test_the_default_length_gives_each_example_its_episodes_and_hardly_more(
     examples: int, batch_size: int, *, noise: bool
 ) -> None:
-    wanted = EPISODES * (2.5 if noise else 1)
+    wanted = default_episodes(examples) * (2.5 if noise else 1)
     steps = default_steps(examples, batch_size, 16, noise=noise)
     assert steps % 100 == 0
-    assert episodes_of(steps, examples, batch_size, 16) >= wanted > few_episodes(noise=noise)
+    assert episodes_of(steps, examples, batch_size, 16) >= wanted
+    assert wanted == 2 * few_episodes(examples, noise=noise)
     assert episodes_of(steps - 100, examples, batch_size, 16) < wanted
+
+
+def test_many_examples_need_fewer_episodes_each() -> None:
+    assert [round(default_episodes(count)) for count in (1, 100, 137, 500, 10_000)] == [
+        *(100, 100, 78, 36, 21)
+    ]
 
 
 def test_what_was_measured_is_counted_as_it_was() -> None:
@@ -56,7 +63,7 @@ def test_a_run_that_replays_is_as_long_as_its_new_examples_need() -> None:
     steps = default_steps(94, 32, 16, noise=False, emphasis=stress)
     episodes = [stress * episodes_of(each, 94, 32, 16) for each in (steps - 100, steps)]
     assert episodes[0] < EPISODES_OF_NEW <= episodes[1]
-    assert few_episodes(noise=False, further=True) < EPISODES_OF_NEW
+    assert few_episodes(94, noise=False, further=True) < EPISODES_OF_NEW
     assert emphasis(0, 84, 4) == emphasis(10, 0, 4) == 1
 
 

@@ -98,13 +98,13 @@ def test_the_length_and_the_puzzle_table_follow_from_the_number_of_messages(
     data.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs + named))
     unsaid = TINY | {"steps": None, "puzzle_space": None, "batch_size": 96}
     run = prepare_run(data, tmp_path / "run", TrainingOptions(**unsaid))
-    # 151 examples, 100 episodes of 16 steps each, 96 at once.
-    assert run.trainer.config.steps == run.options.steps == 2600
+    # 151 examples, 73 episodes of 16 steps each, 96 at once.
+    assert run.trainer.config.steps == run.options.steps == 1900
     assert run.options.puzzle_space == 2000
     assert run.trainer.network.config.num_puzzle_identifiers == 2000
-    assert run.about["recipe"]["steps"] == 2600
+    assert run.about["recipe"]["steps"] == 1900
     noisy = prepare_run(data, tmp_path / "noisy", TrainingOptions(**unsaid, prompt_noise=2))
-    assert noisy.trainer.config.steps == 6300
+    assert noisy.trainer.config.steps == 4600
     said = prepare_run(data, tmp_path / "said", TrainingOptions(**TINY, seed=1))
     assert (said.options.steps, said.options.puzzle_space) == (2, 8)
     # All but the one that names its puzzle share their rows.

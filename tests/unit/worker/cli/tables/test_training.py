@@ -121,7 +121,7 @@ def test_a_run_of_enough_steps_is_not_warned_about() -> None:
 def test_too_few_steps_are_warned_about_with_enough() -> None:
     _, warning = plan_lines(run(steps=1000, examples=500))
     assert warning == (
-        "warning: 12.0 episodes are few, most messages need 50 or more: give --steps 8400"
+        "warning: 12.0 episodes are few, these messages need 18 or more: give --steps 3000"
     )
     assert len(plan_lines(run(steps=1600, examples=54, noise=3))) == 2
     assert len(plan_lines(run(steps=4000, examples=54, noise=3))) == 1
@@ -146,5 +146,5 @@ def test_a_run_that_replays_counts_the_episodes_of_its_new_messages() -> None:
     assert line == "700 steps, 133 episodes for each new message, seed 3"
     _, warning = plan_lines(run(steps=100, examples=94, replayed=84))
     assert warning == (
-        "warning: 19.0 episodes are few, most messages need 20 or more: give --steps 300"
+        "warning: 19.0 episodes are few, these messages need 20 or more: give --steps 300"
     )
