@@ -9,7 +9,9 @@ Slots stand apart from punctuation, so that a value has one token wherever it st
 have several words: then all words after them stand elsewhere.
 """
 
+import json
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -779,3 +781,16 @@ TASKS = (
     ),
 )
 """Tasks of every category of content."""
+
+
+def mixed(count: int) -> list[Pair]:
+    """`count` pairs of all tasks, in random order."""
+    pairs = split(TASKS, fillings=-(-count // len(TASKS)), unseen=1, seed=0).trained
+    random.Random(0).shuffle(pairs)
+    return pairs[:count]
+
+
+if __name__ == "__main__":
+    # `python -m tests.benchmarks.corpus 500 > 500.jsonl`: pairs that name no task.
+    for pair in mixed(int(sys.argv[1])):
+        print(json.dumps({"prompt": pair.prompt, "completion": pair.completion}))  # noqa: T201

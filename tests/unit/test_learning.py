@@ -9,7 +9,7 @@ from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from schemas import SQEMessage
 from tests.benchmarks import learn_rules, learn_variation
-from tests.benchmarks.corpus import TASKS, Task, split
+from tests.benchmarks.corpus import TASKS, Task, mixed, split
 
 CONVERTER = Converter(ConversionConfig(version=2))
 
@@ -63,6 +63,13 @@ def test_a_pair_with_a_value_that_was_never_trained_is_left_out() -> None:
     unseen = [(pair.task, *item) for pair in parts.unseen for item in pair.filling.items()]
     assert 0 < len(parts.unseen) < 30 * len(TASKS)
     assert seen.issuperset(unseen)
+
+
+def test_a_mixture_has_as_many_pairs_as_asked_for_of_all_tasks() -> None:
+    pairs = mixed(500)
+    assert len({pair.prompt for pair in pairs}) == len(pairs) == 500
+    assert {pair.task for pair in pairs} == {task.name for task in TASKS}
+    assert pairs == mixed(500) != sorted(pairs, key=lambda pair: pair.task)
 
 
 SMALL = ("--steps", "2", "--measure-every", "1", "--hidden-size", "16", "--batch-size", "4")
