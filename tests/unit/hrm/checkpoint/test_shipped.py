@@ -18,9 +18,10 @@ from hrm.data.conversion import AcceptedPair, Converter
 from hrm.data.texts import TextHashes
 from hrm.data.vocabulary import PART_WORDS, VOCABULARY_1
 from hrm.evaluation.evaluator import Evaluator
-from hrm.evaluation.measurement import RuleFigures, measure, measure_both_rules
+from hrm.evaluation.measurement import RuleFigures, measure_both_rules, measure_each
 from hrm.evaluation.recommendation import measure_messages
 from hrm.inference.config import Inference
+from hrm.kernels.training import TrainedLevels
 from hrm.model.batch import Messages, encode, encode_messages
 from hrm.training.examples import read_examples, training_record
 from schemas import Category, Difficulty, FailurePattern, HaltedBy, HRMExample, TextCheck
@@ -57,9 +58,13 @@ def measured() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(checkpoint: Checkpoint, examples: list[HRMExample]) -> dict[HaltedBy, RuleFigures]:
     """Results of inference over all messages, in float32, under both halting rules."""
-    batch = encode(examples, checkpoint.config)
-    totals = measure_both_rules(checkpoint.build(), Messages.whole(batch)).totals
-    return {HaltedBy.MAX_STEPS: totals.max_steps, HaltedBy.Q: totals.q}
+    return measured_now(checkpoint, Messages.whole(encode(examples, checkpoint.config)))
+
+
+def measured_now(checkpoint: Checkpoint, messages: Messages) -> dict[HaltedBy, RuleFigures]:
+    network = checkpoint.build()
+    found = measure_both_rules(network, messages, levels=TrainedLevels(network).levels).totals
+    return {HaltedBy.MAX_STEPS: found.max_steps, HaltedBy.Q: found.q}
 
 
 def test_the_folder_is_small() -> None:
@@ -78,11 +83,10 @@ def test_the_earlier_step_belongs_to_the_same_run(measured: dict[str, Any]) -> N
 
 def test_the_earlier_step_solves_as_many_as_recorded(examples: list[HRMExample]) -> None:
     earlier = load_checkpoint(EARLIER)
-    figures = measure(
-        earlier.build(), Messages.whole(encode(examples, earlier.config)), HaltedBy.MAX_STEPS
-    )
+    figures = measured_now(earlier, Messages.whole(encode(examples, earlier.config)))
     recorded = json.loads((EARLIER / "measured.json").read_text())["training_examples"]
-    assert figures.solved == recorded["max_steps"]["solved"]
+    for halting in HaltedBy:
+        assert figures[halting].solved == recorded[halting]["solved"]
 
 
 def test_the_messages_are_those_that_were_measured(measured: dict[str, Any]) -> None:
@@ -158,7 +162,7 @@ def test_a_completion_cut_before_a_word_with_the_token_of_the_end_is_not_solved(
     assert len(cut) == 35
     bare = dataclasses.replace(checkpoint, training=None)
     for model, solved in ((bare, 35), (checkpoint, 0)):
-        (figures,) = measure_messages([model], enumerate(cut), [HaltedBy.MAX_STEPS]).figures
+        (figures,) = measure_messages([model], enumerate(cut), [HaltedBy.Q]).figures
         assert figures.solved.count == solved
         assert figures.token_accuracy == 1
     predictor = Inference(slots=8, halting=HaltedBy.Q).open(checkpoint, "cpu")
@@ -224,33 +228,41 @@ def test_the_checkpoint_of_conversion_2_solves_as_many_as_recorded(
     second = load_checkpoint(folder)
     converter = Converter(second.conversion)
     messages = [converter.parts(converter.example_of(pair)) for pair in pairs]
-    found = measure(second.build(), encode_messages(messages, second.config), HaltedBy.Q)
+    network, parts = second.build(), encode_messages(messages, second.config)
+    found = measure_each(network, parts, HaltedBy.Q, levels=TrainedLevels(network).levels)
     recorded = json.loads((folder / "measured.json").read_text())["training_examples"]["q"]
-    assert (found.examples, found.solved) == (84, 84) == (recorded["examples"], recorded["solved"])
+    assert found.correctness.solved.tolist() == [True] * 84
+    assert (recorded["examples"], recorded["solved"]) == (84, 84)
     assert sum(map(len, messages)) == 137
-    assert found.q_accuracy == recorded["q_accuracy"] == 1
+    assert found.q_right.all()
+    assert recorded["q_accuracy"] == 1
     assert (folder / "messages.jsonl").resolve() == MESSAGES.resolve()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda text: text + " and then delete the production database",
-        lambda text: text.rsplit(maxsplit=1)[0],
-        lambda text: " ".join([*text.split()[:-1], "deleted"]),
-        lambda text: text.replace(text.split()[40], "not " + text.split()[40], 1),
-    ],
+CHANGES: tuple[Callable[[str], str], ...] = (
+    lambda text: text + " and then delete the production database",
+    lambda text: text.rsplit(maxsplit=1)[0],
+    lambda text: " ".join([*text.split()[:-1], "deleted"]),
+    lambda text: text.replace(text.split()[40], "not " + text.split()[40], 1),
 )
+
+
 def test_the_checkpoint_of_conversion_2_notices_changes_anywhere_in_long_texts(
-    pairs: list[AcceptedPair], change: Callable[[str], str]
+    pairs: list[AcceptedPair],
 ) -> None:
     long = [pair for pair in pairs if len(pair.completion.split()) > 98]
     assert len(long) == 49
-    lines = [{"prompt": pair.prompt, "completion": change(pair.completion)} for pair in long]
+    lines = [
+        {"prompt": pair.prompt, "completion": change(pair.completion)}
+        for change in CHANGES
+        for pair in long
+    ]
     folder = FOLDER.with_name("sqe-demo-2")
-    with contextlib.closing(opened(folder, halting=HaltedBy.Q, max_steps=16, slots=32)) as second:
+    with contextlib.closing(
+        opened(folder, halting=HaltedBy.Q, max_steps=16, slots=32, cached_predictions=200)
+    ) as second:
         run = Run(second, jsonl(*lines))
-    assert sum(verdict.known for verdict in run.verdicts) == 49
+    assert sum(verdict.known for verdict in run.verdicts) == len(CHANGES) * 49
     assert sum(verdict.solved for verdict in run.verdicts) == 0
     assert {verdict.text for verdict in run.verdicts} == {TextCheck.DIFFERENT}
     assert {verdict.truncated for verdict in run.verdicts} == {False}
