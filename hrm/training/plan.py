@@ -21,9 +21,9 @@ EPISODES_TO_SHARE = 8000
 FEW_SHARE = 0.5
 """Share of the default length below which a run learns little."""
 
-EPISODES_OF_NEW = 40
-"""Episodes of each new message in a run that replays others: the network knows how to hold pairs
-already, and needs fewer than one that starts from nothing."""
+FURTHER_SHARE = 0.5
+"""Share of that length for a run that replays what its network holds already. Measured: 50 episodes
+were enough for 10 new messages beside 84 replayed ones."""
 
 NOISE_FACTOR = 2.5
 """Prompt noise takes two to three times the steps: 28 messages were learned after 1,200 without it
@@ -43,54 +43,27 @@ MUCH_SHARED = 0.2
 """Share of messages with a shared puzzle row above which more rows are worth their memory."""
 
 
-BATCH_OF_NEW = (32, 3)
-"""Rows of a batch in a run that replays others: at least this many, and this many times the new
-examples. More rows would hold the same few new examples several times at once."""
-
-
-def emphasis(new: int, replayed: int, new_draws: int) -> float:
-    """Episodes of a new example for each of the mean example; 1 if none is replayed.
-
-    Args:
-        new: Examples that are new to the network.
-        replayed: Examples that are replayed.
-        new_draws: Draws of a new one for each draw of a replayed one.
-    """
-    draws = new_draws if new else 1
-    return draws * (new + replayed) / (draws * new + replayed)
-
-
-def further_batch(new: int, batch_size: int) -> int:
-    """Rows of a batch that trains `new` examples beside replayed ones, at most `batch_size`."""
-    least, times = BATCH_OF_NEW
-    return min(batch_size, max(least, times * new))
-
-
-def default_episodes(examples: int) -> float:
-    """Episodes of each example in a run of the default length without prompt noise."""
-    return min(MOST_EPISODES, LEAST_EPISODES + EPISODES_TO_SHARE / examples)
-
-
-def default_steps(
-    examples: int,
-    batch_size: int,
-    halt_max_steps: int,
-    *,
-    noise: bool,
-    emphasis: float | None = None,
-) -> int:
-    """Optimiser steps after which each example had its episodes, in whole hundreds.
+def default_episodes(examples: int, *, noise: bool, further: bool) -> float:
+    """Episodes of each example in a run of the default length.
 
     Args:
         examples: Examples, of which a message may have several.
-        batch_size: Examples per step; never more than there are.
-        halt_max_steps: ACT steps of an episode at most.
         noise: Whether prompts are varied.
-        emphasis: That of the new examples, if others are replayed: then each of these has
-            `EPISODES_OF_NEW`.
+        further: Whether the network holds some of the examples already.
     """
-    episodes = default_episodes(examples) if emphasis is None else EPISODES_OF_NEW / emphasis
-    episodes *= NOISE_FACTOR if noise else 1
+    episodes = min(MOST_EPISODES, LEAST_EPISODES + EPISODES_TO_SHARE / examples)
+    return episodes * (NOISE_FACTOR if noise else 1) * (FURTHER_SHARE if further else 1)
+
+
+def default_steps(
+    examples: int, batch_size: int, halt_max_steps: int, *, noise: bool, further: bool
+) -> int:
+    """Optimiser steps after which each example had its episodes, in whole hundreds.
+
+    `batch_size` is the number of examples per step, and never more than there are; `halt_max_steps`
+    are the ACT steps of an episode at most. The others are those of `default_episodes`.
+    """
+    episodes = default_episodes(examples, noise=noise, further=further)
     steps = episodes * examples * halt_max_steps / min(batch_size, examples)
     return 100 * ceil(steps / 100)
 
@@ -100,10 +73,9 @@ def episodes_of(steps: int, examples: int, batch_size: int, halt_max_steps: int)
     return steps * min(batch_size, examples) / (halt_max_steps * examples)
 
 
-def few_episodes(examples: int, *, noise: bool, further: bool = False) -> float:
+def few_episodes(examples: int, *, noise: bool, further: bool) -> float:
     """Episodes of each example below which little is learned."""
-    episodes = EPISODES_OF_NEW if further else default_episodes(examples)
-    return FEW_SHARE * episodes * (NOISE_FACTOR if noise else 1)
+    return FEW_SHARE * default_episodes(examples, noise=noise, further=further)
 
 
 def default_rows(messages: int) -> int:

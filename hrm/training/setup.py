@@ -41,7 +41,7 @@ from hrm.training.messages import RunMessages, read_messages, with_answers
 from hrm.training.noise import PromptNoise
 from hrm.training.notes import notes_on
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions, check_given
-from hrm.training.plan import default_steps, emphasis, further_batch
+from hrm.training.plan import default_steps
 from hrm.training.replay import Parent, forgotten, replayed_examples
 from hrm.training.run import TrainingRun
 from hrm.training.state import Provenance, RunRecord, SavedStep
@@ -306,11 +306,7 @@ def enlarged(checkpoint: Checkpoint, rows: int) -> tuple[HRMConfig, dict[str, Te
 def _planned(
     options: TrainingOptions, examples: int, replayed: int, network: HRM
 ) -> TrainingOptions:
-    """The options with the size of a batch and the number of steps that nobody gave."""
-    new, further = examples - replayed, replayed > 0
-    if further and "batch_size" not in options.model_fields_set:
-        rows = further_batch(new, options.batch_size)
-        options = options.model_copy(update={"batch_size": rows})
+    """The options with the number of steps, if nobody gave it."""
     if options.steps is not None:
         return options
     steps = default_steps(
@@ -318,7 +314,7 @@ def _planned(
         options.batch_size,
         network.config.halt_max_steps,
         noise=options.prompt_noise > 0,
-        emphasis=emphasis(new, replayed, options.new_draws) if further else None,
+        further=replayed > 0,
     )
     return options.model_copy(update={"steps": steps})
 

@@ -18,7 +18,6 @@ from hrm.training.plan import (
     MUCH_SHARED,
     default_rows,
     default_steps,
-    emphasis,
     episodes_of,
     few_episodes,
 )
@@ -116,23 +115,20 @@ def training_display(run: TrainingRun) -> Iterator[TrainingDisplay]:
 
 def plan_lines(run: TrainingRun) -> list[str]:
     """The length of the run in a line, and a warning for each way in which it is too small."""
-    trainer, noise, replayed = run.trainer, run.options.prompt_noise > 0, run.replayed_parts
-    new = len(trainer.examples) - replayed
-    stress = emphasis(new, replayed, trainer.config.new_draws) if replayed else None
+    trainer = run.trainer
+    noise, further = run.options.prompt_noise > 0, run.replayed_parts > 0
     size = len(trainer.examples), trainer.batch_size, trainer.network.config.halt_max_steps
-    episodes = episodes_of(trainer.config.steps, *size) * (stress or 1)
+    episodes = episodes_of(trainer.config.steps, *size)
     unit = "part of a message" if len(trainer.examples) > len(run.training) else "message"
-    if replayed and new:
-        unit = f"new {unit}"
     length = f"{trainer.config.steps:,} steps, {number(episodes)} episodes for each {unit}"
     lines = [f"{length}, seed {run.options.seed}"]
     if trainer.step_count:
         return lines
-    few = few_episodes(len(trainer.examples), noise=noise, further=replayed > 0)
+    few = few_episodes(len(trainer.examples), noise=noise, further=further)
     if episodes < few:
         lines.append(
             f"warning: {number(episodes)} episodes are few, these messages need {few:.0f} or more: "
-            f"give --steps {default_steps(*size, noise=noise, emphasis=stress)}"
+            f"give --steps {default_steps(*size, noise=noise, further=further)}"
         )
     sharing = run.about["prompts_sharing_rows"] / run.about["prompts"]
     if sharing > MUCH_SHARED:

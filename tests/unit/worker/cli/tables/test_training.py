@@ -141,10 +141,10 @@ def test_shared_puzzle_rows_are_warned_about_with_a_size_that_is_enough() -> Non
     assert further.endswith("with another: start without --init-from to have more rows")
 
 
-def test_a_run_that_replays_counts_the_episodes_of_its_new_messages() -> None:
-    (line,) = plan_lines(run(steps=700, examples=94, replayed=84))
-    assert line == "700 steps, 133 episodes for each new message, seed 3"
+def test_a_run_that_replays_needs_half_of_the_episodes() -> None:
+    (line,) = plan_lines(run(steps=800, examples=94, replayed=84))
+    assert line == "800 steps, 50.0 episodes for each message, seed 3"
     _, warning = plan_lines(run(steps=100, examples=94, replayed=84))
     assert warning == (
-        "warning: 19.0 episodes are few, these messages need 20 or more: give --steps 300"
+        "warning: 6.25 episodes are few, these messages need 25 or more: give --steps 800"
     )
