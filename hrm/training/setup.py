@@ -42,7 +42,7 @@ from hrm.training.noise import PromptNoise
 from hrm.training.notes import notes_on
 from hrm.training.options import OptionsError, RunPolicy, TrainingOptions, check_given
 from hrm.training.plan import default_steps
-from hrm.training.replay import Parent, forgotten, replayed_examples
+from hrm.training.replay import FURTHER, Parent, forgotten, replayed_examples
 from hrm.training.run import TrainingRun
 from hrm.training.state import Provenance, RunRecord, SavedStep
 from hrm.training.trainer import Trainer, TrainingConfig
@@ -176,8 +176,10 @@ def _settled(
     if settled.init_from is None:
         return settled, None
     base = open_checkpoint(settled.init_from, checkpoint_dir)
-    inherited = _sizes_of(base)
+    inherited: dict[str, Any] = dict(_sizes_of(base))
     check_given(given, inherited, base.name, "leave it out")
+    if not settled.forget:
+        inherited |= {name: value for name, value in FURTHER.items() if name not in given}
     variations = base.training and base.training.accepted and base.training.accepted.variations
     if variations and not settled.forget and "prompt_noise" not in given:
         # Otherwise the variations that the base learned would be forgotten.

@@ -51,7 +51,12 @@ class Recipe(BaseModel):
     batch_size: int = Field(
         default=96, ge=1, description="Examples per step; at most the number of training examples."
     )
-    lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of AdamW.")
+    lr: float = Field(
+        default=1e-3,
+        gt=0,
+        description="Peak learning rate of AdamW; 4e-4 unless given, if accepted pairs are "
+        "replayed.",
+    )
     lr_warmup_steps: int = Field(
         default=50, ge=0, description="Steps until the learning rates reach their peak."
     )
