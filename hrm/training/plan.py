@@ -21,10 +21,6 @@ EPISODES_TO_SHARE = 8000
 FEW_SHARE = 0.5
 """Share of the default length below which a run learns little."""
 
-FURTHER_SHARE = 0.5
-"""Share of that length for a run that replays what its network holds already. Measured: 50 episodes
-were enough for 10 new messages beside 84 replayed ones."""
-
 NOISE_FACTOR = 2.5
 """Prompt noise takes two to three times the steps: 28 messages were learned after 1,200 without it
 and after 1,600 to 4,000 with it."""
@@ -43,27 +39,26 @@ MUCH_SHARED = 0.2
 """Share of messages with a shared puzzle row above which more rows are worth their memory."""
 
 
-def default_episodes(examples: int, *, noise: bool, further: bool) -> float:
+def default_episodes(examples: int, *, noise: bool) -> float:
     """Episodes of each example in a run of the default length.
+
+    A run that replays what its network holds already needs as many as one that starts from nothing.
 
     Args:
         examples: Examples, of which a message may have several.
         noise: Whether prompts are varied.
-        further: Whether the network holds some of the examples already.
     """
     episodes = min(MOST_EPISODES, LEAST_EPISODES + EPISODES_TO_SHARE / examples)
-    return episodes * (NOISE_FACTOR if noise else 1) * (FURTHER_SHARE if further else 1)
+    return episodes * (NOISE_FACTOR if noise else 1)
 
 
-def default_steps(
-    examples: int, batch_size: int, halt_max_steps: int, *, noise: bool, further: bool
-) -> int:
+def default_steps(examples: int, batch_size: int, halt_max_steps: int, *, noise: bool) -> int:
     """Optimiser steps after which each example had its episodes, in whole hundreds.
 
     `batch_size` is the number of examples per step, and never more than there are; `halt_max_steps`
     are the ACT steps of an episode at most. The others are those of `default_episodes`.
     """
-    episodes = default_episodes(examples, noise=noise, further=further)
+    episodes = default_episodes(examples, noise=noise)
     steps = episodes * examples * halt_max_steps / min(batch_size, examples)
     return 100 * ceil(steps / 100)
 
@@ -73,9 +68,9 @@ def episodes_of(steps: int, examples: int, batch_size: int, halt_max_steps: int)
     return steps * min(batch_size, examples) / (halt_max_steps * examples)
 
 
-def few_episodes(examples: int, *, noise: bool, further: bool) -> float:
+def few_episodes(examples: int, *, noise: bool) -> float:
     """Episodes of each example below which little is learned."""
-    return FEW_SHARE * default_episodes(examples, noise=noise, further=further)
+    return FEW_SHARE * default_episodes(examples, noise=noise)
 
 
 def default_rows(messages: int) -> int:

@@ -281,12 +281,6 @@ class TrainingRun:
         return self._provenance.about
 
     @property
-    def replayed_parts(self) -> int:
-        """The trainer's examples that are replayed; they are the first."""
-        replayed = 0 if self.parent is None else self.parent.replayed
-        return int((self.training.message < replayed).sum())
-
-    @property
     def parent(self) -> Parent | None:
         """The checkpoint that the run started from."""
         return self._provenance.record.parent

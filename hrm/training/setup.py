@@ -101,7 +101,7 @@ def prepare_run(
     training, held_out = data.on(network, converter)
     replayed_parts = int((training.message < data.replayed).sum())
     if not resumed:
-        options = _planned(options, len(training.parts), replayed_parts, network)
+        options = _planned(options, len(training.parts), network)
     record = record.model_copy(update={"options": options})
     claim_folder(output, resume=resume)
     noise = _noise(options, training, converter)
@@ -305,9 +305,7 @@ def enlarged(checkpoint: Checkpoint, rows: int) -> tuple[HRMConfig, dict[str, Te
     return config.model_copy(update={"num_puzzle_identifiers": rows}), state
 
 
-def _planned(
-    options: TrainingOptions, examples: int, replayed: int, network: HRM
-) -> TrainingOptions:
+def _planned(options: TrainingOptions, examples: int, network: HRM) -> TrainingOptions:
     """The options with the number of steps, if nobody gave it."""
     if options.steps is not None:
         return options
@@ -316,7 +314,6 @@ def _planned(
         options.batch_size,
         network.config.halt_max_steps,
         noise=options.prompt_noise > 0,
-        further=replayed > 0,
     )
     return options.model_copy(update={"steps": steps})
 

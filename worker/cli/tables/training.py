@@ -116,7 +116,7 @@ def training_display(run: TrainingRun) -> Iterator[TrainingDisplay]:
 def plan_lines(run: TrainingRun) -> list[str]:
     """The length of the run in a line, and a warning for each way in which it is too small."""
     trainer = run.trainer
-    noise, further = run.options.prompt_noise > 0, run.replayed_parts > 0
+    noise = run.options.prompt_noise > 0
     size = len(trainer.examples), trainer.batch_size, trainer.network.config.halt_max_steps
     episodes = episodes_of(trainer.config.steps, *size)
     unit = "part of a message" if len(trainer.examples) > len(run.training) else "message"
@@ -124,11 +124,11 @@ def plan_lines(run: TrainingRun) -> list[str]:
     lines = [f"{length}, seed {run.options.seed}"]
     if trainer.step_count:
         return lines
-    few = few_episodes(len(trainer.examples), noise=noise, further=further)
+    few = few_episodes(len(trainer.examples), noise=noise)
     if episodes < few:
         lines.append(
             f"warning: {number(episodes)} episodes are few, these messages need {few:.0f} or more: "
-            f"give --steps {default_steps(*size, noise=noise, further=further)}"
+            f"give --steps {default_steps(*size, noise=noise)}"
         )
     sharing = run.about["prompts_sharing_rows"] / run.about["prompts"]
     if sharing > MUCH_SHARED:

@@ -19,18 +19,18 @@ from hrm.training.plan import (
 def test_the_default_length_gives_each_example_its_episodes_and_hardly_more(
     examples: int, batch_size: int, *, noise: bool
 ) -> None:
-    wanted = default_episodes(examples, noise=noise, further=False)
-    steps = default_steps(examples, batch_size, 16, noise=noise, further=False)
+    wanted = default_episodes(examples, noise=noise)
+    steps = default_steps(examples, batch_size, 16, noise=noise)
     assert steps % 100 == 0
     assert episodes_of(steps, examples, batch_size, 16) >= wanted
-    assert wanted == 2 * few_episodes(examples, noise=noise, further=False)
+    assert wanted == 2 * few_episodes(examples, noise=noise)
     assert episodes_of(steps - 100, examples, batch_size, 16) < wanted
 
 
 def test_many_examples_need_fewer_episodes_each() -> None:
-    found = [default_episodes(n, noise=False, further=False) for n in (1, 100, 137, 500, 10_000)]
+    found = [default_episodes(n, noise=False) for n in (1, 100, 137, 500, 10_000)]
     assert list(map(round, found)) == [100, 100, 78, 36, 21]
-    noisy = [default_episodes(n, noise=True, further=False) for n in (1, 100, 137, 500, 10_000)]
+    noisy = [default_episodes(n, noise=True) for n in (1, 100, 137, 500, 10_000)]
     assert noisy == [2.5 * each for each in found]
 
 
@@ -52,8 +52,3 @@ def test_puzzle_rows_keep_shared_ones_rare(messages: int, rows: int) -> None:
 
 def test_a_puzzle_table_stays_below_the_largest() -> None:
     assert default_rows(10**6) == MOST_ROWS
-
-
-def test_a_run_that_replays_is_half_as_long() -> None:
-    assert default_steps(94, 96, 16, noise=False, further=False) == 1600
-    assert default_steps(94, 96, 16, noise=False, further=True) == 800

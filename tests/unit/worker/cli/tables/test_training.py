@@ -23,7 +23,6 @@ def run(
     done: int = 0,
     noise: int = 0,
     sharing: int = 0,
-    replayed: int = 0,
     init_from: str | None = None,
 ) -> TrainingRun:
     messages = examples if messages is None else messages
@@ -40,7 +39,6 @@ def run(
         "options": SimpleNamespace(prompt_noise=noise, init_from=init_from, seed=3),
         "about": {"prompts": messages, "prompts_sharing_rows": sharing},
         "seconds": 125.0,
-        "replayed_parts": replayed,
     }
     return cast("TrainingRun", SimpleNamespace(**fields))
 
@@ -139,12 +137,3 @@ def test_shared_puzzle_rows_are_warned_about_with_a_size_that_is_enough() -> Non
     ]
     (further,) = warned(195, "base")
     assert further.endswith("with another: start without --init-from to have more rows")
-
-
-def test_a_run_that_replays_needs_half_of_the_episodes() -> None:
-    (line,) = plan_lines(run(steps=800, examples=94, replayed=84))
-    assert line == "800 steps, 50.0 episodes for each message, seed 3"
-    _, warning = plan_lines(run(steps=100, examples=94, replayed=84))
-    assert warning == (
-        "warning: 6.25 episodes are few, these messages need 25 or more: give --steps 800"
-    )
