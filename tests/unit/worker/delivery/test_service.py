@@ -505,7 +505,7 @@ IMPLAUSIBLE = (
 )
 
 
-@pytest.mark.parametrize("at", IMPLAUSIBLE)
+@pytest.mark.parametrize("at", IMPLAUSIBLE, ids=range(len(IMPLAUSIBLE)))
 def test_an_implausible_time_of_the_producer_counts_as_absent(world: World, at: float) -> None:
     (verdict,) = world.process(text(created_at=None), at=at)
     assert verdict.timings.queue is None
