@@ -131,7 +131,7 @@ class TrainingOptions(Recipe):
         ge=0,
         le=1,
         description="Share of examples that must run a random number of steps before they may "
-        "halt; 0.9 unless given, if accepted pairs are replayed.",
+        "halt.",
     )
     measure_every: int = Field(
         default=100, ge=1, description="Steps from one measurement to the next."

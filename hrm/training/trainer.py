@@ -90,6 +90,20 @@ class Recipe(BaseModel):
         description="With prompt noise: share of draws that give a puzzle a prompt which was never "
         "accepted for it, so that the network learns to refuse it.",
     )
+    full_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the rows of a batch that run each example for all steps; 0.5 unless "
+        "given, if accepted pairs are replayed. Others halt when the Q head says so, and then "
+        "hardly ever reach the late steps.",
+    )
+    replayed_emb_lr: float = Field(
+        default=0.1,
+        ge=0,
+        description="With replayed pairs: learning rate of their rows of the puzzle table, as a "
+        "fraction of the others'.",
+    )
     new_draws: int = Field(
         default=4,
         ge=1,
@@ -166,6 +180,7 @@ class Trainer:
         new = torch.arange(replayed, len(examples))
         repeats = config.new_draws if replayed else 1
         self._pool = torch.cat((torch.arange(replayed), new.repeat(repeats)))
+        self._replayed_rows = examples.puzzle_ids[:replayed]
         averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         self._levels = TrainedLevels(network)
         logger.info("training kernels: %s", self._levels.form)
@@ -181,11 +196,16 @@ class Trainer:
             fused=True,
         )
         first = examples[: self.batch_size]
+        rows = torch.arange(self.batch_size, device=self.device)
+        self._full = rows < round(config.full_share * self.batch_size)
+        count = max(1, int(self._full.sum()))
         self._carry = _Carry(
             batch=first,
             state=network.initial_state(self.batch_size),
-            steps=torch.zeros_like(first.puzzle_ids),
-            halted=torch.ones_like(first.puzzle_ids, dtype=torch.bool),
+            # The first episodes of full rows end one after the other: together, all of them would
+            # be at the same step for ever.
+            steps=torch.where(self._full, rows * network.config.halt_max_steps // count, 0),
+            halted=~self._full,
         )
 
     @property
@@ -325,7 +345,8 @@ class Trainer:
         explores = self._uniform() < config.halt_exploration_prob
         least = (2 + self._uniform() * (config.halt_max_steps - 1)).long()
         prefers_halt = q_logits[:, 0] > q_logits[:, 1]
-        halts = last | (prefers_halt & (steps >= torch.where(explores, least, 0)))
+        least_to_halt = torch.where(explores, least, 0)
+        halts = last | (prefers_halt & (steps >= least_to_halt) & ~self._full)
         # Halting is never right there, so that these would take all steps, and most of the time.
         return halts if refused is None else halts | (refused & (steps >= least))
 
@@ -348,11 +369,15 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if puzzle_grad is not None:
+            # Sign descent moves a row as far for a tiny gradient as for a large one, so that those
+            # of pairs which the network holds already would wander off.
+            replayed = torch.isin(puzzle_ids, self._replayed_rows)
+            lr = torch.where(replayed, config.replayed_emb_lr, 1.0) * config.puzzle_emb_lr * scale
             sign_descent_(
                 self.network.puzzle_emb.weights,
                 puzzle_ids,
                 puzzle_grad,
-                lr=config.puzzle_emb_lr * scale,
+                lr=lr,
                 weight_decay=config.puzzle_emb_weight_decay,
             )
         self._levels.refresh()
@@ -401,7 +426,7 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def sign_descent_(
-    table: Tensor, rows: Tensor, gradient: Tensor, *, lr: float, weight_decay: float
+    table: Tensor, rows: Tensor, gradient: Tensor, *, lr: Tensor | float, weight_decay: float
 ) -> None:
     """Move each row of `table` that occurs in `rows` by `lr` against the sign of its gradient.
 
@@ -411,10 +436,12 @@ def sign_descent_(
         table: (N, D), changed in place.
         rows: int64 (B,), may contain a row several times; its gradients are then summed.
         gradient: (B, D).
-        lr: The distance that every number moves.
+        lr: The distance that every number moves; or (B,), the same for equal rows.
         weight_decay: Decoupled weight decay of the rows that move.
     """
     seen, position = torch.unique(rows, return_inverse=True)
     summed = gradient.new_zeros(len(seen), gradient.shape[1]).index_add_(0, position, gradient)
+    if isinstance(lr, Tensor):
+        lr = lr.new_zeros(len(seen)).index_copy_(0, position, lr).unsqueeze(-1)
     moved = table[seen].float() * (1 - lr * weight_decay) - lr * summed.sign()
     table[seen] = moved.to(table.dtype)

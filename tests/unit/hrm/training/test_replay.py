@@ -114,11 +114,11 @@ def test_what_the_parent_holds_is_trained_and_kept(folder: Path) -> None:
 def test_a_run_that_replays_is_gentle_unless_told_otherwise(folder: Path) -> None:
     def used(name: str, **options: Any) -> tuple[float, float]:  # noqa: ANN401
         trainer = train(folder, name, *NEW, **FURTHER, **options).trainer
-        return trainer.config.lr, trainer.network.config.halt_exploration_prob
+        return trainer.config.lr, trainer.config.full_share
 
-    assert used("next") == (4e-4, 0.9)
-    assert used("told", lr=1e-2, exploration=0.2) == (1e-2, 0.2)
-    assert used("forgetful", forget=True) == (1e-3, 0.5)
+    assert used("next") == (4e-4, 0.5)
+    assert used("told", lr=1e-2, full_share=0.2) == (1e-2, 0.2)
+    assert used("forgetful", forget=True) == (1e-3, 0)
 
 
 def test_what_was_replayed_is_said_and_counted_apart(folder: Path) -> None:

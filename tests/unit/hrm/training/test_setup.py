@@ -146,6 +146,8 @@ def test_a_record_has_the_form_it_had_before_and_the_options_added_since() -> No
         "find_tasks": False,
         "forget": False,
         "new_draws": 4,
+        "full_share": 0.0,
+        "replayed_emb_lr": 0.1,
         "prompt_noise": 0,
         "foreign_share": 0.2,
         "measure_sample": 128,

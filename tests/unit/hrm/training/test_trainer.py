@@ -440,3 +440,38 @@ def test_a_new_message_is_drawn_as_often_as_asked_for_each_replayed_one() -> Non
 def test_all_messages_are_drawn_alike_if_none_is_replayed() -> None:
     trainer = Trainer(network_of(), random_examples(5), TrainingConfig(new_draws=3))
     assert trainer._next_examples(10).puzzle_ids.bincount().tolist() == [2] * 5
+
+
+def test_puzzle_rows_of_replayed_messages_move_less() -> None:
+    def moved(replayed: int) -> list[float]:
+        network = network_of()
+        before = network.puzzle_emb.weights.clone()
+        still = {"lr": STILL, "lr_warmup_steps": 0, "puzzle_emb_weight_decay": 0.0}
+        recipe = TrainingConfig(**still, replayed_emb_lr=0.25, new_draws=1, steps=9)
+        trainer = Trainer(network, random_examples(4), recipe, replayed=replayed)
+        trainer.step()
+        distances = (network.puzzle_emb.weights - before).abs().amax(-1)
+        return [round(float(each) / 0.01 / (8 / 9), 4) for each in distances[:4]]
+
+    assert moved(3) == [0.25, 0.25, 0.25, 1.0]
+    assert moved(0) == [1.0] * 4
+
+
+def test_full_rows_run_every_step_and_not_all_at_the_same() -> None:
+    network = network_of(halt_max_steps=4)
+    assert network.q_head.bias is not None
+    with torch.no_grad():
+        network.q_head.bias.copy_(torch.tensor([9.0, -9.0]))  # it would halt at once
+    trainer = trainer_of(network, full_share=0.5, lr=STILL, puzzle_emb_lr=0.0, lr_warmup_steps=0)
+    done = []
+    for _ in range(6):
+        trainer.step()
+        done.append(trainer._carry.steps.tolist())
+    assert done == [
+        [1, 3, 1, 1],
+        [2, 4, 1, 1],
+        [3, 1, 1, 1],
+        [4, 2, 1, 1],
+        [1, 3, 1, 1],
+        [2, 4, 1, 1],
+    ]
