@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## run Redis, a worker and an agent for half a minute, then print the results
 	$(BIN)/sqe-hrm demo
 
-# Faults are made alone: a busy disk keeps Redis from writing what a kill is to find there.
+# Faults are made alone: their deadlines are those of a machine with nothing else to do.
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit tests/integration
 	$(BIN)/python -m pytest tests/faults
