@@ -369,10 +369,12 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if puzzle_grad is not None:
-            # Sign descent moves a row as far for a tiny gradient as for a large one, so that those
-            # of pairs which the network holds already would wander off.
-            replayed = torch.isin(puzzle_ids, self._replayed_rows)
-            lr = torch.where(replayed, config.replayed_emb_lr, 1.0) * config.puzzle_emb_lr * scale
+            lr: Tensor | float = config.puzzle_emb_lr * scale
+            if len(self._replayed_rows):
+                # Sign descent moves a row as far for a tiny gradient as for a large one, so that
+                # those of pairs which the network holds already would wander off.
+                replayed = torch.isin(puzzle_ids, self._replayed_rows)
+                lr *= torch.where(replayed, config.replayed_emb_lr, 1.0)
             sign_descent_(
                 self.network.puzzle_emb.weights,
                 puzzle_ids,
