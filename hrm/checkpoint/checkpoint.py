@@ -147,7 +147,7 @@ def check_promoted(checkpoint: Checkpoint, found: Found) -> None:
 
 
 class PromotedState(StrEnum):
-    """What became of the weights of a promoted checkpoint."""
+    """State of a promoted checkpoint's weights."""
 
     KEPT = "kept"
     GONE = "gone"

@@ -44,7 +44,7 @@ class Found(NamedTuple):
     path: Path
     """Its file or folder."""
     promoted: Promoted | None = None
-    """What the registry says of it, if it was named as `current`."""
+    """Its entry in the registry, if it was named as `current`."""
 
 
 def find_checkpoint(name: str, folder: Path) -> Path:

@@ -92,7 +92,7 @@ def _with_row(accepted: AcceptedExample, answers: Answers) -> HRMExample:
 
 
 class _Header(BaseModel):
-    """What the file says beside its tensors."""
+    """The header of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -76,7 +76,7 @@ class Promoted(_Part):
 
 
 class PromotionFigures(_Part):
-    """What two checkpoints solve of the same pairs, under one halting rule."""
+    """Counts of the same pairs by which of two checkpoints solves them, under one halting rule."""
 
     halting: HaltedBy
     pairs: Annotated[int, Field(ge=0)]
@@ -85,7 +85,7 @@ class PromotionFigures(_Part):
     only_new: Annotated[int, Field(ge=0)]
     neither: Annotated[int, Field(ge=0)]
     unknown: Annotated[int, Field(ge=0)] = 0
-    """Of `both`: pairs that the old one was trained on, and that the record of the new one lacks.
+    """Pairs in `both` that the old one was trained on, and that the record of the new one lacks.
     They are lost too, since the alarm does not count what is unknown."""
     unjudged: Annotated[int, Field(ge=0)] = 0
     """Beside `pairs`: pairs that the old one was trained on, but which nobody gave to either. They
@@ -106,7 +106,7 @@ class PromotionFigures(_Part):
 
 
 class Action(StrEnum):
-    """What an event did."""
+    """Kind of an event."""
 
     PROMOTE = "promote"
     ROLLBACK = "rollback"
@@ -119,9 +119,9 @@ class Event(_Part):
     """In UTC, to the second."""
     action: Action
     checkpoint: Promoted
-    """What became `current`."""
+    """The checkpoint that became `current`."""
     replaced: Promoted | None
-    """What was `current` before; None for the first event."""
+    """The checkpoint that was `current` before; None for the first event."""
     compared_with: Promoted | None = None
     """The old checkpoint of `figures`; None if nothing was compared."""
     decision: _Line

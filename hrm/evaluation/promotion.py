@@ -1,4 +1,4 @@
-"""What is lost if one checkpoint takes the place of another: both answer the accepted pairs.
+"""The pairs lost if one checkpoint takes the place of another: both answer the accepted pairs.
 
 Knows two checkpoints and pairs, as messages or as examples; nothing of the registry's file, of
 terminals or of options.
@@ -166,7 +166,7 @@ def compare_on_pairs(
 
 @dataclass
 class _Result:
-    """What one checkpoint makes of a pair."""
+    """One checkpoint's result for a pair."""
 
     pair: str
     puzzle_id: int
@@ -180,7 +180,7 @@ class _Case:
     index: int | None
     """The line's index in its file; None for a pair that a checkpoint holds."""
     results: tuple[_Result | None, _Result | None] = (None, None)
-    """Of the old and the new checkpoint; None if there is none or it cannot read the pair."""
+    """Results of the old and the new one; None if there is none or it cannot read the pair."""
 
     @property
     def line(self) -> int | None:
@@ -240,7 +240,7 @@ class _Side:
 
 
 _ORIGIN = Origin("promotion", "promotion", Category.OTHER)
-"""Of all verdicts here: they go nowhere."""
+"""Origin in all verdicts here: they go nowhere."""
 
 
 def _submitted(evaluator: Evaluator, case: _Case) -> PendingExample | None:

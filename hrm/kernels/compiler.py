@@ -26,7 +26,7 @@ import torch
 from hrm.kernels.folder import cache_folder
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "cpu_gradients.cpp"))
-"""What is compiled; `HEADER` is included by each."""
+"""Files that are compiled; each includes `HEADER`."""
 
 HEADER = Path(__file__).with_name("cpu_vectors.h")
 

@@ -181,7 +181,7 @@ class LevelCall(Protocol):
 
 
 class Levels(NamedTuple):
-    """What computes the two levels."""
+    """The functions that compute the two levels."""
 
     H: LevelCall
     L: LevelCall

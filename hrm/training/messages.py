@@ -27,7 +27,7 @@ class RunMessages:
     """The messages to train on, and those held out."""
 
     training: list[AcceptedExample]
-    """Those that are replayed, and then the new ones."""
+    """The replayed messages, and then the new ones."""
     held_out: list[AcceptedExample]
     left_out: int = 0
     """Lines that contradict others and are not trained on."""

@@ -1,4 +1,4 @@
-"""What is measured while a run trains, and at its end.
+"""Measurements while a run trains, and at its end.
 
 Knows messages and which of them are measured; nothing of steps, ranks or files.
 """

@@ -1,4 +1,4 @@
-"""What a run will not do with its data, said in a line each before it starts.
+"""Notes on a run, before it starts: what it will not do with its data, in a line each.
 
 Knows training examples, tasks and the noise that is asked for; nothing of networks or files. None
 of it is wrong: the data is trained as it is.

@@ -12,8 +12,8 @@ were enough for 33 messages and 62 for 24; 64 left 3 of 84 unlearned under one r
 learned everything stops before its end."""
 
 LEAST_EPISODES = 20
-"""Those of many examples, since what is learned of one serves others. Measured: 12 were enough for
-500 messages, and 14 for 880 of 22 tasks."""
+"""Episodes of each of many examples: what is learned of one serves others. Measured: 12 were enough
+for 500 messages, and 14 for 880 of 22 tasks."""
 
 EPISODES_TO_SHARE = 8000
 """Episodes that all examples share beside their own `LEAST_EPISODES`."""

@@ -20,7 +20,7 @@ from schemas import HaltedBy
 
 
 class Measured(NamedTuple):
-    """What a checkpoint is to record of the messages that it was trained on."""
+    """A checkpoint's figures and pairs, measured on the messages that it was trained on."""
 
     pairs: AcceptedPairs
     """The messages, and which of them it solves."""

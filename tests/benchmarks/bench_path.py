@@ -132,7 +132,7 @@ def _engine(setting: Setting) -> str:
 
 
 def _processes(setting: Setting) -> str:
-    """What a second process adds on the same queue."""
+    """The gain from a second process on the same queue."""
     rows = []
     for name, batch, halting, cached, count in (
         ("single messages, cached", 1, HaltedBy.Q, ENTRIES, setting.singles),

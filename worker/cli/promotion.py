@@ -55,7 +55,7 @@ from worker.settings import Settings
 
 
 class RollbackReport(BaseModel):
-    """What `--json` prints of a rollback."""
+    """A rollback, as `--json` prints it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +73,7 @@ class Kept(BaseModel):
 
 
 class HistoryReport(Registry):
-    """What `--json` prints of the history: the registry, and what became of its checkpoints."""
+    """The history, as `--json` prints it: the registry, and the states of its checkpoints."""
 
     states: tuple[Kept, ...]
 

@@ -138,7 +138,7 @@ def _heading(inspection: Inspection) -> Text:
 
 
 def _pairs(summary: PairsSummary | None) -> str:
-    """What training further can replay."""
+    """The pairs that training further can replay."""
     if summary is None:
         return "none kept to train further with (see sqe-hrm checkpoint record)"
     return f"{summary.pairs:,} accepted, as tokens: {solved_counts(summary.solved)}"

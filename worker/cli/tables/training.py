@@ -196,7 +196,7 @@ def _messages(run: TrainingRun) -> str:
 
 
 def _forgotten(run: TrainingRun) -> str:
-    """What the run forgets of the checkpoint that it starts from."""
+    """The prompts that the run forgets of the checkpoint that it starts from."""
     parent = run.parent
     if parent is None or parent.forgotten == 0:
         return ""

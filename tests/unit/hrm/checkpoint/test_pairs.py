@@ -41,7 +41,7 @@ EXAMPLES = [
     replace(accepted("security", "agent"), alternative=True, unread=(0, 7), hashed=True),
     accepted(" ", "agent test", 4),
 ]
-"""Those of `RECORD`."""
+"""The pairs of `RECORD`."""
 
 PAIRS = AcceptedPairs.of(EXAMPLES, 12)
 SOLVED = {

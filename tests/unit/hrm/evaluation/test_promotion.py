@@ -1,4 +1,4 @@
-"""What is lost when a checkpoint takes the place of another: by what both answer."""
+"""The pairs lost when a checkpoint takes the place of another, by the answers of both."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is said before a run of the prompts that noise and tasks do nothing for."""
+"""Notes before a run name the prompts that noise and tasks do nothing for."""
 
 from pathlib import Path
 
