@@ -48,6 +48,10 @@ class Settings(BaseModel):
     device: str = "cpu"
     """Device to evaluate on: `cpu`, `cuda` or `cuda:N`."""
 
+    halting: Literal["auto", "max_steps", "q"] = "auto"
+    """When a worker's message is done: after all its steps, as soon as the Q head halts it, or
+    whichever the checkpoint's recorded figures support."""
+
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Messages evaluated at once. If absent, 4 per thread on cpu and 64 on cuda."""
 

@@ -25,7 +25,13 @@ from hrm.checkpoint.config import (
     config_json,
     read_configuration,
 )
-from hrm.checkpoint.figures import FIGURES, RecordedFigures, read_figures
+from hrm.checkpoint.figures import (
+    FIGURES,
+    Evidence,
+    RecordedFigures,
+    halting_evidence,
+    read_figures,
+)
 from hrm.checkpoint.files import KEY_PREFIX, read_state
 from hrm.checkpoint.names import (
     WEIGHTS,
@@ -85,6 +91,10 @@ class Checkpoint:
         network = HRM(self.config, forward_dtype)
         network.load_state_dict(self.state)
         return network.to(device).eval()
+
+    def halting_evidence(self, max_steps: int | None = None) -> Evidence:
+        """The halting rule that the figures support for a limit of `max_steps`, and why."""
+        return halting_evidence(self.figures, max_steps)
 
     def accepted_pairs(self) -> AcceptedPairs | None:
         """Read the accepted pairs beside the weights; None if the folder has none.

@@ -6,6 +6,7 @@ run went. This file is strict, and bound to the weights by their digest.
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -72,7 +73,12 @@ class Evidence(NamedTuple):
     """The halting rule that figures support, and why."""
 
     rule: HaltedBy
-    reason: str
+    why: str
+
+    @property
+    def reason(self) -> str:
+        """The rule in words, and why."""
+        return f"{'q' if self.rule is HaltedBy.Q else 'fixed steps'}: {self.why}"
 
 
 class RecordedFigures(_Figures):
@@ -127,7 +133,7 @@ class RecordedFigures(_Figures):
         as_fixed = "as" if fixed == pairs.q.solved else f"{fixed:,}"
         return Evidence(
             HaltedBy.Q,
-            f"q: solves {pairs.q.solved:,} of {pairs.messages:,}, {as_fixed} under {limit} fixed "
+            f"solves {pairs.q.solved:,} of {pairs.messages:,}, {as_fixed} under {limit} fixed "
             f"steps, {right}, {pairs.q.mean_act_steps:.2f} steps instead of {limit}",
         )
 
@@ -138,7 +144,19 @@ class RecordedFigures(_Figures):
 
 def halting_evidence(figures: RecordedFigures | None, max_steps: int | None = None) -> Evidence:
     """`RecordedFigures.evidence`, of a checkpoint that may have no figures."""
-    return _fixed("no figures recorded") if figures is None else figures.evidence(max_steps)
+    if figures is None:
+        return _fixed("no figures recorded, and sqe-hrm checkpoint record measures them")
+    return figures.evidence(max_steps)
+
+
+def joint_evidence(members: Mapping[str, Evidence]) -> Evidence:
+    """The halting rule for several checkpoints that answer as one, from that of each by its name.
+
+    Each member halts by itself, so `q` is supported if every member's figures support it.
+    """
+    fixed = {name: each for name, each in members.items() if each.rule is not HaltedBy.Q}
+    why = "; ".join(f"{name}: {each.why}" for name, each in (fixed or members).items())
+    return _fixed(why) if fixed else Evidence(HaltedBy.Q, why)
 
 
 def read_figures(file: Path, digest: str) -> RecordedFigures | None:
@@ -191,4 +209,4 @@ def write_figures(folder: Path, figures: RecordedFigures) -> Path:
 
 
 def _fixed(reason: str) -> Evidence:
-    return Evidence(HaltedBy.MAX_STEPS, f"fixed steps: {reason}")
+    return Evidence(HaltedBy.MAX_STEPS, reason)

@@ -160,6 +160,9 @@ class Inspection(_Figures):
     figures: RecordedFigures | None = Field(
         description="Figures that were recorded of these weights; null if there are none."
     )
+    halting: HaltedBy = Field(
+        description="Halting rule that a worker chooses, unless its options name one."
+    )
     tensors: dict[str, TensorStatistics]
 
 
@@ -207,6 +210,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         training=None if training is None else _summary(training),
         accepted_pairs=_pairs_summary(checkpoint),
         figures=checkpoint.figures,
+        halting=checkpoint.halting_evidence().rule,
         tensors=tensors,
     )
 

@@ -19,6 +19,7 @@ from hrm.checkpoint import (
     TrainingRecord,
     open_checkpoint,
 )
+from hrm.checkpoint.figures import Evidence, joint_evidence
 from hrm.checkpoint.record import Accepted
 from hrm.data.config import Task
 from hrm.data.texts import text_hash
@@ -104,6 +105,12 @@ class Ensemble:
         self.training = common_training(members)
         """The pairs that all members were trained on, what all accept for them, and the sum of
         their target token counts."""
+
+    def halting_evidence(self, max_steps: int | None = None) -> Evidence:
+        """The halting rule that the figures of all members support, and why."""
+        return joint_evidence(
+            {member.name: member.halting_evidence(max_steps) for member in self.members}
+        )
 
     def open(self, inference: Inference, device: torch.device | str) -> Predictor:
         """Load all members onto `device` and start to answer examples with them, as one.

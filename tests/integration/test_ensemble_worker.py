@@ -50,4 +50,5 @@ def test_a_worker_answers_as_the_ensemble_does_under_its_name_and_digest(
     }
     assert store.xlen(DEAD_LETTERS) == 0
     assert metrics[f"checkpoint_info{{checkpoint=ensemble(a+b)}}{{digest={ensemble.digest}}}"] == 1
+    assert "halting auto chose fixed steps: a: no figures recorded, " in log
     assert f"checkpoint ensemble(a+b) ({ensemble.digest[:12]}) on cpu with " in log

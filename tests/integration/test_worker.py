@@ -213,6 +213,9 @@ def test_the_log_says_where_the_metrics_are_and_what_is_evaluated_how(site: "Sit
     log = site.worker.log.read_text()
     assert f"serving {site.worker.url}/metrics" in log
     assert "checkpoint tiny (" in log
+    assert (
+        "halting auto chose fixed steps: no figures recorded, and sqe-hrm checkpoint record" in log
+    )
     assert re.search(r" on cpu with \d+ slots, dtype (float32|bfloat16), halting max_steps, ", log)
     assert "cache of 100000, queues sqe.evaluate, sqe.backfill" in log
     assert all(line[:2] == "20" for line in log.splitlines()), "one line per event"

@@ -179,6 +179,19 @@ halting_option = click.option(
 )
 
 
+def worker_halting_option(*, default: str | None = None) -> Decorator:
+    """`--halting` for workers. Without a default, `Settings` has one."""
+    unset = "" if default else "  [default: SQE_HALTING or auto]"
+    return click.option(
+        "--halting",
+        type=click.Choice(["auto", "max_steps", "q"]),
+        default=default,
+        show_default=True,
+        help="When a message is done: after all its steps, as soon as the Q head halts it, or "
+        f"whichever the checkpoint's recorded figures support.{unset}",
+    )
+
+
 RULES = {
     "both": (HaltedBy.MAX_STEPS, HaltedBy.Q),
     "max_steps": (HaltedBy.MAX_STEPS,),

@@ -4,6 +4,7 @@ Knows checkpoints, ensembles and engines; nothing of Redis. Imports torch, so it
 after the device is pinned.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from schemas import HaltedBy
 from worker.process import devices
 from worker.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 CUDA_SLOTS = 64
 
 CPU_SLOTS = 4
@@ -30,13 +33,12 @@ class Serving:
     """Everything that decides how a worker answers.
 
     Args:
-        settings: Names the checkpoint, unless `members` does.
+        settings: Name the checkpoint, unless `members` does, and the halting rule.
         device: The pinned device.
         members: Checkpoints that answer as one; none for the settings' single checkpoint.
         weights: One for each member; none to weigh them equally.
         strategy: How the members' predictions are combined.
         combiner: File of the stacking combiner, for that strategy.
-        halting: When an example is done.
         max_steps: ACT steps per example, or None for each checkpoint's own.
         dtype: Name of the activations' data type, or `auto`.
     """
@@ -47,7 +49,6 @@ class Serving:
     weights: tuple[float, ...]
     strategy: str
     combiner: Path | None
-    halting: str
     max_steps: int | None
     dtype: str
 
@@ -60,8 +61,8 @@ class Serving:
         # The engine's threads are all that the cores are for. A second set, which torch would start
         # here to load a checkpoint, makes OpenMP put threads to sleep between operations.
         torch.set_num_threads(1)
-        inference, device = self._inference(threads), self.device.torch_name
-        model = self._model()
+        model, device = self._model(), self.device.torch_name
+        inference = self._inference(threads, self._rule(model))
         if isinstance(model, Ensemble):
             predictor = model.open(inference, device)
         else:
@@ -85,11 +86,19 @@ class Serving:
             None if self.combiner is None else read_stacking(self.combiner),
         )
 
-    def _inference(self, threads: int) -> Inference:
+    def _rule(self, model: Checkpoint | Ensemble) -> HaltedBy:
+        """The halting rule for `model`; the log says why it was chosen."""
+        if self.settings.halting != "auto":
+            return HaltedBy(self.settings.halting)
+        evidence = model.halting_evidence(self.max_steps)
+        logger.info("halting auto chose %s", evidence.reason)
+        return evidence.rule
+
+    def _inference(self, threads: int, halting: HaltedBy) -> Inference:
         default = CUDA_SLOTS if self.device.is_cuda else CPU_SLOTS * threads
         return Inference(
             slots=self.settings.slots or default,
-            halting=HaltedBy(self.halting),
+            halting=halting,
             max_steps=self.max_steps,
             forward_dtype=dtype_of(self.dtype, self.device.torch_name),
             threads=threads,

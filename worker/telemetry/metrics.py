@@ -202,6 +202,8 @@ class Metrics:
             yield _gauge("checkpoint_info", "1.", {checkpoint: 1}, "checkpoint", "digest")
             device = evaluator.device
             yield _gauge("device_info", "1.", {(device,): 1}, "device")
+            engine = (str(evaluator.halting), evaluator.dtype)
+            yield _gauge("engine_info", "1.", {engine: 1}, "halting", "dtype")
             rate = self.solve_rate()
             if rate is not None:
                 yield _gauge("solve_rate", f"Solved of the last {WINDOW}.", {(): rate})

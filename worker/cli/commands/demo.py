@@ -17,7 +17,7 @@ from worker.cli.options import (
     checkpoint_option,
     data_path_option,
     device_option,
-    halting_option,
+    worker_halting_option,
 )
 from worker.demo.tally import Tally
 from worker.demo.traffic import Mixture, read_accepted, traffic
@@ -66,7 +66,7 @@ SHARE = click.FloatRange(0, 1)
     help="Messages that the agent has unanswered at a time.",
 )
 @device_option(default="cpu")
-@halting_option
+@worker_halting_option(default="auto")
 @click.option(
     "--metrics-port",
     default=0,

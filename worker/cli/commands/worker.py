@@ -18,9 +18,9 @@ from worker.cli.options import (
     device_option,
     dtype_option,
     ensemble_options,
-    halting_option,
     max_steps_option,
     pin,
+    worker_halting_option,
 )
 from worker.settings import Settings
 from worker.telemetry.logs import configure_logging
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     type=int,
     help="Messages evaluated at once.  [default: SQE_SLOTS, or 4 per thread on cpu, 64 on cuda]",
 )
-@halting_option
+@worker_halting_option()
 @dtype_option(default="auto")
 @max_steps_option(limit=None)
 @click.option(
@@ -68,7 +68,7 @@ def command(
     combiner: Path | None,
     device: str | None,
     slots: int | None,
-    halting: str,
+    halting: str | None,
     dtype: str,
     max_steps: int | None,
     metrics_port: int | None,
@@ -87,6 +87,7 @@ def command(
         checkpoint=checkpoint,
         device=device,
         slots=slots,
+        halting=halting,
         metrics_port=metrics_port,
         threads=threads,
     )
@@ -106,7 +107,6 @@ def command(
         weights=weights,
         strategy=strategy,
         combiner=combiner,
-        halting=halting,
         max_steps=max_steps,
         dtype=dtype,
     )

@@ -122,7 +122,9 @@ def _heading(inspection: Inspection) -> Text:
         ("pairs", _pairs(inspection.accepted_pairs)),
     ]
     if inspection.figures is None:
-        lines.append(("figures", "none recorded (see sqe-hrm checkpoint record)"))
+        lines.append(
+            ("figures", "none recorded, so workers run fixed steps (see sqe-hrm checkpoint record)")
+        )
     width = max(len(name) for name, _ in lines)
     parts = [Text.assemble((f"{name:{width}}", "bold"), f"  {value}") for name, value in lines]
     if inspection.nan or inspection.infinite:
@@ -179,7 +181,7 @@ def _recorded(figures: RecordedFigures | None) -> list[tuple[str, RenderableType
                 number(of_rule.mean_act_steps),
             )
     title = f"Recorded figures ({figures.date}, {figures.dtype}, {figures.halt_max_steps} steps)"
-    return [(title, made), ("", Text(f"They support {figures.evidence().reason}."))]
+    return [(title, made), ("", Text(f"Workers choose {figures.evidence().reason}."))]
 
 
 def _components_table(inspection: Inspection) -> Table:

@@ -16,6 +16,7 @@ from hrm.checkpoint.figures import (
     RecordedRule,
     RecordedSet,
     halting_evidence,
+    joint_evidence,
     read_figures,
     write_figures,
 )
@@ -87,13 +88,16 @@ def figures(
             "fixed steps: q solves 3 of the held-out messages, fixed steps 4",
         ),
         (figures(measured(q=0, fixed=0)), "fixed steps: q solves no accepted pair"),
-        (None, "fixed steps: no figures recorded"),
+        (
+            None,
+            "fixed steps: no figures recorded, and sqe-hrm checkpoint record measures them",
+        ),
     ],
 )
 def test_the_rule_and_its_reason(recorded: RecordedFigures | None, reason: str) -> None:
-    rule, said = halting_evidence(recorded)
-    assert said == reason
-    assert rule is (HaltedBy.Q if reason.startswith("q:") else HaltedBy.MAX_STEPS)
+    evidence = halting_evidence(recorded)
+    assert evidence.reason == reason
+    assert evidence.rule is (HaltedBy.Q if reason.startswith("q:") else HaltedBy.MAX_STEPS)
 
 
 def test_95_percent_are_enough_of_the_accepted_pairs() -> None:
@@ -107,7 +111,21 @@ def test_figures_say_nothing_of_another_step_limit() -> None:
     assert figures().evidence(16).rule is HaltedBy.Q
     assert figures().evidence(8) == (
         HaltedBy.MAX_STEPS,
-        "fixed steps: the figures were measured with at most 16 steps, not 8",
+        "the figures were measured with at most 16 steps, not 8",
+    )
+
+
+def test_several_checkpoints_halt_by_q_if_each_of_them_would() -> None:
+    good, refused, none = (
+        halting_evidence(each) for each in (figures(), figures(measured(q=99)), None)
+    )
+    assert joint_evidence({"a": good, "b": good}) == (
+        HaltedBy.Q,
+        f"a: {good.why}; b: {good.why}",
+    )
+    assert joint_evidence({"a": good, "b": refused, "c": none}).reason == (
+        "fixed steps: b: q solves 99, fixed steps 100; c: no figures recorded, and sqe-hrm "
+        "checkpoint record measures them"
     )
 
 

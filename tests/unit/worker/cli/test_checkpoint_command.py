@@ -227,10 +227,12 @@ def test_a_record_of_version_1_is_completed(before: tuple[Path, Path]) -> None:
 
 def test_missing_figures_are_measured_and_shown(before: tuple[Path, Path]) -> None:
     checkpoint, messages = before
-    assert "figures     none recorded (see sqe-hrm checkpoint record)" in printed(
-        "inspect", "before"
+    assert (
+        "figures     none recorded, so workers run fixed steps (see sqe-hrm checkpoint record)"
+        in printed("inspect", "before")
     )
     assert printed_json("inspect", "before")["figures"] is None
+    assert printed_json("inspect", "before")["halting"] == "max_steps"
     call("record", "before", "--data-path", messages)
     completed = (checkpoint / "training_pairs.json").read_bytes()
     loaded = load_checkpoint(checkpoint)
@@ -251,7 +253,7 @@ def test_missing_figures_are_measured_and_shown(before: tuple[Path, Path]) -> No
         (row,) = (line.split() for line in text.splitlines() if f"accepted  {rule.value} " in line)
         assert row[2] == f"{recorded.solved}/2"
     assert loaded.figures.accepted.target_tokens == 4 + 3
-    assert f"They support {loaded.figures.evidence().reason}." in sentences(text)
+    assert f"Workers choose {loaded.figures.evidence().reason}." in sentences(text)
     assert printed_json("inspect", "before")["figures"] == json.loads(
         (checkpoint / "figures.json").read_text()
     )

@@ -44,6 +44,7 @@ NAMES = {
     "queue_messages",
     "checkpoint_info",
     "device_info",
+    "engine_info",
     "device_memory_bytes",
 }
 
@@ -91,6 +92,7 @@ def test_state_is_read_when_it_is_asked_for() -> None:
     assert values["sqe_hrm_queue_messages", "ready", "sqe.evaluate"] == 3
     assert values["sqe_hrm_checkpoint_info", DIGEST, "stub"] == 1
     assert values["sqe_hrm_device_info", "cpu"] == 1
+    assert values["sqe_hrm_engine_info", "float32", "max_steps"] == 1
     assert values["sqe_hrm_engine_stalled_seconds",] == 7.5
     assert values["sqe_hrm_device_memory_bytes", "allocated", "cpu"] == 5
 
