@@ -1,6 +1,7 @@
 """`hrm.data.categories` follows its rule table."""
 
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,22 @@ def test_no_word_indicates_two_categories() -> None:
         for word in rule.split("|"):
             written = word.replace(r"\w*", "").replace("?", "")
             assert [other for other in RULES.values() if re.fullmatch(other, written)] == [rule]
+
+
+def test_a_word_too_long_to_be_kept_counts_too() -> None:
+    assert categorize("plan monitor" + "x" * 100) is Category.MONITORING
+
+
+RULE_WORDS = ["load", "ci", "cd", "builds", "monitors", "agents", "scripts", "plan", "été", "K8s"]
+
+
+@given(st.lists(st.sampled_from([*RULE_WORDS, *" -_/.,"]), max_size=12).map("".join))
+def test_words_are_found_as_by_searching_the_prompt_for_every_rule(prompt: str) -> None:
+    rules = "|".join(f"(?P<{name}>{words})" for name, words in RULES.items())
+    matches = re.finditer(rf"\b(?:{rules})\b", prompt.lower())
+    counts = Counter(name for name, _ in {(match.lastgroup, match[0]) for match in matches})
+    first = max(RULES, key=lambda category: counts[category]) if counts else Category.OTHER
+    assert categorize(prompt) is first
 
 
 @given(st.text())
