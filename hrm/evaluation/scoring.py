@@ -1,7 +1,7 @@
 """Comparison of a prediction with its target. Knows two token sequences; no model and no text."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
@@ -24,7 +24,7 @@ class Score:
     edit_similarity: float
     """1 - Levenshtein distance / target length, at least 0."""
     failure_pattern: FailurePattern | None
-    confusions: Counter[tuple[int, int]]
+    confusions: Mapping[tuple[int, int], int]
     """How often each pair (target, predicted) of different tokens occurred."""
 
     @property
@@ -64,6 +64,9 @@ def score(
             an accepted one's tokens, all of them, and only its length tells.
     """
     predicted = predicted[: len(target)]
+    if tuple(predicted) == tuple(target):  # as in most messages of an agent that behaves
+        pattern = None if length_accepted else FailurePattern.WRONG_LENGTH
+        return Score(len(target), len(target), 1.0, pattern, {})
     pairs = list(zip(target, predicted, strict=True))
     correct = sum(expected == given for expected, given in pairs)
     # Not 1 - distance / length, which is a rounding error above `correct / length` if the edit
@@ -73,9 +76,7 @@ def score(
         correct_tokens=correct,
         target_tokens=len(target),
         edit_similarity=similarity,
-        failure_pattern=_failure_pattern(
-            pairs, correct, similarity, end, baseline_token, length_accepted=length_accepted
-        ),
+        failure_pattern=_failure_pattern(pairs, correct, similarity, end, baseline_token),
         confusions=Counter(pair for pair in pairs if pair[0] != pair[1]),
     )
 
@@ -86,14 +87,10 @@ def _failure_pattern(
     similarity: float,
     end: int,
     baseline_token: int | None,
-    *,
-    length_accepted: bool,
-) -> FailurePattern | None:
-    """The first pattern that applies, in the order of `FailurePattern`; None if solved."""
+) -> FailurePattern:
+    """The first pattern that applies to a wrong prediction, in the order of `FailurePattern`."""
     length = len(pairs)
     wrong = length - correct
-    if wrong == 0:
-        return None if length_accepted else FailurePattern.WRONG_LENGTH
     if wrong <= max(1, NEAR_MISS_SHARE * length):
         return FailurePattern.NEAR_MISS
     if similarity >= SHIFTED_SIMILARITY and similarity > correct / length:
