@@ -73,11 +73,11 @@ class AcceptedTexts(BaseModel):
             accepted[pair.completion] = pair.normalised_completion
         return cls(prompts=prompts)
 
-    def has_prompt(self, texts: TextHashes) -> bool:
+    def has_prompt(self, prompt: str) -> bool:
         """Whether a completion was accepted for this prompt, or for one with the same normal
         form.
         """
-        return texts.prompt in self.prompts
+        return _normalised_hash(prompt) in self.prompts
 
     @property
     def prompts_with_several(self) -> int:
@@ -94,6 +94,15 @@ class AcceptedTexts(BaseModel):
         if texts.normalised_completion in accepted.values():
             return TextCheck.NORMALISED
         return TextCheck.DIFFERENT
+
+    def check_texts(self, prompt: str, completion: str) -> TextCheck:
+        """`check` of the hashes of these texts. Those that it does not need are not computed."""
+        accepted = self.prompts.get(_normalised_hash(prompt))
+        if accepted is None:
+            return TextCheck.UNKNOWN
+        if text_hash(completion) in accepted:
+            return TextCheck.SAME
+        return self.check(TextHashes.of(prompt, completion))
 
     def common(self, other: Self) -> Self:
         """The completions that both accept, of the prompts for which there is one."""

@@ -200,6 +200,8 @@ class Tokenizer:
 def unread_words(text: str, sequence: Sequence[int]) -> int:
     """The number of words in `text` beyond those in `sequence`, which was made from it."""
     read = len(sequence) - 2
+    if read < PART_WORDS:
+        return 0  # shorter than any sequence that was cut
     rest = text.split(None, read)[read:]
     return len(rest[0].split()) if rest else 0
 

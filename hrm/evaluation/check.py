@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from hrm.checkpoint.record import TrainingRecord, pair_hash
 from hrm.data.config import ENOUGH_PROMPTS
 from hrm.data.conversion import Content
-from hrm.data.texts import TextHashes
 from hrm.data.vocabulary import unread_words
 from schemas import HRMExample, PromptMatch, TextCheck
 
@@ -49,22 +48,21 @@ def check_message(
         record: The training record of the checkpoint; None if it has none.
         named: The puzzle that the message itself names (`Converter.named_puzzle`).
     """
-    texts, unread = None, None
+    accepted = None if record is None else record.accepted
+    text, unread = TextCheck.UNKNOWN, None
     if not isinstance(content, HRMExample):
-        texts = TextHashes.of(content.prompt, content.completion)
+        if accepted is not None:
+            text = accepted.texts.check_texts(content.prompt, content.completion)
         unread = unread_words(content.prompt, example.input_sequence)
         unread += unread_words(content.completion, example.target_sequence)
-    accepted = None if record is None else record.accepted
     pair = pair_hash(example.puzzle_id, example.input_sequence)
     varied = None
     if record is not None and named is not None:
         varied = record.varied_pair(named, example.input_sequence)
-    match = _match(texts, pair, varied, named, record)
+    match = _match(content, pair, varied, named, record)
     pair = varied or pair
     return MessageCheck(
-        text=TextCheck.UNKNOWN
-        if texts is None or accepted is None
-        else accepted.texts.check(texts),
+        text=text,
         match=match,
         unread_words=unread,
         target_accepted=record is None or record.accepts_target(pair, example.target_sequence),
@@ -73,7 +71,7 @@ def check_message(
 
 
 def _match(
-    texts: TextHashes | None,
+    content: Content,
     pair: str,
     varied: str | None,
     named: int | None,
@@ -84,9 +82,9 @@ def _match(
     if pair in record.pair_hashes:
         return PromptMatch.PAIR
     # The puzzle of an example may be one that a policy drew, which says nothing.
-    if texts is None or record.accepted is None:
+    if isinstance(content, HRMExample) or record.accepted is None:
         return PromptMatch.NONE
-    if varied is not None or record.accepted.texts.has_prompt(texts):
+    if varied is not None or record.accepted.texts.has_prompt(content.prompt):
         return PromptMatch.NEAR
     if named not in record.accepted.puzzles:
         return PromptMatch.NONE
