@@ -14,6 +14,7 @@ from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker.keys import DEAD_LETTERS, FAULTS, LIVE_QUEUE, UNACKED
 from worker.client import Client
+from worker.process.shutdown import BROKEN
 
 FAULTY = (sys.executable, "-m", "tests.support.faulty_worker")
 
@@ -43,7 +44,7 @@ def test_a_worker_whose_engine_hangs_says_so_and_ends(
     wait_for(lambda: first.get("/readyz")[0] == 503, "not ready")
     assert "the engine has not finished a step for 1 s" in first.get("/readyz")[1]
     assert first.metrics()["engine_stalled_seconds"] >= 1
-    assert first.wait() == 1
+    assert first.wait() == BROKEN
     assert len(errors(first)) == 1
     assert store.hlen(UNACKED) == 0, "given back, without waiting for the visibility timeout"
     assert store.exists(FAULTS), "the hanging message may be the cause"

@@ -13,6 +13,7 @@ from tests.support.stubs import message
 from worker.broker import embedded
 from worker.broker.keys import LIVE_QUEUE, UNACKED, queue_lists
 from worker.client import BACKFILL_QUEUE, Client
+from worker.process.shutdown import BROKEN
 
 SHORT = 1.0
 """The shortest visibility timeout, so that a dead worker's messages move on soon."""
@@ -163,7 +164,7 @@ def test_sigterm_while_redis_is_gone_ends_the_worker(workers: ExitStack, tmp_pat
         assert store.llen(LIVE_QUEUE) + in_hand(store) == 1, "not lost"
 
 
-def test_a_worker_that_meets_only_errors_gives_its_messages_back_and_exits_1(
+def test_a_worker_that_meets_only_errors_gives_its_messages_back_and_exits(
     workers: ExitStack, tmp_path: Path, redis_url: str, client: Client, store: redis.Redis
 ) -> None:
     worker = workers.enter_context(
@@ -171,7 +172,7 @@ def test_a_worker_that_meets_only_errors_gives_its_messages_back_and_exits_1(
     ).wait_until_ready()
     for _ in range(30):
         client.submit(message("bug in here"))
-    assert worker.wait() == 1
+    assert worker.wait() == BROKEN
     assert (store.llen(LIVE_QUEUE), in_hand(store)) == (30, 0)
     assert "bug in here" not in worker.log.read_text()
 

@@ -9,6 +9,7 @@ from tests.support.processes import STUB, Worker
 from tests.support.stubs import message
 from worker.broker.keys import BACKFILL_QUEUE
 from worker.client import Client
+from worker.process.shutdown import BROKEN
 
 METHODS = (
     "worker.delivery.service.Service._next",
@@ -45,7 +46,7 @@ def test_a_worker_ends_with_each_of_its_threads(
         (tmp_path / "fault").touch()
         sent = client.submit_many([message() for _ in range(20)], queue=BACKFILL_QUEUE)
         sent += [client.submit(message()) for _ in range(20)]
-        assert worker.wait() == 1
+        assert worker.wait() == BROKEN
         log = worker.log.read_text()
         assert "ended with an unexpected KeyError" in log
         assert "a text" not in log

@@ -17,8 +17,8 @@ from worker.telemetry.health import Readiness
 
 logger = logging.getLogger(__name__)
 
-BROKEN = 1
-"""Exit status of a worker that cannot evaluate any more."""
+BROKEN = os.EX_TEMPFAIL
+"""Exit status of a worker that cannot evaluate any more, but started: a new one may."""
 
 CLOSE_SECONDS = 3.0
 """Seconds from the end of the grace period until an engine that does not close is abandoned. A

@@ -10,6 +10,7 @@ from tests.faults.scenarios.size import Size
 from tests.faults.scenarios.workers import scene
 from tests.support.networks import saved_for_messages
 from tests.support.processes import REAL
+from worker.process.shutdown import BROKEN
 
 FAULTY = (sys.executable, "-m", "tests.support.faulty_worker")
 
@@ -50,7 +51,7 @@ def _failing(folder: Path, size: Size, fault: str, reason: str) -> Row:
             at.drain()
             (folder / "fault").write_text(fault)
             at.send(size.messages, prompts=known_or_new)
-            assert worker.wait() == 1
+            assert worker.wait() == BROKEN
             at.gone(worker)
             errors = [line for line in worker.log.read_text().splitlines() if " ERROR " in line]
             assert len(errors) == 1

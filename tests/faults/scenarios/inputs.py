@@ -12,6 +12,7 @@ from tests.faults.scenarios.workers import scene
 from tests.faults.scene import BATCH, Scene
 from tests.support.stubs import message
 from worker.broker.keys import BACKFILL_QUEUE
+from worker.process.shutdown import BROKEN
 
 POISONED = 64
 """Messages in a batch with a poisonous one."""
@@ -93,7 +94,7 @@ def failing_always(folder: Path, size: Size) -> Row:
             for _ in range(size.messages):
                 at.submit(message(f"bug-until {repaired}"))
             worker = at.start()
-            assert worker.wait() == 1
+            assert worker.wait() == BROKEN
             at.gone(worker)
             repaired.touch()
             end = at.fault_ended()
