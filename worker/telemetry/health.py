@@ -6,14 +6,14 @@ Knows whether this process is alive and takes messages; nothing of the figures, 
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from schemas import SQEHRMError
-from worker.telemetry.server import Answer, serving
+from worker.telemetry.server import Answer, Page, serving
 
 FRESH_SECONDS = 5.0
 """Longest time without a reply from Redis. An idle worker gets one twice a second and a busy one
@@ -101,19 +101,18 @@ def serve(host: str, port: int, registry: CollectorRegistry, readiness: Readines
     Raises:
         HealthError: The port is taken, or the address does not belong to this machine.
     """
-
-    def metrics(accept: str) -> Answer:
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no number
-            encode, content_type = choose_encoder("")
-        return Answer(HTTPStatus.OK, encode(registry), content_type)
-
     pages = {
-        "/metrics": metrics,
-        "/healthz": lambda _: _state("alive", readiness.not_alive_reason()),
-        "/readyz": lambda _: _state("ready", readiness.not_ready_reason()),
+        "/metrics": metrics_page(registry),
+        "/healthz": lambda _: state_answer("alive", readiness.not_alive_reason()),
+        "/readyz": lambda _: state_answer("ready", readiness.not_ready_reason()),
     }
+    with serve_pages(host, port, pages) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serve_pages(host: str, port: int, pages: Mapping[str, Page]) -> Iterator[str]:
+    """Serve `pages` until the end of the block; yields the base URL. Raises `HealthError`."""
     with contextlib.ExitStack() as stack:
         try:
             url = stack.enter_context(serving(host, port, pages))
@@ -125,6 +124,20 @@ def serve(host: str, port: int, registry: CollectorRegistry, readiness: Readines
         yield url
 
 
-def _state(good: str, reason: str | None) -> Answer:
+def metrics_page(registry: CollectorRegistry) -> Page:
+    """Build the page of the metrics in `registry`, in the format that is asked for."""
+
+    def metrics(accept: str) -> Answer:
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
+        return Answer(HTTPStatus.OK, encode(registry), content_type)
+
+    return metrics
+
+
+def state_answer(good: str, reason: str | None) -> Answer:
+    """Answer with 200 and `good`, or with 503 and the reason, if there is one."""
     status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
     return Answer(status, f"{reason or good}\n".encode())

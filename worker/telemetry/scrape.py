@@ -1,6 +1,6 @@
 """Read a worker's pages over HTTP: the figures of `/metrics`, and any other page as text.
 
-Knows HTTP and Prometheus' text format; not what the figures mean.
+Knows HTTP and Prometheus' formats; not what the figures mean.
 """
 
 import urllib.error
@@ -8,6 +8,10 @@ import urllib.request
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -42,10 +46,33 @@ def scrape(url: str) -> Scrape:
     return Scrape(tuple(sample for family in families for sample in family.samples))
 
 
-def read_page(url: str) -> tuple[int, str]:
-    """Read the status and the text of a page, whatever the status. Raises `ScrapeError`."""
+def read_families(url: str, timeout: float) -> list[Metric]:
+    """Read the `/metrics` page of the worker at `url` with nothing lost. Raises `ScrapeError`.
+
+    `timeout` is the longest time in seconds without an answer. The page is asked for in the format
+    OpenMetrics, in which the samples of a metric stay together.
+    """
+    page = f"{url}/metrics"
+    status, text = read_page(page, timeout, accept="application/openmetrics-text")
+    if status != HTTPStatus.OK:
+        raise ScrapeError(f"{page} answers {status}: is it the URL of a worker?")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:  # noqa: S310 - a worker's URL
+        return list(openmetrics_families(text))  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise ScrapeError(f"{page} has no metrics ({error}): is it a worker's?") from None
+
+
+def read_page(url: str, timeout: float = TIMEOUT, *, accept: str = "*/*") -> tuple[int, str]:
+    """Read the status and the text of a page, whatever the status. Raises `ScrapeError`.
+
+    Args:
+        url: The page's URL.
+        timeout: Longest time in seconds without an answer.
+        accept: The content types that are asked for.
+    """
+    request = urllib.request.Request(url, headers={"Accept": accept})  # noqa: S310 - a worker's URL
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310 - the same
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

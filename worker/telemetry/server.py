@@ -55,14 +55,18 @@ class Answer:
     content_type: str = "text/plain; charset=utf-8"
 
 
+Page = Callable[[str], Answer]
+"""Function that builds a page's answer. Its argument is the request's Accept field."""
+
+
 @contextlib.contextmanager
-def serving(host: str, port: int, pages: Mapping[str, Callable[[str], Answer]]) -> Iterator[str]:
+def serving(host: str, port: int, pages: Mapping[str, Page]) -> Iterator[str]:
     """Serve until the end of the block; yields the base URL.
 
     Args:
         host: Name or address to listen on.
         port: Port to listen on; 0 takes a free one.
-        pages: What builds each page, by path. Its argument is the request's Accept field.
+        pages: Builds each page, by path.
 
     Raises:
         OSError, ValueError: The address or the port cannot be used.
@@ -162,10 +166,10 @@ class _Server(TcpWSGIServer):
                     break
 
 
-class _Page:
+class _Shared:
     """A page, and its share of the threads."""
 
-    def __init__(self, build: Callable[[str], Answer]) -> None:
+    def __init__(self, build: Page) -> None:
         self._build = build
         self._free = threading.Semaphore(AT_ONCE)
         self._moved = time.monotonic()
@@ -185,8 +189,8 @@ class _Page:
             self._free.release()
 
 
-def _application(builders: Mapping[str, Callable[[str], Answer]]) -> WSGIApplication:
-    pages = {path: _Page(build) for path, build in builders.items()}
+def _application(builders: Mapping[str, Page]) -> WSGIApplication:
+    pages = {path: _Shared(build) for path, build in builders.items()}
 
     def answer(environ: WSGIEnvironment) -> Answer:
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
