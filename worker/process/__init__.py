@@ -5,6 +5,7 @@
 - `shutdown`: the ways in which a worker ends
 - `remote`: answers Celery's `inspect` commands and publishes its events, if that is wanted
 - `watchdog`: notices an engine that hangs
+- `notify`: tells systemd that a process is ready, alive or stopping
 - `child_worker`: starts a worker in a process of its own, waits for it and ends it
 
 May import every package of `worker` but `worker.client`, `worker.demo` and `worker.cli`.

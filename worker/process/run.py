@@ -34,6 +34,7 @@ from worker.delivery.trouble import Trouble
 from worker.delivery.upkeep import Upkeep
 from worker.evaluator import Evaluator
 from worker.process import devices
+from worker.process.notify import Notifier
 from worker.process.remote import Remote
 from worker.process.shutdown import Shutdown
 from worker.process.watchdog import Watchdog
@@ -101,7 +102,12 @@ class _Worker:
         """
         self._check_redis()
         host, port = self.settings.metrics_host, self.settings.metrics_port
-        with health.serve(host, port, self.metrics.registry, self.readiness) as url:
+        informed = Notifier.from_env().informed(
+            not_ready=self.readiness.not_ready_reason,
+            not_alive=self.readiness.not_alive_reason,
+            is_stopping=lambda: self.readiness.is_stopping,
+        )
+        with health.serve(host, port, self.metrics.registry, self.readiness) as url, informed:
             logger.info("serving %s/metrics, /healthz and /readyz", url)
             devices.check(self.device)
             with contextlib.closing(open_evaluator(self.name)) as evaluator:

@@ -57,6 +57,11 @@ class Readiness:
         """Note that the worker takes no more messages."""
         self._stopping = True
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker takes no more messages."""
+        return self._stopping
+
     def broker_replied(self) -> None:
         """Note that Redis answered a request for messages."""
         self._last_reply = time.monotonic()
