@@ -20,7 +20,7 @@ while its group has members, so the signal can never reach another process."""
 def start_child(
     command: Sequence[str],
     *,
-    log: IO[bytes],
+    log: IO[bytes] | int,
     cwd: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> subprocess.Popen[bytes]:
@@ -31,7 +31,7 @@ def start_child(
 
     Args:
         command: The program and its arguments.
-        log: File for standard output and standard error.
+        log: File for standard output and standard error, or `subprocess.PIPE`.
         cwd: The child's folder; this process's by default.
         environ: The child's environment; this process's by default.
     """

@@ -48,6 +48,10 @@ class Settings(BaseModel):
     device: str = "cpu"
     """Device to evaluate on: `cpu`, `cuda` or `cuda:N`."""
 
+    devices: str | None = None
+    """Devices of several workers, as `worker.fleet.members` reads them. If absent, one worker runs,
+    on `device`."""
+
     halting: Literal["auto", "max_steps", "q"] = "auto"
     """When a worker's message is done: after all its steps, as soon as the Q head halts it, or
     whichever the checkpoint's recorded figures support."""

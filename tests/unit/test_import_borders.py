@@ -62,6 +62,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "worker.telemetry",
         "worker.delivery",
     },
+    "worker.fleet": {
+        "schemas",
+        "worker.settings",
+        "worker.child",
+        "worker.telemetry",
+        "worker.process",
+    },
     "worker.demo": {
         "schemas",
         "hrm.data",
@@ -234,6 +241,7 @@ assert CliRunner().invoke(cli, {arguments}).exit_code == 0
         (HELP.format(arguments=["worker", "--help"]), {"torch", "prometheus_client"}),
         (HELP.format(arguments=["demo", "--help"]), {"torch", "prometheus_client"}),
         ("import worker.process.child_worker, worker.process.run", {"torch"}),
+        ("import worker.fleet.run", {"torch", "celery"}),
     ],
 )
 def test_modules_that_need_no_model_load_none(statement: str, heavy: set[str]) -> None:

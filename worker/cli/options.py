@@ -127,6 +127,16 @@ def device_option(*, default: str | None = None) -> Decorator:
     )
 
 
+def devices_option(*, default: str = "") -> Decorator:
+    """`--devices`, with a help text that ends with `default`."""
+    return click.option(
+        "--devices",
+        metavar="LIST",
+        help="Run a worker for each of these: cuda:0,cuda:1 or cuda:0x4 (four on one GPU), cpux2, "
+        f"or all (every visible GPU).{default}",
+    )
+
+
 def pin(name: str, *, check: bool = True) -> devices.Device:
     """Pin this process to the device `name`.
 

@@ -24,7 +24,7 @@ START_SECONDS = 120.0
 POLL_SECONDS = 0.02
 """Pause between two checks of a worker that starts: well below what a person notices."""
 
-_SERVING = re.compile(r" serving (\S+)/metrics,")
+SERVING = re.compile(r" serving (\S+)/metrics,")
 """Log line of `worker.process.run` with the worker's URL, since the worker may choose its port."""
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def start_worker(
 
 
 def _find_url(log: Path) -> str | None:
-    found = _SERVING.search(log.read_text(errors="replace"))
+    found = SERVING.search(log.read_text(errors="replace"))
     return found and found[1]
 
 

@@ -17,6 +17,7 @@ from worker.cli.options import (
     checkpoint_option,
     data_path_option,
     device_option,
+    devices_option,
     worker_halting_option,
 )
 from worker.demo.tally import Tally
@@ -66,6 +67,7 @@ SHARE = click.FloatRange(0, 1)
     help="Messages that the agent has unanswered at a time.",
 )
 @device_option(default="cpu")
+@devices_option(default="  [default: one on --device]")
 @worker_halting_option(default="auto")
 @click.option(
     "--metrics-port",
@@ -83,6 +85,7 @@ def command(
     malformed: float,
     in_flight: int,
     device: str,
+    devices: str | None,
     halting: str,
     metrics_port: int,
     seed: int,
@@ -104,7 +107,8 @@ def command(
         raise click.UsageError(f"no {messages.absolute()}: give accepted messages with --data-path")
     accepted = read_accepted(messages)
     console = Console()
-    options = ["--checkpoint", checkpoint, "--device", device, "--halting", halting]
+    options = ["--checkpoint", checkpoint, "--halting", halting]
+    options += ["--device", device] if devices is None else ["--devices", devices]
     with contextlib.ExitStack() as stack:
         with console.status("starting Redis and a worker"):
             started = time.monotonic()
@@ -113,9 +117,11 @@ def command(
             folder = tempfile.TemporaryDirectory(prefix="demo-", dir=embedded.DEFAULT_DATA_DIR)
             redis_url = stack.enter_context(embedded.start(Path(stack.enter_context(folder)))).url
             worker = stack.enter_context(running_worker(redis_url, metrics_port, options))
+        workers = "a worker" if devices is None else "workers"
         console.print(
-            f"Redis at {without_password(redis_url)}, a worker with {checkpoint_name(found)} "
-            f"on {device}, ready after {time.monotonic() - started:.0f} s, {worker.url}/metrics",
+            f"Redis at {without_password(redis_url)}, {workers} with {checkpoint_name(found)} "
+            f"on {devices or device}, ready after {time.monotonic() - started:.0f} s, "
+            f"{worker.url}/metrics",
             highlight=False,
             soft_wrap=True,
         )

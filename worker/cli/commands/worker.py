@@ -1,11 +1,14 @@
 """`sqe-hrm worker`: evaluates messages until it is told to stop."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from hrm.checkpoint.names import find_checkpoint, weights_file
 from worker.broker import embedded
@@ -16,6 +19,7 @@ from worker.cli.options import (
     ListCommand,
     checkpoint_option,
     device_option,
+    devices_option,
     dtype_option,
     ensemble_options,
     max_steps_option,
@@ -28,6 +32,9 @@ from worker.telemetry.logs import configure_logging
 if TYPE_CHECKING:
     from worker.cli.serving import Serving
 
+OF_THE_FLEET = {"device", "devices", "metrics_port"}
+"""Options that the process above several workers keeps for itself."""
+
 
 @click.command("worker", cls=ListCommand)
 @checkpoint_option()
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     required=False, combiner_help="File of the stacking combiner, as saved by sqe-hrm ensemble."
 )
 @device_option()
+@devices_option(default="  [default: SQE_DEVICES, or one worker on --device]")
 @click.option(
     "--slots",
     type=int,
@@ -60,13 +68,16 @@ if TYPE_CHECKING:
     type=int,
     help="Number of CPU threads for torch.  [default: SQE_THREADS or one per core]",
 )
+@click.pass_context
 def command(
+    ctx: click.Context,
     checkpoint: str | None,
     checkpoints: tuple[str, ...],
     weights: tuple[float, ...],
     strategy: str,
     combiner: Path | None,
     device: str | None,
+    devices: str | None,
     slots: int | None,
     halting: str | None,
     dtype: str,
@@ -79,13 +90,22 @@ def command(
 
     With --checkpoints, several checkpoints answer as one, under a name and a digest of their own.
 
+    With --devices, this process starts the workers, starts them again when they end, and passes
+    signals on. It ends at once if one cannot start.
+
+    Exit status: 0 once everything in hand is finished, 1 if the worker cannot start, 2 if it was
+    called wrongly, 75 if it could not go on and has to be started again.
+
     Without SQE_REDIS_URL, the worker starts a Redis server that keeps its data in this folder.
     """
+    if device is not None and devices is not None:
+        raise click.UsageError("give --device for one worker, or --devices for several")
     _check_ensemble(checkpoint, checkpoints, weights, strategy, combiner)
     chosen = _chosen(queues)
     settings = Settings.from_env(
         checkpoint=checkpoint,
         device=device,
+        devices=devices,
         slots=slots,
         halting=halting,
         metrics_port=metrics_port,
@@ -95,6 +115,8 @@ def command(
     for name in checkpoints or (settings.checkpoint,):
         weights_file(find_checkpoint(name, settings.checkpoint_dir))
     configure_logging()
+    if settings.devices is not None and device is None:
+        sys.exit(_serve_fleet(settings, tuple(_passed_on(ctx))))
     pinned = pin(settings.device, check=False)
 
     # After the device is pinned: it imports torch.
@@ -113,20 +135,54 @@ def command(
     sys.exit(_serve(serving, chosen))
 
 
-def _serve(serving: "Serving", queues: tuple[str, ...]) -> int:
-    """Run the worker, with a Redis server of its own if none is set. Returns the exit status."""
-    # A client's install has no metrics server, and shows the help all the same.
-    from worker.process.run import run  # noqa: PLC0415
+def _passed_on(ctx: click.Context) -> Iterator[str]:
+    """The options of this call that each worker of a fleet gets, too."""
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not given or name in OF_THE_FLEET:
+            continue
+        values = ctx.params[name] if parameter.multiple else (ctx.params[name],)
+        yield from (f"{parameter.opts[0]}={value}" for value in values)
 
-    settings = serving.settings
+
+def _serve_fleet(settings: Settings, options: tuple[str, ...]) -> int:
+    """Run a worker for each device, and one Redis server for them if none is set."""
+    # As for `_serve`.
+    from worker.fleet.members import DevicesError, read_members  # noqa: PLC0415
+    from worker.fleet.run import run  # noqa: PLC0415
+
+    try:
+        members = read_members(settings.devices or "")
+    except DevicesError as error:
+        raise click.UsageError(str(error)) from None
+    with _redis_url(settings) as redis_url:
+        end = run(redis_url=redis_url, settings=settings, members=members, options=options)
+    if end.reason is not None:
+        click.echo(f"sqe-hrm: error: {end.reason}", err=True)
+    return end.status
+
+
+@contextlib.contextmanager
+def _redis_url(settings: Settings) -> Iterator[str]:
+    """The Redis to use: the one that is set, or a server of this folder."""
     with embedded.redis_url(settings.redis_url, start_if_missing=True) as redis_url:
         if settings.redis_url is None:
             logging.getLogger(__name__).info(
                 "using the embedded Redis at %s", without_password(redis_url)
             )
+        yield redis_url
+
+
+def _serve(serving: "Serving", queues: tuple[str, ...]) -> int:
+    """Run the worker, with a Redis server of its own if none is set. Returns the exit status."""
+    # A client's install has no metrics server, and shows the help all the same.
+    from worker.process.run import run  # noqa: PLC0415
+
+    with _redis_url(serving.settings) as redis_url:
         return run(
             redis_url=redis_url,
-            settings=settings,
+            settings=serving.settings,
             device=serving.device,
             queues=queues,
             open_evaluator=serving.open_evaluator,
