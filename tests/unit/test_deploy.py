@@ -1,8 +1,10 @@
 """`deploy/` refers only to settings, metrics, queues and files that exist, and is consistent.
 
-Syntax and behaviour of the alerts need promtool, which `.ci/run` calls.
+Syntax and behaviour of the alerts need promtool, and those of the systemd unit systemd-analyze:
+`.ci/run` calls both.
 """
 
+import configparser
 import importlib.resources
 import itertools
 import json
@@ -13,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import jsonschema
 import pytest
 import yaml
@@ -31,6 +34,11 @@ from schemas import (
 from tests.support.stubs import StubEvaluator
 from worker.broker.backlog import READY
 from worker.broker.keys import LIVE_QUEUE
+from worker.cli.main import COMMANDS
+from worker.fleet.members import Member
+from worker.fleet.merge import Merged
+from worker.fleet.supervisor import END_SECONDS, State
+from worker.process.notify import BEAT_SECONDS
 from worker.settings import PREFIX, Settings
 from worker.telemetry.metrics import ErrorKind, Metrics
 
@@ -39,8 +47,8 @@ PORT = Settings().metrics_port
 
 JOB = "sqe-hrm-worker"
 
-ADDED_BY_PROMETHEUS = {"instance", "job", "le"}
-"""Labels that Prometheus adds to a worker's metrics."""
+ADDED = {"instance", "job", "le", "device", "process"}
+"""Labels that Prometheus, and the process above several workers, add to a worker's metrics."""
 
 
 def _yaml(name: str) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -87,7 +95,8 @@ def exposed() -> dict[str, set[str]]:
     metrics.error(ErrorKind.REDIS)
     metrics.evaluated(_unsolved_verdict(), {("test", "agent"): 3})
     samples: dict[str, set[str]] = {}
-    for family in metrics.registry.collect():
+    state = State(Member("cpu", 0), None, None, 0)
+    for family in [*metrics.registry.collect(), *Merged(lambda: [state]).collect()]:
         for sample in family.samples:
             samples.setdefault(sample.name, set()).update(sample.labels)
     return samples
@@ -205,6 +214,33 @@ def test_a_worker_has_time_to_finish_before_it_is_killed() -> None:
     assert float(grace.removesuffix("s")) > Settings().shutdown_grace_seconds
 
 
+UNIT = configparser.ConfigParser(interpolation=None)
+# Names of systemd's settings tell upper case from lower case.
+UNIT.optionxform = str  # type: ignore[assignment, method-assign]
+UNIT.read(DEPLOY / "systemd" / "sqe-hrm-worker.service")
+SERVICE = UNIT["Service"]
+
+
+def test_the_unit_starts_reloads_and_stops_workers_as_they_expect() -> None:
+    assert SERVICE["Type"] == "notify"
+    program, command = SERVICE["ExecStart"].split()
+    assert program.endswith("/bin/sqe-hrm")
+    assert command in COMMANDS
+    assert SERVICE["ExecReload"].endswith(" -HUP $MAINPID")
+    assert SERVICE["KillMode"] == "mixed", "the supervisor tells its workers itself"
+    needed = Settings().shutdown_grace_seconds + END_SECONDS
+    assert needed < float(SERVICE["TimeoutStopSec"]) == 45
+    assert float(SERVICE["WatchdogSec"]) >= 10 * BEAT_SECONDS
+    assert SERVICE["RestartPreventExitStatus"] == str(click.UsageError.exit_code)
+
+
+def test_the_guide_names_the_units_files() -> None:
+    guide = (DEPLOY / "README.md").read_text()
+    for file in (SERVICE["EnvironmentFile"], "systemd/sqe-hrm-worker.service"):
+        assert file in guide
+    assert f"{Path(SERVICE['ExecStart'].split()[0]).parents[1]}/bin/pip" in guide
+
+
 def test_all_files_agree_on_the_metrics_port() -> None:
     (worker,) = (job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == JOB)
     (discovery,) = worker["dns_sd_configs"]
@@ -233,12 +269,12 @@ def test_rules_and_dashboard_use_metrics_and_labels_that_a_worker_exposes(
                 assert name in exposed, query
                 labels = exposed[name]
             used = set(re.findall(r"(\w+)=", selector))
-            assert used <= labels | ADDED_BY_PROMETHEUS, query
+            assert used <= labels | ADDED, query
     assert checked > 50
 
 
 def test_queries_group_by_labels_that_exist(exposed: dict[str, set[str]]) -> None:
-    known = set().union(*exposed.values(), ADDED_BY_PROMETHEUS)
+    known = set().union(*exposed.values(), ADDED)
     for query in _queries():
         for labels in re.findall(r"by \(([^)]*)\)", query):
             assert set(re.split(r",\s*", labels)) <= known, query
