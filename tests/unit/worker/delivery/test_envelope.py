@@ -326,3 +326,26 @@ def test_any_value_in_any_place_is_read_or_refused(
     with contextlib.suppress(MessageRejected):
         read = read_envelope(json.dumps(parts).encode(), "q")
         assert read.enqueued_at is None or math.isfinite(read.enqueued_at)
+
+
+JSON_TEXTS = st.sampled_from((*NUMBERS, *OTHERS, '{"a":1,"a":2}', " 1 ", r'"\u00e9\ud83d\ude00"'))
+
+
+@given(JSON_TEXTS | json_values.map(json.dumps))
+def test_json_is_read_as_python_reads_it(text: str) -> None:
+    def integer(digits: str) -> int | float:
+        return int(digits) if len(digits) < 4300 else float(digits)
+
+    read = envelope.read_json(text.encode())
+    assert repr(read) == repr(json.loads(text, parse_int=integer))
+
+
+@given(st.binary(max_size=8) | st.text(max_size=8).map(str.encode))
+def test_text_that_is_not_json_is_refused_as_python_refuses_it(text: bytes) -> None:
+    try:
+        expected = json.loads(text.decode())
+    except ValueError:
+        with pytest.raises(MessageRejected):
+            envelope.read_json(text)
+    else:
+        assert repr(envelope.read_json(text)) == repr(expected)
