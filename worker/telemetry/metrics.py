@@ -9,6 +9,7 @@ from collections import Counter as Counts
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,13 +23,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from schemas import PromptMatch, RejectionReason, TextCheck, Verdict
+from schemas import Category, Difficulty, PromptMatch, RejectionReason, TextCheck, Verdict
 from worker.evaluator import Evaluator
 
 PREFIX = "sqe_hrm"
 
 WINDOW = 1000
 """Number of latest verdicts behind the solve rate; one verdict changes it by 0.1 %."""
+
+KINDS = 1024
+"""Kinds of verdicts whose counters are kept at hand, since finding them takes longer than counting.
+Few of all combinations of labels occur."""
 
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 """Bucket limits of shares, finer towards 1, where an agent starts to drift."""
@@ -70,6 +75,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self._window: deque[bool] = deque(maxlen=WINDOW)
         self._lock = threading.Lock()
+        self._counters_of = lru_cache(maxsize=KINDS)(self._find_counters)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
@@ -129,17 +135,19 @@ class Metrics:
 
     def evaluated(self, verdict: Verdict, confusions: Mapping[tuple[str, str], int]) -> None:
         """Count a verdict; `confusions` counts its wrong tokens by (target, predicted)."""
-        self._evaluations.labels(
-            checkpoint=verdict.checkpoint,
-            outcome="solved" if verdict.solved else "unsolved",
-            known=str(verdict.known).lower(),
-            difficulty=verdict.difficulty,
-            category=verdict.category,
-        ).inc()
-        self._text_checks.labels(verdict.text, str(verdict.solved).lower()).inc()
-        self._matches.labels(verdict.match, str(verdict.solved).lower()).inc()
-        self._truncated.inc(bool(verdict.truncated))
-        self._unread_words.inc(verdict.unread_words or 0)
+        for each in self._counters_of(
+            verdict.checkpoint,
+            verdict.solved,
+            verdict.known,
+            verdict.difficulty,
+            verdict.category,
+            verdict.text,
+            verdict.match,
+        ):
+            each.inc()
+        if verdict.unread_words:
+            self._truncated.inc()
+            self._unread_words.inc(verdict.unread_words)
         if verdict.failure_pattern is not None:
             self._failures.labels(verdict.failure_pattern, verdict.category).inc()
         for (target, predicted), count in confusions.items():
@@ -156,6 +164,24 @@ class Metrics:
         self._end_to_end.observe(verdict.timings.total)
         with self._lock:
             self._window.append(verdict.solved)
+
+    def _find_counters(
+        self,
+        checkpoint: str,
+        solved: bool,  # noqa: FBT001 - positions are what the cache compares fastest
+        known: bool,  # noqa: FBT001
+        difficulty: Difficulty,
+        category: Category,
+        text: TextCheck,
+        match: PromptMatch,
+    ) -> tuple[Counter, ...]:
+        """Find the counters that count verdicts of one kind."""
+        outcome, is_solved = "solved" if solved else "unsolved", str(solved).lower()
+        return (
+            self._evaluations.labels(checkpoint, outcome, str(known).lower(), difficulty, category),
+            self._text_checks.labels(text, is_solved),
+            self._matches.labels(match, is_solved),
+        )
 
     def rejected(self, reason: RejectionReason) -> None:
         """Count a dead letter."""
