@@ -8,9 +8,12 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from hrm.data.config import ConversionConfig, WordHash
 from schemas import MAX_SEQUENCE_LENGTH, MAX_TARGET_LENGTH
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,18 +111,18 @@ def vocabulary_of(config: ConversionConfig) -> Vocabulary:
     )
 
 
-class _TokenCache(dict[str, str]):
-    """Words mapped to their tokens by `rule`, in decimal as files hold them.
+class _TokenCache(dict[str, T]):
+    """Words mapped to their tokens by `rule`.
 
     A dict subclass, because a word seen before then costs one look-up in C.
     """
 
-    def __init__(self, rule: Callable[[str], int]) -> None:
+    def __init__(self, rule: Callable[[str], T]) -> None:
         super().__init__()
         self._rule = rule
 
-    def __missing__(self, word: str) -> str:
-        token = str(self._rule(word))
+    def __missing__(self, word: str) -> T:
+        token = self._rule(word)
         if len(word) <= MAX_CACHED_WORD_LENGTH:
             if len(self) >= MAX_CACHED_WORDS:
                 self.clear()  # common words return at once; tracking their use would slow every hit
@@ -171,20 +174,21 @@ class Tokenizer:
             if config.version == 1
             else _rule_2(config.word_hash, vocabulary)
         )
-        self._lookup = _TokenCache(rule).__getitem__
+        self._token_of = _TokenCache(rule).__getitem__
+        self._decimal_of = _TokenCache(lambda word: str(rule(word))).__getitem__
         self._start, self._end = str(vocabulary.start), str(vocabulary.end)
-        self._tokens = {str(token): token for token in range(vocabulary.size)}
         self._fold: Callable[[str], str] = str.lower
         if config.version != 1:
             self._fold = _composed if config.case_sensitive else _composed_and_folded
 
     def token(self, word: str) -> int:
         """The token of one word."""
-        return int(self._lookup(self._fold(word)))
+        return self._token_of(self._fold(word))
 
     def sequence(self, text: str, max_words: int = PART_WORDS) -> list[int]:
         """The start token, the tokens of the first words of `text`, and the end token."""
-        return list(map(self._tokens.__getitem__, self.decimals(text, max_words)))
+        words = map(self._token_of, self._words(text, max_words))
+        return [self.vocabulary.start, *words, self.vocabulary.end]
 
     def target(self, text: str) -> list[int]:
         """The sequence of a completion."""
@@ -192,9 +196,11 @@ class Tokenizer:
 
     def decimals(self, text: str, max_words: int = PART_WORDS) -> list[str]:
         """The tokens of `sequence` in decimal, for converting files: faster than integers."""
+        return [self._start, *map(self._decimal_of, self._words(text, max_words)), self._end]
+
+    def _words(self, text: str, most: int) -> list[str]:
         # The rest of a long text is not split into words that are never read.
-        words = self._fold(text).split(None, max_words)[:max_words]
-        return [self._start, *map(self._lookup, words), self._end]
+        return self._fold(text).split(None, most)[:most]
 
 
 def unread_words(text: str, sequence: Sequence[int]) -> int:

@@ -156,11 +156,11 @@ def test_the_word_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "MAX_CACHED_WORDS", 3)
     cache = vocabulary._TokenCache(vocabulary._rule_1(WordHash.MD5))
     for number in range(10):
-        assert cache[f"word{number}"] == str(plain_token(f"word{number}", "md5"))
+        assert cache[f"word{number}"] == plain_token(f"word{number}", "md5")
         assert len(cache) <= 3
 
 
 def test_long_words_are_not_cached() -> None:
     cache = vocabulary._TokenCache(vocabulary._rule_1(WordHash.MD5))
-    assert (cache["x" * 64], cache["data" * 17]) == (str(plain_token("x" * 64, "md5")), "3")
+    assert (cache["x" * 64], cache["data" * 17]) == (plain_token("x" * 64, "md5"), 3)
     assert list(cache) == ["x" * 64]
