@@ -54,9 +54,9 @@ MAX_ERRORS_IN_A_ROW = 8
 is taken to be the worker's and not the messages'. The worker stops before it turns a whole queue
 into dead letters."""
 
-BACKLOG_AT_ONCE = 32
-"""Messages of the backlog that the intake takes from its line together. A live message that comes
-meanwhile still goes before the next of them."""
+AT_ONCE = 32
+"""Messages of a task that the intake takes from its line together. One of another live task waits
+for that many live ones; beside the backlog, it still goes before the next of them."""
 
 
 class NoOutcome(SQEHRMError):
@@ -221,7 +221,7 @@ class Service:
                 # The engine's queue stays short, so that submitting never waits for room in it.
                 room = self._hand.limit - self._backlog_in_engine
                 if self._submitting[False] and room > 0:
-                    return self._next_messages(min(room, BACKLOG_AT_ONCE), urgent=False)
+                    return self._next_messages(min(room, AT_ONCE), urgent=False)
                 self._changed.wait()
         return None
 
@@ -229,7 +229,7 @@ class Service:
         if self._taken[True]:
             return partial(self._read, self._taken[True].popleft())
         if self._submitting[True]:
-            return self._next_messages(1, urgent=True)
+            return self._next_messages(AT_ONCE, urgent=True)
         return None
 
     def _next_messages(self, most: int, *, urgent: bool) -> Callable[[], object]:
