@@ -18,6 +18,9 @@ from worker.broker import embedded
 from worker.broker.app import create_app
 from worker.broker.backlog import READY, read_backlog
 from worker.broker.keys import (
+    AGENTS,
+    BATCHED,
+    CANARIES,
     COUNTED,
     DEAD_LETTERS,
     FAILURES,
@@ -127,6 +130,9 @@ def look_around(viewer: Any, namespace: Namespace) -> None:  # noqa: ANN401 - as
 
 NAMES = {
     "queue": QUEUES,
+    "agents": (AGENTS,),
+    "batched": (BATCHED,),
+    "canaries": (CANARIES,),
     "other list": (*queue_lists(LIVE_QUEUE)[1:], suspects(LIVE_QUEUE)),
     "result": (result("id"),),
     "stream": (FAILURES, DEAD_LETTERS),
@@ -203,6 +209,7 @@ def test_an_agent_may_enqueue_and_read_outcomes_and_nothing_else(
         | {"PING", "SELECT", "MULTI", "EXEC", "DISCARD", "WAIT", "UNSUBSCRIBE", "CLIENT|SETINFO"},
         **{kind: set() for kind in NAMES},
         "queue": {"LPUSH"},
+        "batched": {"HINCRBY"},
         "result": {"DEL", "GET", "MGET", "SUBSCRIBE"},
     }
 
@@ -219,7 +226,26 @@ def test_a_viewer_may_read_the_streams_and_count_what_waits_and_nothing_else(
         "index": {"ZCARD", "ZCOUNT", "ZRANGE", "MEMORY|USAGE"},
         "unacked": {"HLEN", "MEMORY|USAGE"},
         "faults": {"HLEN", "MEMORY|USAGE"},
-        "marker": {"MEMORY|USAGE"},
+        **{kind: {"MEMORY|USAGE"} for kind in ("marker", "agents", "batched", "canaries")},
+    }
+
+
+def test_the_monitor_may_count_and_send_canaries_and_nothing_else(
+    admin: redis.Redis, namespace: Namespace
+) -> None:
+    assert permitted(admin, "monitor", namespace) == {
+        "": ANYONE
+        | {"PING", "SELECT", "INFO", "TIME", "MULTI", "EXEC", "DISCARD", "WAIT", "UNSUBSCRIBE"}
+        | {"CLIENT|SETINFO"},
+        **{kind: set() for kind in NAMES},
+        "queue": {"LPUSH", "LLEN", "LINDEX", "EVAL_RO"},
+        "other list": {"LLEN", "LINDEX", "EVAL_RO"},
+        "result": {"DEL", "GET", "MGET", "SUBSCRIBE"},
+        "stream": {"XINFO|STREAM"},
+        "index": {"ZRANGE"},
+        "agents": {"HGETALL"},
+        "batched": {"HGETALL"},
+        "canaries": {"SADD", "SREM", "SMEMBERS"},
     }
 
 

@@ -28,6 +28,7 @@ from worker.broker.keys import (
     result,
 )
 from worker.broker.streams import read_dead_letters, read_failures
+from worker.delivery.agents import Counted
 from worker.delivery.envelope import Envelope, Refusal
 from worker.delivery.outcomes import Answer, Batch, Delivery, Entry
 from worker.delivery.storing import THREADS, Step, Storable, Storing
@@ -72,8 +73,8 @@ class Site:
         done = threading.Semaphore(0)
 
         def build(place: int, answer: Answer) -> Storable:
-            def accepted(is_first: bool) -> None:  # noqa: FBT001 - the storing thread's
-                firsts[place] = is_first
+            def accepted(counted: Counted) -> None:
+                firsts[place] = bool(counted)
                 done.release()
 
             def aborted() -> None:

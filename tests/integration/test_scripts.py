@@ -10,7 +10,10 @@ import redis
 from tests.support.permissions import limited_url
 from worker.broker.app import EVALUATE_BATCH
 from worker.broker.keys import (
+    AGENTS,
     BACKFILL_QUEUE,
+    BATCHED,
+    CANARIES,
     COUNTED,
     DEAD_LETTERS,
     FAULTS,
@@ -58,7 +61,7 @@ def take_all(
     names = [*map(suspects, queues), *(name for queue in queues for name in queue_lists(queue))]
     limits = (LONGEST, BEGINNING, most, enough)
     arguments: Any = (len(rooms), when, *limits, EVALUATE_BATCH, "many", *rooms)
-    reply: list[Any] = TAKE(store, (*NOTED, *names), *arguments)
+    reply: list[Any] = TAKE(store, (*NOTED, *names, BATCHED), *arguments)
     return reply
 
 
@@ -66,7 +69,9 @@ def take(store: redis.Redis, unique: str = "1", when: Suspects = Suspects.LAST) 
     """Take one item; its tag ends as the other functions' tags do."""
     names = (suspects(LIVE_QUEUE), *queue_lists(LIVE_QUEUE))
     limits = (LONGEST, BEGINNING, 1, 9999)
-    items, waiting = TAKE(store, (*NOTED, *names), 1, when, *limits, EVALUATE_BATCH, unique, 1)
+    items, waiting = TAKE(
+        store, (*NOTED, *names, BATCHED), 1, when, *limits, EVALUATE_BATCH, unique, 1
+    )
     item, tag, *rest = items[0] if items else NOTHING
     return [item, tag, waiting, *rest]
 
@@ -170,9 +175,9 @@ def test_a_fault_before_any_message_is_evaluated_is_blamed_on_none(store: redis.
 
 
 def store_letter(store: redis.Redis, unique: str, token: str) -> int:
-    names = (*NOTED, COUNTED, attempt(token))
+    names = (*NOTED, COUNTED, attempt(token), AGENTS, CANARIES)
     letter = (DEAD_LETTERS, 99, "*", "a", 1)
-    entry = ("", tag_of(unique), "", "", 9, 0, len(letter), *letter)
+    entry = ("", tag_of(unique), "", "", 9, 0, len(letter), *letter, "")
     (reply,) = STORE(store, names, 9, token, 9, *entry)
     first: int = reply
     return first
@@ -346,7 +351,7 @@ def test_what_a_request_took_whose_reply_was_lost_goes_back_without_a_fault(
 
 def store_outcomes(store: redis.Redis, *streams: str, position: str = "") -> list[Any]:
     """Store outcomes, the last of which ends the item that `take` takes, or is a message of it."""
-    names = [*NOTED, COUNTED, attempt("name")]
+    names = [*NOTED, COUNTED, attempt("name"), AGENTS, CANARIES]
     arguments: list[Any] = [9, "token", 9]
     for number, stream in enumerate(streams):
         is_last = number == len(streams) - 1
@@ -355,7 +360,7 @@ def store_outcomes(store: redis.Redis, *streams: str, position: str = "") -> lis
         place = position if is_last else ""
         names += ["parts"] if place else []
         tag = tag_of() if is_last and not position else ""
-        arguments += [str(number), tag, place, "noted", 9000, 1, "result", len(entry), *entry]
+        arguments += [str(number), tag, place, "noted", 9000, 1, "result", len(entry), *entry, ""]
     reply: list[Any] = STORE(store, names, *arguments)
     return reply
 

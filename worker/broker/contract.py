@@ -18,10 +18,19 @@ matters; a larger batch could exceed a few megabytes and occupy one worker for l
 ENQUEUED_AT = "sqe_enqueued_at"
 """Task header with the time of enqueueing in Unix seconds. Any other value counts as absent."""
 
+MESSAGES = "sqe_messages"
+"""Task header with the number of messages of a batch. Who sends it also adds them to
+`worker.broker.keys.BATCHED`, in the same transaction. Where waiting messages are counted, a batch
+without it is one."""
+
 KEEP_RESULT = "sqe_keep_result"
 """Task header with the seconds for which the outcomes can be fetched. 0 for none, which are not
 announced either. Any value but a finite number from 0 on counts as absent: an outcome that nobody
 fetches costs some memory for an hour, and one that is missing makes its reader wait."""
+
+CANARY_AGENT = "sqe-canary"
+"""Agent of the messages that the monitor sends with a known answer. Other senders'
+messages with this agent count like any other."""
 
 CLIENT_MODULE = "sqe_hrm_client"
 """Module in an agent's installation that has the error of a rejection, `MessageRejected`."""

@@ -20,6 +20,10 @@ BACKFILL_QUEUE = "sqe.backfill"
 QUEUES = (LIVE_QUEUE, BACKFILL_QUEUE)
 """Both queues, in the order in which a worker empties them."""
 
+BATCHED = "sqe:batched"
+"""Hash from a queue's name to the messages that wait in it beyond one of each item: those of
+batches with the header `MESSAGES`. Senders and the workers' scripts keep it."""
+
 UNACKED = "sqe:unacked"
 """Hash from delivery tag to message, for messages that were delivered but not acknowledged."""
 
@@ -34,6 +38,12 @@ The field `SHA-1/at` holds the position of the message of a batch that is evalua
 COUNTED = "sqe:counted"
 """Beginning of the names of the markers that messages were counted; `worker.delivery.markers` adds
 the number of a slice of time, and of a set."""
+
+AGENTS = "sqe:agents"
+"""Hash of the live evaluations by agent; `worker.delivery.agents` says what its fields are."""
+
+CANARIES = "sqe:canaries"
+"""Set of the ids of the messages that the monitor sends with a known answer."""
 
 NOTED = (UNACKED, UNACKED_INDEX, FAULTS)
 """Everything that Redis notes about items that were delivered but not acknowledged."""
@@ -61,12 +71,20 @@ def suspects(queue: str) -> str:
 def delivery_tag(queue: str, unique: str, place: int = 0) -> str:
     """Build the tag of one delivery, which says where its item goes back if unacknowledged.
 
+    The tag of a batch of 7 messages ends with `.7`, before its place.
+
     Args:
         queue: The queue, completed with the namespace.
         unique: Text without a slash that no other delivery has.
         place: Place of the item's list among the queue's lists (`queue_lists`).
     """
     return f"{queue}/{unique}/{place}" if place else f"{queue}/{unique}"
+
+
+def messages_of(tag: str) -> int:
+    """Read the number of messages from a delivery tag; 1 if it names none."""
+    found = re.match(r"[^/]*/[^/]*\.([0-9]{1,3})(/|$)", tag)
+    return int(found[1]) if found else 1
 
 
 def queue_of(tag: str) -> str:

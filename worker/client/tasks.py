@@ -19,6 +19,7 @@ from worker.broker.contract import (
     EVALUATE_BATCH,
     KEEP_RESULT,
     MAX_BATCH,
+    MESSAGES,
     WAIT_SECONDS,
 )
 from worker.broker.keys import Namespace
@@ -46,11 +47,15 @@ class Task:
         Redis can then wait for its replicas.
         """
         earlier = namespace.all_keys(map(keys.result, self.message_ids))
+        more = len(self.message_ids) - 1
+        queue = namespace.key(self.queue)
+        count = [("HINCRBY", namespace.key(keys.BATCHED), queue, more)] if more else []
         wait = [("WAIT", replicas, int(WAIT_SECONDS * 1000))] if replicas else []
         return [
             ("MULTI",),
             ("DEL", *earlier),
-            ("LPUSH", namespace.key(self.queue), self.item),
+            ("LPUSH", queue, self.item),
+            *count,
             ("EXEC",),
             *wait,
         ]
@@ -58,12 +63,14 @@ class Task:
 
 def check_sent(replies: Sequence[Any], replicas: int) -> None:
     """Look at the replies to `Task.commands`. Raises `BrokerUnreachable`."""
-    for reply in replies[3]:
+    replies = list(replies)
+    confirmed = replies.pop() if replicas else 0
+    for reply in replies[-1]:
         if isinstance(reply, Exception):
             raise unreachable(reply)
-    if replicas and replies[4] < replicas:
+    if confirmed < replicas:
         raise BrokerUnreachable(
-            f"the message is enqueued, but only {replies[4]} of {replicas} replicas of Redis have "
+            f"the message is enqueued, but only {confirmed} of {replicas} replicas of Redis have "
             "it (SQE_WAIT_REPLICAS), so a failover may lose it: send it again"
         )
 
@@ -128,10 +135,11 @@ def _task(
         raise SQEHRMError(
             f"keep_result {keep_result!r}: give seconds, 0 to keep no outcome, or None"
         )
-    keep = {} if keep_result is None else {KEEP_RESULT: keep_result}
+    optional: dict[str, float] = {} if keep_result is None else {KEEP_RESULT: keep_result}
+    if len(message_ids) > 1:
+        optional[MESSAGES] = len(message_ids)
     item = json.dumps(
         {
-            "body": json.dumps([[argument], {}, {}]),
             "content-type": "application/json",
             "content-encoding": "utf-8",
             "headers": {
@@ -142,8 +150,10 @@ def _task(
                 # Outcomes are stored by message id; a list of a batch's outcomes is not needed.
                 "ignore_result": True,
                 ENQUEUED_AT: time.time(),
-                **keep,
+                **optional,
             },
+            # Behind the headers, which Redis looks into.
+            "body": json.dumps([[argument], {}, {}]),
             "properties": {
                 "correlation_id": task_id,
                 "delivery_mode": 2,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from worker.broker.keys import LIVE_QUEUE
 from worker.delivery.envelope import Envelope
 from worker.delivery.outcomes import Batch
+from worker.telemetry.metrics import Lane
 
 
 class Ending(StrEnum):
@@ -76,6 +77,11 @@ class Job:
     def is_urgent(self) -> bool:
         """Whether an agent may wait for it."""
         return self.envelope.queue == LIVE_QUEUE
+
+    @property
+    def lane(self) -> Lane:
+        """What its evaluations are counted as."""
+        return Lane.LIVE if self.is_urgent else Lane.BACKFILL
 
     @property
     def list_wanted(self) -> bool:

@@ -21,6 +21,7 @@ from schemas import DeadLetter, Rejection, SQEMessage, Verdict
 from worker.broker import keys
 from worker.broker.contract import CLIENT_MODULE
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
+from worker.delivery.agents import figures_of
 from worker.delivery.envelope import Envelope, Refusal
 from worker.delivery.markers import marker_of
 from worker.delivery.scripts import FINISH, MARK, PUT_BACK, STORE
@@ -46,6 +47,8 @@ class Answer:
     its delivery, since the item has no name of its own."""
     result_ids: tuple[str, ...]
     """Ids under which someone may wait for it."""
+    of_agent: str = ""
+    """What it adds to its agent's figures, from `figures_of`; empty for nothing."""
     record: Failure | DeadLetter | None = None
     """The record for a stream; None for a solved message."""
     result_seconds: float | None = None
@@ -115,6 +118,8 @@ class Delivery:
         message: SQEMessage,
         task_id: str | None,
         result_seconds: float | None = None,
+        *,
+        live: bool = True,
     ) -> Answer:
         """Build the answer to a message that was evaluated.
 
@@ -123,6 +128,7 @@ class Delivery:
             message: The message itself, which the failure stream keeps if it is unsolved.
             task_id: The task's id if the message was a task of its own.
             result_seconds: Seconds for which the sender wants the verdict to be kept.
+            live: Whether it was in the live queue, so that it counts for its agent.
         """
         return Answer(
             outcome=verdict,
@@ -132,6 +138,7 @@ class Delivery:
                 message.model_dump_json(include=CONTENT).encode(),
             ),
             result_ids=_distinct(verdict.message_id, task_id),
+            of_agent=figures_of(verdict) if live else "",
             record=None if verdict.solved else Failure.of(verdict, message),
             result_seconds=result_seconds,
         )
@@ -192,11 +199,10 @@ class Delivery:
         FINISH(pipe, [*self._noted, *names], *arguments)
 
     def store(self, pipe: Pipeline, entries: Sequence[Entry], token: str, name: str) -> None:
-        """Store answers by one script. Its reply has 1 for each that is the first for its message.
+        """Store answers by one script. Its reply has a number for each, which is a `Counted`.
 
-        Such an answer counts. The reply has 0 for others, and a text for one that Redis refused,
-        whatever became of the others. A repeated attempt with the same token, name and entries
-        changes nothing that an earlier one did.
+        It has a text for one that Redis refused, whatever became of the others. A repeated attempt
+        with the same token, name and entries changes nothing that an earlier one did.
 
         Args:
             pipe: Receives the commands.
@@ -205,7 +211,7 @@ class Delivery:
             name: Text that no attempt under way has; one that has ended may have had it.
         """
         settings, now = self._settings, datetime.now(UTC).isoformat()
-        names = [*keys.NOTED, keys.COUNTED, keys.attempt(name)]
+        names = [*keys.NOTED, keys.COUNTED, keys.attempt(name), keys.AGENTS, keys.CANARIES]
         arguments: list[str | bytes | int] = [
             settings.counted_expires,
             token,
@@ -231,6 +237,7 @@ class Delivery:
                 *(_result(status, result, task_id, now) for task_id in result_ids),
                 len(stream),
                 *stream,
+                answer.of_agent,
             ]
         STORE(pipe, [*map(self._key, names)], *arguments)
 

@@ -12,7 +12,9 @@ from typing import Any
 import redis
 from redis.exceptions import NoScriptError
 
+from worker.broker.contract import MAX_BATCH, MESSAGES
 from worker.broker.keys import LIVE_QUEUE, queue_lists
+from worker.delivery.agents import AGENTS, Counted
 from worker.delivery.markers import MARKERS
 from worker.delivery.suspicion import FAULTS_BEFORE_SUSPICION, NOT_ALONE
 
@@ -20,6 +22,10 @@ FAULTS_EXPIRE = 7 * 86_400
 """Seconds without any fault after which all counts are dropped. A count is removed when its item is
 acknowledged; this is for items that somebody deleted. A week outlasts any backlog."""
 
+
+HEAD_BYTES = 1024
+"""Bytes at the beginning of a batch in which its header `MESSAGES` is. The client's headers take
+less than half of them."""
 
 LISTS = len(queue_lists(LIVE_QUEUE))
 """Number of lists that make up a queue, one for each of Celery's priorities."""
@@ -65,8 +71,19 @@ local seconds, microseconds = unpack(redis.call('TIME'))
 local now = seconds + microseconds / 1e6
 """
 
+_MESSAGES = f"""
+-- The number of messages of a batch whose sender says it, at most {MAX_BATCH}; otherwise 1. The
+-- client's headers come first. In the text of a message, quotes have backslashes.
+local function messages_of(item)
+  local count = string.match(string.sub(item, 1, {HEAD_BYTES}), '"{MESSAGES}": ?(%d+)')
+  count = tonumber(count or 1)
+  return count >= 1 and count <= {MAX_BATCH} and count or 1
+end
+"""
+
 TAKE = Script(f"""#!lua flags=allow-oom
--- KEYS: unacked, its index, faults, each queue's list of suspects, then each queue's other lists.
+-- KEYS: unacked, its index, faults, each queue's list of suspects, each queue's other lists, and
+-- the messages of batches.
 -- ARGV: number of queues, when to take suspects, the longest item to return, the number of bytes to
 -- return of a longer one, the most items, the bytes after which no further item is taken, the name
 -- of a batch's task, the beginning of all tags, then how many items to take of each queue.
@@ -78,29 +95,45 @@ local queues = tonumber(ARGV[1])
 local suspects, longest, beginning, most, enough, batch, unique = unpack(ARGV, 2, 8)
 longest, most, enough = tonumber(longest), tonumber(most), tonumber(enough)
 {_NOW}
+{_MESSAGES}
 local taken, size = {{}}, 0
 local function first_list(queue) return 4 + queues + (queue - 1) * {LISTS} end
+-- Takes a batch's messages from the number of those that wait. Rubbish in its place stops nothing.
+local function count_out(queue, messages)
+  local first = first_list(queue)
+  local left = redis.pcall('HINCRBY', KEYS[#KEYS], KEYS[first], 1 - messages)
+  -- Somebody may have removed batches by other means.
+  local lists = {{KEYS[3 + queue], unpack(KEYS, first, first + {LISTS} - 1)}}
+  if left ~= 0 and redis.call('EXISTS', unpack(lists)) == 0 then
+    redis.pcall('HDEL', KEYS[#KEYS], KEYS[first])
+  end
+end
 local function take(list, queue, place, is_suspect)
   local item = redis.call('LINDEX', list, -1)
   if not item then return nil end
+  local is_long, is_batch, messages = #item > longest, false, 1
+  -- The name elsewhere in the item only ends this queue's share of the request early.
+  if not is_long then is_batch = string.find(item, batch, 1, true) end
+  if is_long or is_batch then messages = messages_of(item) end
   local tag = KEYS[first_list(queue)] .. '/' .. unique .. '-' .. #taken
+  if messages > 1 then tag = tag .. '.' .. messages end
   if place > 0 then tag = tag .. '/' .. place end
   redis.call('HSET', KEYS[1], tag, item)
   redis.call('ZADD', KEYS[2], now, tag)
   redis.call('RPOP', list)
+  if messages > 1 then count_out(queue, messages) end
   size = size + #item
   local returned, faults, length, digest = item, false, false, false
   if is_suspect then
     digest = redis.sha1hex(item)
     faults = redis.call('HGET', KEYS[3], digest) or ''
   end
-  if #item > longest then
+  if is_long then
     returned, length = string.sub(item, 1, beginning), #item
     digest = redis.sha1hex(item)
   end
   table.insert(taken, {{returned, tag, faults, length, digest}})
-  -- The name elsewhere in the item only ends this queue's share of the request early.
-  return not length and string.find(item, batch, 1, true) and 'batch' or 'item'
+  return is_batch and 'batch' or 'item'
 end
 local function take_suspect()
   for queue = 1, queues do
@@ -127,16 +160,17 @@ return {{taken, waiting}}
 """)
 
 _PUT_BACK = f"""
--- KEYS: unacked, its index, faults, then each queue's lists followed by its list of suspects.
+-- KEYS: unacked, its index, faults, each queue's lists followed by its list of suspects, and the
+-- messages of batches.
 local function lists_of(tag)
   local queue = string.match(tag, '^[^/]*')
   local place = tonumber(string.match(tag, '^[^/]*/[^/]*/([0-{LISTS - 1}])$') or 0)
   for i = 4, #KEYS, {LISTS + 1} do
-    if KEYS[i] == queue then return KEYS[i + place], KEYS[i + {LISTS}] end
+    if KEYS[i] == queue then return KEYS[i + place], KEYS[i + {LISTS}], queue end
   end
   -- Anyone may write any tag into the index. Nobody would read the item from the key that the tag
   -- names; in the first queue it is evaluated or becomes a dead letter.
-  return KEYS[4], KEYS[4 + {LISTS}]
+  return KEYS[4], KEYS[4 + {LISTS}], KEYS[4]
 end
 local function put_back(tag, is_fault)
   local item = redis.call('HGET', KEYS[1], tag)
@@ -150,7 +184,7 @@ local function put_back(tag, is_fault)
     -- The next delivery has not come to any message.
     redis.call('HDEL', KEYS[3], digest .. '/at')
     local _, count = string.gsub(faults, '%S+', '')
-    local list, suspects = lists_of(tag)
+    local list, suspects, queue = lists_of(tag)
     if count >= {FAULTS_BEFORE_SUSPICION} then list = suspects end
     if is_fault then
       -- Behind everything that waits, which may be sound.
@@ -160,6 +194,10 @@ local function put_back(tag, is_fault)
     else
       -- At the end that is taken first, since it has waited longest.
       redis.call('RPUSH', list, item)
+    end
+    local more = tonumber(string.match(tag, '^[^/]*/[^/]*%.(%d+)') or 1) - 1
+    if more > 0 and more < {MAX_BATCH} then
+      redis.pcall('HINCRBY', KEYS[#KEYS], queue, more)
     end
   end
   redis.call('HDEL', KEYS[1], tag)
@@ -220,17 +258,19 @@ STORE = Script(f"""#!lua flags=allow-oom
 -- Stores outcomes: the markers that they were counted, entries in the streams, the results. Then
 -- it acknowledges their items, or notes those of a batch, so that another delivery of the batch
 -- does not evaluate their messages again.
--- KEYS: unacked, its index, faults, markers, the caller's last attempt, then for each outcome the
--- keys of its results, and that of its batch's outcomes.
+-- KEYS: unacked, its index, faults, markers, the caller's last attempt, agents, canaries, then for
+-- each outcome the keys of its results, and that of its batch's outcomes.
 -- ARGV: seconds a marker lives, token of this attempt, seconds that a batch's outcomes live, then
 -- for each outcome: its marker, or nothing; the tag of the item that ends with it, or nothing; its
 -- position in a batch, or nothing; the outcome to note there; milliseconds its results live; their
 -- number; the results; the number of arguments that follow; a stream, its length, the entry's
--- fields.
--- Returns: for each outcome 1 if it is the first of its message, 0 if not, or why it is not stored.
+-- fields; what it adds to the figures of its agent (`worker.delivery.agents`), or nothing.
+-- Returns: for each outcome 1 if it is the first of its message, 2 if that is a canary, 0 if it is
+-- not the first, or why it is not stored.
 {_NOW}
 {_ACKNOWLEDGE}
 {MARKERS}
+{AGENTS}
 -- The token, and the places of the outcomes that this attempt counted: if it is repeated because
 -- the reply was lost, they still count.
 local noted
@@ -256,13 +296,14 @@ local function store(argument, key, results, fields, is_first)
     call('EXPIRE', parts, ARGV[3])
   end
 end
-local argument, key, added = 4, 5, 0
+local argument, key, added = 4, 7, 0
 local places, tags, replies = {{}}, {{}}, {{}}
 while argument <= #ARGV do
   local place = #replies + 1
   local marker, tag, position = unpack(ARGV, argument, argument + 2)
   local results = tonumber(ARGV[argument + 5])
   local fields = tonumber(ARGV[argument + 6 + results])
+  local of_agent = ARGV[argument + 7 + results + fields]
   local set, is_first
   if marker ~= '' then
     set = mark(marker)
@@ -276,20 +317,24 @@ while argument <= #ARGV do
     if set then added = added + 1 end
     if is_first then places[#places + 1] = place end
     if tag ~= '' then tags[#tags + 1] = tag end
-    replies[place] = (is_first or is_ours(place)) and 1 or 0
+    local kind = {Counted.REPEATED:d}
+    if is_first or is_ours(place) then kind = kind_of(of_agent) end
+    if is_first and kind == {Counted.FIRST:d} then add(of_agent) end
+    replies[place] = kind
   else
     -- With the marker, the next attempt would not add the entry.
     if set then call('SREM', set, marker) end
     -- Redis gives a table here, Valkey a string.
     replies[place] = type(failure) == 'table' and failure.err or failure
   end
-  argument = argument + 7 + results + fields
+  argument = argument + 8 + results + fields
   key = key + results + (position ~= '' and 1 or 0)
 end
 if #places > 0 then
   noted = (noted or ARGV[2] .. ' ') .. table.concat(places, ' ') .. ' '
   call('SET', KEYS[5], noted, 'EX', ARGV[1])
 end
+pcall(count_agents)
 if added > 0 then grow(added) end
 for _, tag in ipairs(tags) do acknowledge(tag) end
 return replies

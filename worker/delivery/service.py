@@ -29,6 +29,7 @@ from schemas import (
     Verdict,
 )
 from worker.broker.keys import LIVE_QUEUE
+from worker.delivery.agents import Counted
 from worker.delivery.envelope import Envelope, EnvelopeRejected, Refusal
 from worker.delivery.hand import Hand
 from worker.delivery.job import Ending, Job, Nobody, Observer
@@ -40,7 +41,7 @@ from worker.delivery.tasks import bodies_of, original_bytes, own_id_of
 from worker.delivery.vital import Vital
 from worker.delivery.waits import queued_seconds, with_queue_time
 from worker.evaluator import EngineClosedError, Evaluator, Pending
-from worker.telemetry.metrics import ErrorKind, Metrics
+from worker.telemetry.metrics import ErrorKind, Lane, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -406,11 +407,11 @@ class Service:
         answer, wrong = found
         tag = job.tag if job.batch is None else ""
 
-        def accepted(is_first: bool) -> None:  # noqa: FBT001 - the storing thread's
+        def accepted(counted: Counted) -> None:
             job.outcomes[position] = outcome if job.list_wanted else ""
             if job.batch is None and isinstance(answer.outcome, Rejection):
                 job.ending = Ending.REFUSED
-            self._count(answer.outcome, wrong, first=is_first)
+            self._count(answer.outcome, wrong, counted, job.lane)
             self._settle(job)
 
         entry = Entry(answer, outcome, tag, job.batch, position)
@@ -509,8 +510,8 @@ class Service:
         answer = self._delivery.dead_letter(refusal)
         entry = Entry(answer, answer.outcome.model_dump_json(), tag)
 
-        def accepted(is_first: bool) -> None:  # noqa: FBT001 - the storing thread's
-            self._count(answer.outcome, Counter(), first=is_first)
+        def accepted(counted: Counted) -> None:
+            self._count(answer.outcome, Counter(), counted)
             self._leave_hand(tag, Ending.REFUSED)
 
         def failed(error: Exception) -> None:
@@ -573,6 +574,7 @@ class Service:
             pending.message,
             None if job.batch is not None else job.envelope.task_id,
             job.envelope.result_seconds,
+            live=job.is_urgent,
         )
         return answer, wrong
 
@@ -618,10 +620,14 @@ class Service:
         )
         return self._delivery.dead_letter(refusal)
 
-    def _count(self, outcome: Outcome, wrong: Confusions, *, first: bool) -> None:
-        if not first:
+    def _count(
+        self, outcome: Outcome, wrong: Confusions, counted: Counted, lane: Lane = Lane.LIVE
+    ) -> None:
+        if counted is Counted.REPEATED:
             self._metrics.duplicate()
+        elif counted is Counted.CANARY and isinstance(outcome, Verdict):
+            self._metrics.canary(outcome)
         elif isinstance(outcome, Verdict):
-            self._metrics.evaluated(outcome, wrong)
+            self._metrics.evaluated(outcome, wrong, lane)
         else:
             self._metrics.rejected(outcome.reason)

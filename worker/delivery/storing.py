@@ -23,6 +23,7 @@ from redis.client import Pipeline
 from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker.contract import WAIT_SECONDS
+from worker.delivery.agents import Counted
 from worker.delivery.outcomes import Entry
 from worker.delivery.scripts import load_scripts
 from worker.delivery.trouble import Trouble
@@ -78,13 +79,13 @@ class Storable:
 
     Args:
         entry: The answer.
-        accepted: Called with whether it is the first for its message, and counts.
+        accepted: Called with how it counts.
         aborted: As in a step.
         failed: As in a step.
     """
 
     entry: Entry
-    accepted: Callable[[bool], object]
+    accepted: Callable[[Counted], object]
     aborted: Callable[[], object]
     failed: Callable[[Exception], object]
     pause: float = field(default=FIRST_PAUSE, init=False)
@@ -254,7 +255,7 @@ class Storing:
                 continue
             self.trouble.passed(answer)
             try:
-                answer.accepted(bool(reply))
+                answer.accepted(Counted(reply))
             except Exception as problem:  # noqa: BLE001 - it must not end the thread
                 answer.failed(problem)
 

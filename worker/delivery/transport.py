@@ -33,7 +33,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker.app import EVALUATE_BATCH, MAX_BATCH
 from worker.broker.errors import RedisUnfit
-from worker.broker.keys import NOTED, Namespace, queue_lists, queue_of, suspects
+from worker.broker.keys import BATCHED, NOTED, Namespace, queue_lists, queue_of, suspects
 from worker.broker.streams import KEPT_BYTES, Original
 from worker.delivery.hand import Hand
 from worker.delivery.requirements import Requirements
@@ -232,7 +232,7 @@ class Channel(redis.Channel):
         rooms = self.hand.rooms(queues)
         self._has_asked = any(rooms)
         names = [*map(suspects, queues), *(name for queue in queues for name in queue_lists(queue))]
-        keys = self.namespace.all_keys((*NOTED, *names))
+        keys = self.namespace.all_keys((*NOTED, *names, BATCHED))
         limits = (self.max_item_bytes, KEPT_BYTES, MOST_ITEMS, ENOUGH_BYTES)
         arguments = (len(queues), self.hand.suspects, *limits, EVALUATE_BATCH, unique, *rooms)
         script = ("EVAL", TAKE.text) if self._lacks_script else ("EVALSHA", TAKE.digest)

@@ -11,7 +11,15 @@ import time
 
 import redis
 
-from worker.broker.keys import NOTED, QUEUES, UNACKED_INDEX, Namespace, queue_lists, suspects
+from worker.broker.keys import (
+    BATCHED,
+    NOTED,
+    QUEUES,
+    UNACKED_INDEX,
+    Namespace,
+    queue_lists,
+    suspects,
+)
 from worker.delivery.hand import Hand
 from worker.delivery.scripts import RECLAIM, RENEW, RESTORE
 from worker.delivery.vital import Vital
@@ -36,6 +44,7 @@ RESTORED_AT_ONCE = 100
 WITH_QUEUES = (
     *NOTED,
     *(name for queue in QUEUES for name in (*queue_lists(queue), suspects(queue))),
+    BATCHED,
 )
 """Names of the keys of the scripts that put items back."""
 

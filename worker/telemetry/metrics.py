@@ -65,6 +65,17 @@ class ErrorKind(StrEnum):
     """The queues could not be read for a while, so a scrape lacks them."""
 
 
+class Lane(StrEnum):
+    """The values of the label `lane` of `evaluations_total`."""
+
+    LIVE = "live"
+    """From an agent at work."""
+    BACKFILL = "backfill"
+    """From a file."""
+    CANARY = "canary"
+    """From the monitor, with a known answer. No other metric of evaluations counts it."""
+
+
 class Metrics:
     """The metrics of one worker process. Threads share one object."""
 
@@ -88,7 +99,7 @@ class Metrics:
         self._evaluations = counter(
             "evaluations_total",
             "Messages evaluated, each counted once.",
-            *("checkpoint", "outcome", "known", "difficulty", "category"),
+            *("checkpoint", "lane", "outcome", "known", "difficulty", "category"),
         )
         self._failures = counter("failures_total", "Unsolved messages.", "pattern", "category")
         self._text_checks = counter(
@@ -133,17 +144,14 @@ class Metrics:
             for solved in ("true", "false"):
                 self._matches.labels(match, solved)
 
-    def evaluated(self, verdict: Verdict, confusions: Mapping[tuple[str, str], int]) -> None:
+    def evaluated(
+        self,
+        verdict: Verdict,
+        confusions: Mapping[tuple[str, str], int],
+        lane: Lane = Lane.LIVE,
+    ) -> None:
         """Count a verdict; `confusions` counts its wrong tokens by (target, predicted)."""
-        for each in self._counters_of(
-            verdict.checkpoint,
-            verdict.solved,
-            verdict.known,
-            verdict.difficulty,
-            verdict.category,
-            verdict.text,
-            verdict.match,
-        ):
+        for each in self._counters_of_verdict(verdict, lane):
             each.inc()
         if verdict.unread_words:
             self._truncated.inc()
@@ -165,9 +173,28 @@ class Metrics:
         with self._lock:
             self._window.append(verdict.solved)
 
+    def _counters_of_verdict(self, verdict: Verdict, lane: Lane) -> tuple[Counter, ...]:
+        """Look up the counters of `verdict`, the one of evaluations first."""
+        return self._counters_of(
+            verdict.checkpoint,
+            lane,
+            verdict.solved,
+            verdict.known,
+            verdict.difficulty,
+            verdict.category,
+            verdict.text,
+            verdict.match,
+        )
+
+    def canary(self, verdict: Verdict) -> None:
+        """Count a verdict of the monitor's own message."""
+        evaluations, *_ = self._counters_of_verdict(verdict, Lane.CANARY)
+        evaluations.inc()
+
     def _find_counters(
         self,
         checkpoint: str,
+        lane: Lane,
         solved: bool,  # noqa: FBT001 - positions are what the cache compares fastest
         known: bool,  # noqa: FBT001
         difficulty: Difficulty,
@@ -178,7 +205,9 @@ class Metrics:
         """Find the counters that count verdicts of one kind."""
         outcome, is_solved = "solved" if solved else "unsolved", str(solved).lower()
         return (
-            self._evaluations.labels(checkpoint, outcome, str(known).lower(), difficulty, category),
+            self._evaluations.labels(
+                checkpoint, lane, outcome, str(known).lower(), difficulty, category
+            ),
             self._text_checks.labels(text, is_solved),
             self._matches.labels(match, is_solved),
         )

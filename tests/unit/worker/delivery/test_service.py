@@ -219,6 +219,7 @@ def test_a_decoded_message_is_a_message(world: World) -> None:
 def test_every_outcome_is_counted_by_its_kind(world: World) -> None:
     world.process(text("solve"), text("fail"), text("nan"), "no json")
     labels = {"checkpoint": "stub", "known": "true", "difficulty": "easy", "category": "other"}
+    labels["lane"] = "live"
     assert world.count("evaluations_total", outcome="solved", **labels) == 1
     assert world.count("evaluations_total", outcome="unsolved", **labels) == 1
     assert world.count("failures_total", pattern="near_miss", category="other") == 1

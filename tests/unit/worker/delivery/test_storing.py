@@ -43,7 +43,7 @@ class Line:
         self.storing.put(
             lambda: Storable(
                 entry,
-                lambda is_first: self.accepted.append((name, is_first)),
+                lambda counted: self.accepted.append((name, bool(counted))),
                 lambda: self.aborted.append(name),
                 self.failed.append,
             )
