@@ -111,6 +111,12 @@ class Settings(BaseModel):
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 9108
     """Port of /metrics, /healthz and /readyz. 0 takes a free one."""
 
+    monitor_port: Annotated[int, Field(ge=0, le=65_535)] = 9109
+    """Port of the monitor's /metrics, /healthz and /readyz. 0 takes a free one."""
+
+    canary_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between two messages with a known answer that the monitor sends. 0 sends none."""
+
     celery_events: Literal["on", "off"] = "off"
     """Whether to answer Celery's `inspect` commands and publish its events. Off by default: anyone
     who may publish in Redis could ask, and each task has three events."""

@@ -15,7 +15,7 @@ from tests.support.processes import REAL, STUB, Worker, wait_for
 from tests.support.servers import Server, server
 from tests.support.stubs import message
 from worker.broker.app import EVALUATE, EVALUATE_BATCH
-from worker.broker.keys import DEAD_LETTERS, FAILURES, LIVE_QUEUE, NO_NAMESPACE, Namespace
+from worker.broker.keys import DEAD_LETTERS, FAILURES, LIVE_QUEUE, NO_NAMESPACE, UNACKED, Namespace
 from worker.broker.streams import read_dead_letters, read_failures
 from worker.client import BACKFILL_QUEUE, Client
 from worker.client import asyncio as awaited
@@ -86,8 +86,7 @@ def test_everything_of_a_deployment_is_in_its_namespace_and_in_one_slot(
         assert done.returncode == 0, done.stderr
         gate = tmp_path / "gate"
         client.submit(message(f"hold {gate}"))
-        counted = "queue_messages{queue=sqe.evaluate}{state=unacked}"
-        wait_for(lambda: worker.metrics()[counted] == 1, "in hand")
+        wait_for(lambda: store.hlen(STAGING.key(UNACKED)) == 1, "in hand")
         worker.signal(signal.SIGTERM)
         gate.touch()
         assert worker.wait() == 0

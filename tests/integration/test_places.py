@@ -48,4 +48,3 @@ def test_messages_are_evaluated_over_a_unix_socket(url: str, tmp_path: Path) -> 
         with create_app(url) as app:
             assert app.send_task(EVALUATE, [message().model_dump_json()]).get(timeout=30)["solved"]
         wait_for(lambda: worker.total("evaluations_total") == 6, "counted")
-        assert "queue_messages{queue=sqe.evaluate}{state=ready}" in worker.metrics()

@@ -9,7 +9,6 @@ import importlib.resources
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +38,8 @@ from worker.fleet.members import Member
 from worker.fleet.merge import Merged
 from worker.fleet.supervisor import END_SECONDS, State
 from worker.process.notify import BEAT_SECONDS
+from worker.monitor.figures import Figures
+from worker.monitor.reading import Reading, Stream
 from worker.settings import PREFIX, Settings
 from worker.telemetry.metrics import ErrorKind, Metrics
 
@@ -81,7 +82,7 @@ def _query_variables() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def exposed() -> dict[str, set[str]]:
-    """The labels of every sample that a worker exposes, by sample name."""
+    """The labels of every sample that a worker or the monitor exposes, by sample name."""
     metrics = Metrics()
     metrics.watch_engine(
         StubEvaluator(),
@@ -89,17 +90,32 @@ def exposed() -> dict[str, set[str]]:
         stalled_seconds=lambda: 0.0,
         cached=True,
     )
-    metrics.watch_queues(lambda: Counter({(LIVE_QUEUE, READY): 1}))
     metrics.rejected(RejectionReason.NOT_JSON)
     metrics.duplicate()
     metrics.error(ErrorKind.REDIS)
     metrics.evaluated(_unsolved_verdict(), {("test", "agent"): 3})
     samples: dict[str, set[str]] = {}
     state = State(Member("cpu", 0), None, None, 0)
-    for family in [*metrics.registry.collect(), *Merged(lambda: [state]).collect()]:
+    monitor = Figures(lambda: READING)
+    for family in (
+        *metrics.registry.collect(),
+        *Merged(lambda: [state]).collect(),
+        *monitor.registry.collect(),
+    ):
         for sample in family.samples:
             samples.setdefault(sample.name, set()).update(sample.labels)
     return samples
+
+
+READING = Reading(
+    ready={LIVE_QUEUE: 1},
+    oldest={LIVE_QUEUE: 1.0},
+    stalest={LIVE_QUEUE: 1.0},
+    streams={"failures": Stream()},
+    memory_used=1,
+    memory_max=1,
+    agents={("planner", Category.OTHER, "true", "solved"): 1},
+)
 
 
 def _unsolved_verdict() -> Verdict:
@@ -147,14 +163,15 @@ def test_compose_files_follow_the_published_schema(name: str) -> None:
 def test_the_gpu_file_only_adds_to_services_that_exist() -> None:
     overlay = _yaml("compose.gpu.yaml")["services"]
     assert overlay.keys() <= COMPOSE["services"].keys()
+    assert overlay["monitor"]["image"] == overlay["worker"]["image"]
     (device,) = overlay["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
 
 
 def test_every_image_is_pinned_to_a_minor_version_at_least() -> None:
-    pulled = [
-        service["image"] for service in COMPOSE["services"].values() if "build" not in service
-    ]
+    services = COMPOSE["services"].values()
+    built = {service["image"] for service in services if "build" in service}
+    pulled = {service["image"] for service in services} - built
     assert len(pulled) == 3
     for image in pulled:
         assert re.search(r":v?\d+\.\d+", image), image
@@ -192,18 +209,35 @@ def test_every_mounted_file_exists_and_every_volume_is_declared() -> None:
 
 def test_workers_are_given_only_settings_that_exist() -> None:
     for name in ("compose.yaml", "compose.gpu.yaml"):
-        for variable in _yaml(name)["services"]["worker"]["environment"]:
-            assert variable.removeprefix(PREFIX).lower() in Settings.model_fields, variable
+        for service in ("worker", "monitor"):
+            for variable in _yaml(name)["services"].get(service, {}).get("environment", ()):
+                assert variable.removeprefix(PREFIX).lower() in Settings.model_fields, variable
 
 
-FIXED = {"redis_url", "checkpoint_dir", "device", "metrics_host", "metrics_port"} | {
+def test_the_monitor_is_given_the_same_deployment_as_the_workers() -> None:
+    worker, monitor = (COMPOSE["services"][name] for name in ("worker", "monitor"))
+    assert monitor["image"] == worker["image"]
+    own = {variable for variable in monitor["environment"] if variable == "SQE_CANARY_SECONDS"}
+    for variable in monitor["environment"].keys() - own:
+        assert monitor["environment"][variable] == worker["environment"][variable], variable
+
+
+FIXED = {
+    "redis_url",
+    "checkpoint_dir",
+    "device",
+    "metrics_host",
+    "metrics_port",
+    "monitor_port",
+} | {
     "shutdown_grace_seconds"  # goes with stop_grace_period
 }
 """Settings of the surroundings of a worker, which the Compose file is."""
 
 
 def test_operators_can_give_every_other_setting() -> None:
-    environment = COMPOSE["services"]["worker"]["environment"]
+    services = COMPOSE["services"]
+    environment = {**services["monitor"]["environment"], **services["worker"]["environment"]}
     for name in Settings.model_fields.keys() - FIXED:
         variable = PREFIX + name.upper()
         assert environment[variable].startswith(f"${{{variable}:-"), variable
@@ -247,6 +281,10 @@ def test_all_files_agree_on_the_metrics_port() -> None:
     assert discovery == {"names": ["worker"], "type": "A", "port": PORT, "refresh_interval": "15s"}
     assert f"127.0.0.1:{PORT}/readyz" in COMPOSE["services"]["worker"]["healthcheck"]["test"][-1]
     assert f"EXPOSE {PORT}\n" in (DEPLOY / "Dockerfile").read_text()
+    (monitor,) = (job for job in PROMETHEUS["scrape_configs"] if "monitor" in job["job_name"])
+    port = Settings().monitor_port
+    assert monitor["static_configs"] == [{"targets": [f"monitor:{port}"]}]
+    assert f"127.0.0.1:{port}/readyz" in COMPOSE["services"]["monitor"]["healthcheck"]["test"][-1]
 
 
 def test_prometheus_reaches_workers_which_listen_on_loopback_by_default() -> None:
@@ -285,9 +323,7 @@ def test_queries_select_label_values_that_exist() -> None:
     assert set(re.findall(r'job="([^"]*)"', text)) == {JOB}
     assert set(re.findall(r'queue="([^"]*)"', text)) == {LIVE_QUEUE}
     assert set(re.findall(r'\bstate="([^"]*)"', text)) == {READY}
-    assert set(re.findall(r'kind=~"([^"]*)"', text)) == {
-        f"{ErrorKind.REDIS}|{ErrorKind.SCRAPE_REDIS}"
-    }
+    assert set(re.findall(r'kind="([^"]*)"', text)) == {ErrorKind.REDIS}
 
 
 def test_every_alert_has_a_severity_and_a_summary_and_is_tested() -> None:

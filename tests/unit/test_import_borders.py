@@ -69,6 +69,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "worker.telemetry",
         "worker.process",
     },
+    "worker.monitor": {
+        "schemas",
+        "hrm.data",
+        "worker.settings",
+        "worker.client",
+        "worker.broker",
+        "worker.telemetry",
+        "worker.delivery",
+    },
     "worker.demo": {
         "schemas",
         "hrm.data",
@@ -239,9 +248,11 @@ assert CliRunner().invoke(cli, {arguments}).exit_code == 0
         (HELP.format(arguments=["submit", "--help"]), {"torch"}),
         # A worker must pin its device before it loads torch, which also takes seconds.
         (HELP.format(arguments=["worker", "--help"]), {"torch", "prometheus_client"}),
+        (HELP.format(arguments=["monitor", "--help"]), {"torch", "prometheus_client"}),
         (HELP.format(arguments=["demo", "--help"]), {"torch", "prometheus_client"}),
         ("import worker.process.child_worker, worker.process.run", {"torch"}),
         ("import worker.fleet.run", {"torch", "celery"}),
+        ("import worker.monitor.run", {"torch", "celery", "kombu"}),
     ],
 )
 def test_modules_that_need_no_model_load_none(statement: str, heavy: set[str]) -> None:

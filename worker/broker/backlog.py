@@ -51,11 +51,11 @@ def read_backlog(
     for (queue, _), length in zip(lists, lengths, strict=True):
         counts[queue, READY] += length
     for tag in tags:
-        counts[_known_queue(tag, namespace), UNACKED] += 1
+        counts[known_queue(tag, namespace), UNACKED] += 1
     return counts
 
 
-def _known_queue(tag: bytes, namespace: Namespace) -> str:
+def known_queue(tag: bytes, namespace: Namespace) -> str:
     """Find the queue that `tag` names, or `OTHER`.
 
     Anyone may write any bytes into the index, and the queue becomes the value of a metric's label.

@@ -24,6 +24,7 @@ COMMANDS = {
     "drift-test": "count the changes of accepted answers that a checkpoint misses",
     "ensemble": "evaluate several checkpoints as one, and each of them alone",
     "evaluate": "evaluate a file with a checkpoint",
+    "monitor": "show queues, agents and streams, and test the workers once a minute",
     "schema": "print or publish the JSON Schemas",
     "submit": "send the messages of a file to the workers and collect the verdicts",
     "train": "train a checkpoint on accepted messages",

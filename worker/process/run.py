@@ -21,7 +21,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.broker.app import CONNECT_TIMEOUT, SOCKET_TIMEOUT, create_app
-from worker.broker.backlog import read_backlog
 from worker.broker.keys import Namespace
 from worker.broker.urls import connections
 from worker.delivery import vital
@@ -40,7 +39,6 @@ from worker.process.shutdown import Shutdown
 from worker.process.watchdog import Watchdog
 from worker.settings import Settings
 from worker.telemetry import health
-from worker.telemetry.latest import Latest
 from worker.telemetry.metrics import ErrorKind, Metrics
 
 logger = logging.getLogger(__name__)
@@ -55,9 +53,6 @@ YOUNG_OBJECTS = 10_000
 """New objects after which Python looks for unreachable cycles; 700 is its default. A batch in hand
 is some thousand objects, none of them in a cycle, and looking through them took a fifth of a
 message's time."""
-
-SCRAPE_TIMEOUT = 1.0
-"""Seconds to read the queues' lengths, of which a new try is worth more than a longer wait."""
 
 
 def run(
@@ -132,7 +127,7 @@ class _Worker:
             Requirements(self.settings).check(client)
 
     def _watch(self, evaluator: Evaluator, watchdog: Watchdog) -> None:
-        """Show the evaluator and the queues in the metrics, and whether the engine hangs."""
+        """Show the evaluator in the metrics, and whether the engine hangs."""
         self.readiness.watch_engine(lambda: watchdog.stalled_seconds, self.settings.stall_seconds)
         self.metrics.watch_engine(
             evaluator,
@@ -140,10 +135,6 @@ class _Worker:
             stalled_seconds=lambda: watchdog.stalled_seconds,
             cached=self.settings.cached_predictions > 0,
         )
-        client = _client(self.redis_url, SCRAPE_TIMEOUT)
-        backlog = Latest(partial(read_backlog, client, self.namespace))
-        backlog.start()
-        self.metrics.watch_queues(backlog)
 
     def _log_start(self, evaluator: Evaluator) -> None:
         logger.info(

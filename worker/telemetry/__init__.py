@@ -1,6 +1,7 @@
 """Everything a worker shows: metrics, health and log.
 
 - `metrics`: the figures that Prometheus scrapes
+- `families`: metrics made of values at each scrape
 - `health`: serves `/metrics`, `/healthz` and `/readyz`
 - `server`: the HTTP server for them, from waitress
 - `latest`: a value that is read in the background

@@ -5,7 +5,6 @@ an id. Each process has one `Metrics` object, with a registry of its own.
 """
 
 import threading
-from collections import Counter as Counts
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
@@ -19,14 +18,13 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from schemas import Category, Difficulty, PromptMatch, RejectionReason, TextCheck, Verdict
 from worker.evaluator import Evaluator
-
-PREFIX = "sqe_hrm"
+from worker.telemetry.families import LONG_SECONDS, PREFIX, OnScrape
+from worker.telemetry.families import counter as _counter
+from worker.telemetry.families import gauge as _gauge
 
 WINDOW = 1000
 """Number of latest verdicts behind the solve rate; one verdict changes it by 0.1 %."""
@@ -44,9 +42,6 @@ _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 """Bucket limits in seconds for the work on one text."""
 
-_LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-"""Bucket limits in seconds, from one step of a GPU to a backlog of half an hour."""
-
 
 DeviceMemory = Callable[[], dict[str, int]]
 """Function that reads the bytes by kind; empty if the device has no memory of its own."""
@@ -61,8 +56,6 @@ class ErrorKind(StrEnum):
     """An unforeseen error; the log has its traceback."""
     REDIS = "redis"
     """Redis did not accept an outcome; the worker tried again."""
-    SCRAPE_REDIS = "scrape_redis"
-    """The queues could not be read for a while, so a scrape lacks them."""
 
 
 class Lane(StrEnum):
@@ -128,10 +121,12 @@ class Metrics:
             "edit_similarity", "1 - Levenshtein distance / target length.", _SHARES
         )
         self._act_steps = histogram("act_steps", "ACT steps of a message.", _STEPS)
-        self._queue = histogram("queue_seconds", "Enqueued until taken.", _LONG)
+        self._queue = histogram("queue_seconds", "Enqueued until taken.", LONG_SECONDS)
         self._convert = histogram("convert_seconds", "Validation and conversion.", _SHORT)
-        self._inference = histogram("inference_seconds", "In the engine.", _LONG)
-        self._end_to_end = histogram("end_to_end_seconds", "Enqueued until the verdict.", _LONG)
+        self._inference = histogram("inference_seconds", "In the engine.", LONG_SECONDS)
+        self._end_to_end = histogram(
+            "end_to_end_seconds", "Enqueued until the verdict.", LONG_SECONDS
+        )
         # They start at 0, so that the first one shows as an increase.
         for reason in RejectionReason:
             self._rejected.labels(reason)
@@ -269,42 +264,7 @@ class Metrics:
                 }
                 yield _gauge("device_memory_bytes", "Memory of the GPU.", values, "device", "kind")
 
-        self.registry.register(_OnScrape(collect))
-
-    def watch_queues(self, read: Callable[[], Counts[tuple[str, str]] | None]) -> None:
-        """Show the number of messages by (queue, state) at every scrape from now on.
-
-        `read` returns the counts at once, or None if they are not known.
-        """
-
-        def collect() -> Iterable[Metric]:
-            counts = read()
-            if counts is None:
-                self.error(ErrorKind.SCRAPE_REDIS)
-                return
-            yield _gauge(
-                "queue_messages",
-                "Messages that wait, and messages delivered but not acknowledged.",
-                {labels: float(count) for labels, count in counts.items()},
-                *("queue", "state"),
-            )
-
-        self.registry.register(_OnScrape(collect))
-
-
-class _OnScrape(Collector):
-    """Metrics that are read at each scrape."""
-
-    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
-        self._read = read
-
-    def describe(self) -> Iterable[Metric]:
-        """Describe nothing, so that registering reads nothing."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
-        """Read the metrics."""
-        return self._read()
+        self.registry.register(OnScrape(collect))
 
 
 def _engine(evaluator: Evaluator, *, cached: bool) -> Iterable[Metric]:
@@ -335,22 +295,3 @@ def _engine(evaluator: Evaluator, *, cached: bool) -> Iterable[Metric]:
             ("miss",): now.cache_misses,
         }
         yield _counter("prediction_cache", "Predictions looked up.", asked, "result")
-
-
-def _gauge(
-    name: str, text: str, values: Mapping[tuple[str, ...], float], *labels: str
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
-    for label_values, value in values.items():
-        family.add_metric(label_values, value)
-    return family
-
-
-def _counter(
-    name: str, text: str, values: Mapping[tuple[str, ...], float], *labels: str
-) -> CounterMetricFamily:
-    """Build a counter; `name` comes without the suffix `_total`, which is added on the page."""
-    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
-    for label_values, value in values.items():
-        family.add_metric(label_values, value)
-    return family

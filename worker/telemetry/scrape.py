@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from schemas import SQEHRMError
-from worker.telemetry.metrics import PREFIX
+from worker.telemetry.families import PREFIX
 
 TIMEOUT = 10.0
 """Seconds for one page, as Prometheus allows by default."""

@@ -1,7 +1,6 @@
 """worker.telemetry.metrics: the names and figures that Prometheus gets."""
 
 import re
-from collections import Counter
 from pathlib import Path
 
 from prometheus_client import generate_latest
@@ -10,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hrm.inference.prediction import EngineStatistics
 from schemas import PromptMatch, TextCheck
 from tests.support.stubs import DIGEST, StubEvaluator, message, verdict
-from worker.telemetry.metrics import WINDOW, ErrorKind, Metrics
+from worker.telemetry.metrics import WINDOW, ErrorKind, Lane, Metrics
 
 README = Path(__file__).parents[4] / "worker" / "README.md"
 NAMES = {
@@ -41,7 +40,6 @@ NAMES = {
     "engine_slot_reductions",
     "engine_stalled_seconds",
     "prediction_cache",
-    "queue_messages",
     "checkpoint_info",
     "device_info",
     "engine_info",
@@ -57,7 +55,6 @@ def watched(evaluator: StubEvaluator | None = None, *, cached: bool = True) -> M
         stalled_seconds=lambda: 7.5,
         cached=cached,
     )
-    metrics.watch_queues(lambda: Counter({("sqe.evaluate", "ready"): 3}))
     return metrics
 
 
@@ -89,7 +86,6 @@ def test_state_is_read_when_it_is_asked_for() -> None:
     values = samples(watched())
     assert values["sqe_hrm_engine_slots", "busy"] == 0
     assert values["sqe_hrm_engine_slots", "free"] == 4
-    assert values["sqe_hrm_queue_messages", "ready", "sqe.evaluate"] == 3
     assert values["sqe_hrm_checkpoint_info", DIGEST, "stub"] == 1
     assert values["sqe_hrm_device_info", "cpu"] == 1
     assert values["sqe_hrm_engine_info", "float32", "max_steps"] == 1
@@ -178,13 +174,18 @@ def test_the_solve_rate_is_that_of_the_last_messages() -> None:
     assert samples(metrics)["sqe_hrm_solve_rate",] == 1 - 5 / WINDOW
 
 
-def test_a_scrape_without_redis_lacks_the_queues_and_says_so() -> None:
-    metrics = Metrics()
-    metrics.watch_queues(lambda: None)
-    assert samples(metrics)["sqe_hrm_errors_total", "scrape_redis"] == 0
-    values = samples(metrics)
-    assert not [key for key in values if key[0] == "sqe_hrm_queue_messages"]
-    assert values["sqe_hrm_errors_total", "scrape_redis"] == 1, "of the scrape before"
+def test_evaluations_are_counted_by_lane_and_a_canary_nowhere_else() -> None:
+    metrics, failed = Metrics(), verdict(message("fail"), queued=1.0)
+    metrics.evaluated(failed, {("test", "agent"): 1}, Lane.LIVE)
+    metrics.evaluated(failed, {}, Lane.BACKFILL)
+    before = samples(metrics)
+    metrics.canary(failed)
+    after = samples(metrics)
+    added = {key: value for key, value in after.items() if before.get(key) != value}
+    (key,) = (key for key in added if key[0].startswith("sqe_hrm_"))
+    assert "canary" in key
+    lanes = [key for key in after if key[0] == "sqe_hrm_evaluations_total"]
+    assert len(lanes) == len(Lane)
 
 
 def test_q_halt_is_right_when_its_sign_is_the_outcome() -> None:
