@@ -38,6 +38,9 @@ from worker.broker.keys import (
 )
 from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client
 from worker.client import asyncio as awaited
+from worker.monitor.canary import Canary
+from worker.monitor.figures import CanaryOutcome
+from worker.monitor.reading import Reader
 
 USERS = "deploy/redis/users.acl"
 
@@ -101,6 +104,7 @@ def test_each_user_needs_no_more_than_the_file_gives(
         assert len(list(agent.results(ids))) == 2
         asyncio.run(also_awaited())
         look_around(viewer, namespace)
+        monitor(url(redis_url, "monitor"), namespace)
         if namespace == NO_NAMESPACE:
             code = example("python", "import Celery")
             assert run(code, redis_url=as_worker)["verdict"]["solved"]
@@ -126,6 +130,30 @@ def look_around(viewer: Any, namespace: Namespace) -> None:  # noqa: ANN401 - as
     backlog = read_backlog(viewer, namespace)
     assert backlog is not None
     assert backlog[LIVE_QUEUE, READY] == 0
+
+
+def monitor(as_monitor: str, namespace: Namespace) -> None:
+    """Read everything that the monitor shows, and send a canary."""
+    noted: list[CanaryOutcome] = []
+    with (
+        redis.Redis.from_url(as_monitor) as store,
+        Client(as_monitor, namespace.name) as sender,
+    ):
+        reading = Reader(store, namespace)()
+        assert reading is not None
+        assert reading.streams["failures"].entries == 1
+        assert sum(reading.agents.values()) == 2
+        assert reading.ready[LIVE_QUEUE] == reading.oldest[LIVE_QUEUE] == 0
+        assert reading.memory_used
+        Canary(
+            sender,
+            store,
+            namespace,
+            [message()],
+            seconds=1,
+            note=lambda outcome, _: noted.append(outcome),
+        ).step()
+    assert noted == [CanaryOutcome.SOLVED]
 
 
 NAMES = {

@@ -29,12 +29,15 @@ def test_every_message_has_one_outcome_and_the_counts_agree(tmp_path: Path) -> N
     assert demo.returncode == 0, errors
     assert "all counts agree" in output
     agent = re.search(r"the agent +(\d+) +(\d+) +(\d+)", output)
-    worker = re.search(r"/metrics +(\d+) +(\d+)", output)
+    worker = re.search(r"worker's /metrics +(\d+) +(\d+)", output)
+    monitor = re.search(r"monitor's /metrics +(\d+)", output)
     assert agent is not None
     assert worker is not None
+    assert monitor is not None
     sent, verdicts, letters = map(int, agent.groups())
     assert sent == verdicts + letters
     assert (str(verdicts), str(letters)) == worker.groups()
+    assert int(monitor[1]) == verdicts
     solved = re.search(r"known +(\d+)/(\d+) +100\.0 %", output)
     assert solved is not None
     assert not list((tmp_path / ".sqe").glob("demo-*/")), "the demo's Redis left its data behind"
@@ -76,7 +79,7 @@ def worker_of(demo: subprocess.Popen[str]) -> int:
     (worker,) = (
         int(child)
         for child in children
-        if b"--metrics-port" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"\0worker\0worker\0" in Path(f"/proc/{child}/cmdline").read_bytes()
     )
     return worker
 

@@ -37,9 +37,9 @@ from worker.cli.main import COMMANDS
 from worker.fleet.members import Member
 from worker.fleet.merge import Merged
 from worker.fleet.supervisor import END_SECONDS, State
-from worker.process.notify import BEAT_SECONDS
 from worker.monitor.figures import Figures
 from worker.monitor.reading import Reading, Stream
+from worker.process.notify import BEAT_SECONDS
 from worker.settings import PREFIX, Settings
 from worker.telemetry.metrics import ErrorKind, Metrics
 

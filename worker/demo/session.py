@@ -1,4 +1,4 @@
-"""Run the demo: start a worker, send the agent's messages, and collect their outcomes.
+"""Run the demo: start a worker and the monitor, send the agent's messages, collect the outcomes.
 
 Knows the worker's process and the client. `worker.demo.traffic` makes the messages,
 `worker.demo.tally` counts the outcomes, and `worker.demo.view` shows them.
@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -25,8 +25,14 @@ from worker.demo.tally import Account, Tally
 from worker.demo.traffic import Sent
 from worker.process.child_worker import ChildWorker, start_worker
 
-LOG = Path(".sqe") / "demo-worker.log"
-"""The worker's output, overwritten by each demo."""
+LOGS = Path(".sqe")
+"""Folder of the worker's and the monitor's output, overwritten by each demo."""
+
+CANARY_SECONDS = "5"
+"""Seconds between two messages with a known answer: a demo is shorter than the usual minute."""
+
+SETTLE_SECONDS = 10.0
+"""Longest time until the monitor's figures are those of the last message."""
 
 DRAIN_SECONDS = 60.0
 """Seconds without any outcome, after which the missing ones are given up as lost."""
@@ -47,23 +53,41 @@ def running_worker(redis_url: str, port: int, options: Sequence[str]) -> Iterato
     Raises:
         ChildWorkerError: The worker ended, or was not ready in time.
     """
-    LOG.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "worker", "worker", "--metrics-port", str(port), *options]
+    # The agent has few prompts, so with a cache there would soon be no inference to see.
+    uncached = {"SQE_CACHED_PREDICTIONS": "0"}
+    with _running("worker", redis_url, port, options, uncached) as worker:
+        yield worker
+
+
+@contextlib.contextmanager
+def running_monitor(redis_url: str, options: Sequence[str]) -> Iterator[ChildWorker]:
+    """Do the same for `sqe-hrm monitor`, on a free port."""
+    canaries = {"SQE_CANARY_SECONDS": CANARY_SECONDS}
+    with _running("monitor", redis_url, 0, options, canaries) as monitor:
+        yield monitor
+
+
+@contextlib.contextmanager
+def _running(
+    name: str, redis_url: str, port: int, options: Sequence[str], defaults: Mapping[str, str]
+) -> Iterator[ChildWorker]:
+    LOGS.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "worker", name, "--metrics-port", str(port), *options]
     environ = {
-        # The agent has few prompts, so with a cache there would soon be no inference to see.
-        "SQE_CACHED_PREDICTIONS": "0",
+        **defaults,
         **os.environ,
         "SQE_REDIS_URL": redis_url,
         "SQE_NAMESPACE": "",
         "SQE_METRICS_HOST": "127.0.0.1",
     }
-    with start_worker(command, log=LOG, environ=environ) as worker:
-        yield worker.wait_until_ready()
+    with start_worker(command, log=LOGS / f"demo-{name}.log", environ=environ) as child:
+        yield child.wait_until_ready()
 
 
 def exchange(
     redis_url: str,
     worker: ChildWorker,
+    monitor: ChildWorker,
     messages: Iterator[Sent],
     tally: Tally,
     *,
@@ -78,6 +102,7 @@ def exchange(
     Args:
         redis_url: The worker's Redis.
         worker: The running worker.
+        monitor: The running monitor.
         messages: An endless source of messages.
         tally: Counts the messages and their outcomes.
         seconds: Time to send for; may be infinite.
@@ -85,7 +110,7 @@ def exchange(
         on_change: Called with the tally after each check for outcomes.
 
     Returns:
-        The counts of the agent, of the worker and of the dead-letter stream.
+        The counts of the agent, of the worker, of the monitor and of the dead-letter stream.
 
     Raises:
         ChildWorkerError: The worker ended.
@@ -116,11 +141,22 @@ def exchange(
             sent=tally.sent.total(),
             verdicts=tally.verdicts.total(),
             dead_letters=tally.rejections.total(),
-            evaluations_total=int(figures.total("evaluations_total")),
+            evaluations_total=int(figures.total("evaluations_total", lane="live")),
+            of_agents=_of_agents(monitor, tally.verdicts.total()),
             rejected_total=int(figures.total("rejected_total")),
             stream_length=entries_added(store, keys.DEAD_LETTERS) - letters_before,
             mistaken=tally.mistaken,
         )
+
+
+def _of_agents(monitor: ChildWorker, expected: int) -> int:
+    """Read the evaluations of all agents, which the monitor reads from Redis every two seconds."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        found = int(monitor.scrape().total("agent_evaluations_total"))
+        if found == expected or time.monotonic() > deadline:
+            return found
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager

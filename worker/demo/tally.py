@@ -108,13 +108,15 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
 
 @dataclass(frozen=True)
 class Account:
-    """The counts of the agent, the worker and the dead-letter stream, side by side."""
+    """The counts of the agent, the worker, the monitor and the dead-letter stream."""
 
     sent: int
     verdicts: int
     dead_letters: int
     evaluations_total: int
     """From the worker's /metrics."""
+    of_agents: int
+    """From the monitor's /metrics."""
     rejected_total: int
     """From the worker's /metrics."""
     stream_length: int
@@ -126,7 +128,7 @@ class Account:
         """Whether every message has one outcome and all counts agree."""
         return (
             self.sent == self.verdicts + self.dead_letters
-            and self.verdicts == self.evaluations_total
+            and self.verdicts == self.evaluations_total == self.of_agents
             and self.dead_letters == self.rejected_total == self.stream_length
             and self.mistaken == 0
         )

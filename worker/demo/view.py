@@ -59,6 +59,7 @@ def summary(tally: Tally, account: Account) -> RenderableType:
     rows = (
         ("the agent", account.sent, account.verdicts, account.dead_letters),
         ("the worker's /metrics", "", account.evaluations_total, account.rejected_total),
+        ("the monitor's /metrics", "", account.of_agents, ""),
         ("the dead-letter stream", "", "", account.stream_length),
     )
     for row in rows:

@@ -32,9 +32,16 @@ class Scrape:
 
     samples: tuple[Sample, ...]
 
-    def total(self, name: str) -> float:
-        """Sum one of the project's metrics over its labels; `name` comes without the prefix."""
-        return sum(sample.value for sample in self.samples if sample.name == f"{PREFIX}_{name}")
+    def total(self, name: str, **labels: str) -> float:
+        """Sum one of the project's metrics over all series with these labels.
+
+        `name` comes without the prefix.
+        """
+        return sum(
+            sample.value
+            for sample in self.samples
+            if sample.name == f"{PREFIX}_{name}" and labels.items() <= sample.labels.items()
+        )
 
 
 def scrape(url: str) -> Scrape:

@@ -96,7 +96,7 @@ def command(
     had exactly one outcome and the worker's own counters agree.
     """
     # A client's install cannot read /metrics, and shows the help all the same.
-    from worker.demo.session import exchange, running_worker  # noqa: PLC0415
+    from worker.demo.session import exchange, running_monitor, running_worker  # noqa: PLC0415
 
     if changed + malformed > 1:
         raise click.UsageError("--changed and --malformed add up to more than 1: lower one of them")
@@ -110,18 +110,20 @@ def command(
     options = ["--checkpoint", checkpoint, "--halting", halting]
     options += ["--device", device] if devices is None else ["--devices", devices]
     with contextlib.ExitStack() as stack:
-        with console.status("starting Redis and a worker"):
+        with console.status("starting Redis, a worker and the monitor"):
             started = time.monotonic()
             # An empty Redis of its own, so that nobody else's messages are touched or counted.
             embedded.DEFAULT_DATA_DIR.mkdir(exist_ok=True)
             folder = tempfile.TemporaryDirectory(prefix="demo-", dir=embedded.DEFAULT_DATA_DIR)
             redis_url = stack.enter_context(embedded.start(Path(stack.enter_context(folder)))).url
             worker = stack.enter_context(running_worker(redis_url, metrics_port, options))
+            canary = ["--canary", str(messages)]
+            monitor = stack.enter_context(running_monitor(redis_url, canary))
         workers = "a worker" if devices is None else "workers"
         console.print(
             f"Redis at {without_password(redis_url)}, {workers} with {checkpoint_name(found)} "
             f"on {devices or device}, ready after {time.monotonic() - started:.0f} s, "
-            f"{worker.url}/metrics",
+            f"{worker.url}/metrics; the monitor, {monitor.url}/metrics",
             highlight=False,
             soft_wrap=True,
         )
@@ -132,6 +134,7 @@ def command(
             account = exchange(
                 redis_url,
                 worker,
+                monitor,
                 sending,
                 tally,
                 seconds=duration,

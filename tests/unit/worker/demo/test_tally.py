@@ -17,6 +17,7 @@ AGREED = Account(
     verdicts=3,
     dead_letters=2,
     evaluations_total=3,
+    of_agents=3,
     rejected_total=2,
     stream_length=2,
     mistaken=0,
