@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from worker.fleet.supervisor import State
-from worker.telemetry.metrics import PREFIX
+from worker.telemetry.families import PREFIX
 from worker.telemetry.scrape import ScrapeError, read_families
 
 SCRAPE_SECONDS = 5.0

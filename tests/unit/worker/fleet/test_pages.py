@@ -123,7 +123,7 @@ def test_each_metric_is_described_once(fleet: Fleet, accept: str) -> None:
     types = [line for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(types) == len(set(types)) > 30
     parse = openmetrics if "openmetrics" in accept else text_string_to_metric_families
-    rejected = next(f for f in parse(text) if f.name == "sqe_hrm_rejected")  # type: ignore[no-untyped-call]
+    rejected = next(f for f in parse(text) if f.name == "sqe_hrm_rejected")
     totals = [s.value for s in rejected.samples if s.labels.get("reason") == "not_json"]
     assert [value for value in totals if value < 10] == [0, 1, 2]
 
