@@ -60,10 +60,12 @@ def test_a_demo_without_checkpoint_or_messages_starts_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_an_end_it_runs_until_ctrl_c(tmp_path: Path) -> None:
-    demo = start(tmp_path, "--forever")
+def test_without_an_end_several_workers_run_until_ctrl_c(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--forever", "--devices", "cpux2")
     assert demo.stdout is not None
-    assert "/metrics" in demo.stdout.readline()
+    first = demo.stdout.readline()
+    assert "workers with sqe-demo on cpux2" in first
+    assert "/metrics" in first
     assert "answered" in demo.stdout.readline()
     demo.send_signal(signal.SIGINT)
     output, errors = demo.communicate(timeout=60)

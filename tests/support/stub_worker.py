@@ -14,6 +14,7 @@ from worker.telemetry.logs import configure_logging
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--metrics-port", type=int)
+parser.add_argument("--device")
 parser.add_argument("--slots", type=int, default=4)
 options = parser.parse_args()
 configure_logging()

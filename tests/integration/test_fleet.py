@@ -1,0 +1,122 @@
+"""Several workers from one command: real processes, of which some end when they should not."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.processes import DEADLINE, ROOT, Worker, wait_for
+from tests.support.stubs import message
+from worker.broker.keys import UNACKED
+from worker.client import Client
+
+STUBS = """
+import sys
+from worker.fleet import run
+run.COMMAND = (sys.executable, "-m", "tests.support.stub_worker")
+from worker.cli.main import main
+main()
+"""
+"""The command, with workers that have a stub evaluator."""
+
+NOWHERE = "redis://127.0.0.1:1/0"
+
+ENDS_EARLY = """
+from worker.fleet import restarts, run
+restarts.FIRST_SECONDS = 0.01
+run.COMMAND = ("/bin/sh", "-c", "echo the device fell off the bus >&2; exit 75", "sh")
+from worker.cli.main import main
+main()
+"""
+"""The command, with workers that say one line and end."""
+
+
+def workers_of(fleet: Worker) -> set[int]:
+    """The process ids of a fleet's workers."""
+    pid = fleet.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {
+        int(child)
+        for child in children
+        if b"--device" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+    }
+
+
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(
+    tmp_path: Path,
+    redis_url: str,
+    store: redis.Redis,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    systemd.bind(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    command = (sys.executable, "-c", STUBS, "worker", "--devices", "cpux2")
+    gate = tmp_path / "gate"
+    with systemd, Worker.start(command, tmp_path, redis_url, visibility_timeout=1) as fleet:
+        systemd.settimeout(DEADLINE)
+        while b"READY=1" not in systemd.recv(4096):
+            pass
+        assert fleet.get("/readyz") == (200, "ready\ncpu/0: ready\ncpu/1: ready\n")
+        sent = [client.submit(message(f"hold {gate}")) for _ in range(40)]
+        wait_for(lambda: store.hlen(UNACKED) > 8, "both have some in hand")
+        before = workers_of(fleet)
+        victim = min(before)
+        assert b"NOTIFY_SOCKET" not in Path(f"/proc/{victim}/environ").read_bytes()
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: fleet.total("worker_up") == 1, "one is missing")
+        assert fleet.is_ready()
+        gate.touch()
+        assert {each.message_id for each in client.results(sent)} == set(sent)
+        wait_for(lambda: fleet.total("worker_up") == 2, "both are there")
+        assert len(workers_of(fleet) - before) == 1
+        more = [client.submit(message()) for _ in range(40)]
+        assert {each.message_id for each in client.results(more)} == set(more)
+        assert fleet.total("worker_restarts_total") == 1
+        for number in "01":
+            assert f"duplicates_total{{device=cpu}}{{process={number}}}" in fleet.metrics()
+        wait_for(lambda: not store.exists(UNACKED), "all acknowledged")
+        fleet.signal(signal.SIGTERM)
+        assert fleet.wait() == 0
+    assert "was killed by signal 9" in fleet.log.read_text()
+
+
+def run(program: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, "worker", "--devices", "cpux2", "--metrics-port", "0"],
+        cwd=folder,
+        env={**os.environ, "SQE_REDIS_URL": NOWHERE, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+def test_workers_that_end_early_again_and_again_are_given_up_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    done = run(ENDS_EARLY, tmp_path)
+    assert done.returncode == 75
+    for name in ("cpu/0", "cpu/1"):
+        assert done.stderr.count(f"[{name}] the device fell off the bus") == 5
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("sqe-hrm: error: no worker is left: cpu/0: given up after 5 ends")
+    assert last.endswith("it last ended with status 75, last said: the device fell off the bus")
+
+
+def test_what_every_start_would_meet_ends_the_fleet_at_once(tmp_path: Path) -> None:
+    done = run(STUBS, tmp_path, SQE_NAMESPACE="{")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    said = {line.partition("sqe-hrm: error: ")[2] for line in lines if line.startswith("[")}
+    (problem,) = said - {""}
+    assert problem.startswith("SQE_NAMESPACE ")
+    assert re.fullmatch(f"sqe-hrm: error: cpu/[01]: {re.escape(problem)}", lines[-1])
