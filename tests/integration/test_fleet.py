@@ -6,12 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from tests.support.processes import DEADLINE, ROOT, Worker, wait_for
+from tests.support.processes import DEADLINE, ROOT, STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker.keys import UNACKED
 from worker.client import Client
@@ -37,6 +38,22 @@ main()
 """The command, with workers that say one line and end."""
 
 
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket to which services say how they are."""
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(address)
+        heard.settimeout(DEADLINE)
+        yield heard
+
+
+def wait_until_told(systemd: socket.socket, line: bytes) -> None:
+    while line not in systemd.recv(4096).split(b"\n"):
+        pass
+
+
 def workers_of(fleet: Worker) -> set[int]:
     """The process ids of a fleet's workers."""
     pid = fleet.process.pid
@@ -53,17 +70,12 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(
     redis_url: str,
     store: redis.Redis,
     client: Client,
-    monkeypatch: pytest.MonkeyPatch,
+    systemd: socket.socket,
 ) -> None:
-    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    systemd.bind(str(tmp_path / "notify"))
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     command = (sys.executable, "-c", STUBS, "worker", "--devices", "cpux2")
     gate = tmp_path / "gate"
-    with systemd, Worker.start(command, tmp_path, redis_url, visibility_timeout=1) as fleet:
-        systemd.settimeout(DEADLINE)
-        while b"READY=1" not in systemd.recv(4096):
-            pass
+    with Worker.start(command, tmp_path, redis_url, visibility_timeout=1) as fleet:
+        wait_until_told(systemd, b"READY=1")
         assert fleet.get("/readyz") == (200, "ready\ncpu/0: ready\ncpu/1: ready\n")
         sent = [client.submit(message(f"hold {gate}")) for _ in range(40)]
         wait_for(lambda: store.hlen(UNACKED) > 8, "both have some in hand")
@@ -86,6 +98,17 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(
         fleet.signal(signal.SIGTERM)
         assert fleet.wait() == 0
     assert "was killed by signal 9" in fleet.log.read_text()
+
+
+def test_a_single_worker_tells_systemd_when_it_takes_messages_and_when_it_stops(
+    tmp_path: Path, redis_url: str, systemd: socket.socket
+) -> None:
+    with Worker.start(STUB, tmp_path, redis_url) as worker:
+        wait_until_told(systemd, b"READY=1")
+        assert worker.is_ready()
+        worker.signal(signal.SIGTERM)
+        wait_until_told(systemd, b"STOPPING=1")
+        assert worker.wait() == 0
 
 
 def run(program: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:

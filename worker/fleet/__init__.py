@@ -8,6 +8,6 @@
 - `merge`: joins the metrics of several workers
 - `run`: joins these parts
 
-Imports no torch. May import `schemas`, `worker.settings`, `worker.child`,
+Imports no torch and no Celery. May import `schemas`, `worker.settings`, `worker.child`,
 `worker.telemetry` and `worker.process`.
 """

@@ -55,7 +55,7 @@ class Child:
         self.ready_since: float | None = None
         """When it was first ready, by the monotonic clock."""
         self.silent_seconds = 0.0
-        """Time without an answer since it last answered; 0 before the first answer."""
+        """Time without an answer since it serves pages, or since it last answered."""
         self._not_ready: str | None = STARTING
         self._last_line = ""
         self._process = start_child(command, log=subprocess.PIPE, environ=environ)

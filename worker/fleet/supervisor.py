@@ -51,7 +51,7 @@ class ChildLike(Protocol):
 
     @property
     def silent_seconds(self) -> float:
-        """Time without an answer since it last answered."""
+        """Time without an answer."""
 
     @property
     def not_ready_reason(self) -> str | None:

@@ -8,5 +8,6 @@
 - `notify`: tells systemd that a process is ready, alive or stopping
 - `child_worker`: starts a worker in a process of its own, waits for it and ends it
 
-May import every package of `worker` but `worker.client`, `worker.demo` and `worker.cli`.
+May import every package of `worker` but `worker.client`, `worker.fleet`, `worker.demo` and
+`worker.cli`.
 """
