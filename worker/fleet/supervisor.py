@@ -5,6 +5,7 @@ are made by `Supervisor.step`, which looks once at every worker and never waits 
 """
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -209,9 +210,7 @@ class Supervisor:
         child = place.child
         if child is None:
             if not (self.is_stopping or place.is_given_up) and now >= place.start_at:
-                place.reload_wanted = False  # it reads what a reload would
-                place.starts += 1
-                place.child = self._start(place.member)
+                self._start_child(place, now)
             return
         status = child.poll()
         if status is not None:
@@ -228,6 +227,15 @@ class Supervisor:
             place.reload_wanted = False
             child.send_signal(signal.SIGHUP)
 
+    def _start_child(self, place: _Place, now: float) -> None:
+        place.reload_wanted = False  # it reads what a reload would
+        place.starts += 1
+        try:
+            place.child = self._start(place.member)
+        except OSError as error:  # no memory, or too many processes: for now, perhaps
+            place.status, place.ended = os.EX_OSERR, f"could not be started: {error.strerror}"
+            self._plan(place, 0.0, now)
+
     def _note_end(self, place: _Place, child: ChildLike, status: int, now: float) -> None:
         since = child.ready_since
         place.was_ready |= since is not None
@@ -243,7 +251,11 @@ class Supervisor:
             self._failure = End(status, f"{place.member.name}: {child.last_line}")
             self._stop(now)
             return
-        pause = place.restarts.ended(0.0 if since is None else now - since)
+        self._plan(place, 0.0 if since is None else now - since, now)
+
+    def _plan(self, place: _Place, ready_seconds: float, now: float) -> None:
+        """Decide when the place gets its next worker."""
+        pause = place.restarts.ended(ready_seconds)
         if pause is None:
             place.is_given_up = True
             place.ended = (

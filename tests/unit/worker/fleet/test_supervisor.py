@@ -144,6 +144,21 @@ def test_a_fleet_of_which_no_worker_is_left_ends_with_the_reason() -> None:
     assert end.reason.startswith("no worker is left: cpu/0: given up after 5 ends in a row")
 
 
+def test_a_process_that_the_system_refuses_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: World, member: Member) -> FakeChild:
+        raise BlockingIOError(11, "Resource temporarily unavailable", str(member))
+
+    with monkeypatch.context() as full:
+        full.setattr(World, "start", refuse)
+        world = World("cpu")
+    assert world.reasons() == ["could not be started: Resource temporarily unavailable"]
+    world.supervisor._start = world.start
+    assert world.step(1) is None
+    assert [child.member.name for child in world.started] == ["cpu"]
+
+
 @pytest.mark.parametrize("status", [1, 2])
 def test_a_reason_that_each_start_would_have_ends_everything_at_once(status: int) -> None:
     world = World("cpux3")
