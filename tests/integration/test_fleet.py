@@ -1,7 +1,6 @@
 """Several workers from one command: real processes, of which some end when they should not."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -111,9 +110,9 @@ def test_a_single_worker_tells_systemd_when_it_takes_messages_and_when_it_stops(
         assert worker.wait() == 0
 
 
-def run(program: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, devices: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program, "worker", "--devices", "cpux2", "--metrics-port", "0"],
+        [sys.executable, "-c", program, "worker", "--devices", devices, "--metrics-port", "0"],
         cwd=folder,
         env={**os.environ, "SQE_REDIS_URL": NOWHERE, "PYTHONPATH": str(ROOT), **env},
         capture_output=True,
@@ -126,7 +125,7 @@ def run(program: str, folder: Path, **env: str) -> subprocess.CompletedProcess[s
 def test_workers_that_end_early_again_and_again_are_given_up_with_the_reason(
     tmp_path: Path,
 ) -> None:
-    done = run(ENDS_EARLY, tmp_path)
+    done = run(ENDS_EARLY, "cpux2", tmp_path)
     assert done.returncode == 75
     for name in ("cpu/0", "cpu/1"):
         assert done.stderr.count(f"[{name}] the device fell off the bus") == 5
@@ -136,10 +135,10 @@ def test_workers_that_end_early_again_and_again_are_given_up_with_the_reason(
 
 
 def test_what_every_start_would_meet_ends_the_fleet_at_once(tmp_path: Path) -> None:
-    done = run(STUBS, tmp_path, SQE_NAMESPACE="{")
+    done = run(STUBS, "cpu", tmp_path, SQE_NAMESPACE="{")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     said = {line.partition("sqe-hrm: error: ")[2] for line in lines if line.startswith("[")}
     (problem,) = said - {""}
     assert problem.startswith("SQE_NAMESPACE ")
-    assert re.fullmatch(f"sqe-hrm: error: cpu/[01]: {re.escape(problem)}", lines[-1])
+    assert lines[-1] == f"sqe-hrm: error: cpu: {problem}"
