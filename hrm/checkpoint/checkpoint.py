@@ -99,8 +99,8 @@ class Checkpoint:
     def accepted_pairs(self) -> AcceptedPairs | None:
         """Read the accepted pairs beside the weights; None if the folder has none.
 
-        They are read on request, because only training, promotion, `record` and `inspect` need
-        them.
+        They are read on request, because only training, promotion, workers, `record` and `inspect`
+        need them.
 
         Raises:
             CheckpointError: The file is damaged, or its pairs are not those of the record.

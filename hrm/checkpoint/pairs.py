@@ -1,8 +1,9 @@
 """The accepted pairs that a checkpoint was trained on, as tokens and hashes and without any text.
 
 A checkpoint folder holds them in `accepted.pairs`, so that training further can replay them and a
-promotion can tell what would be lost. Knows examples, hashes and tensors; nothing of weights, but
-for the digest of those by which the pairs were found solved. Workers do not read the file.
+promotion can tell what would be lost; a worker tests itself with a few of them. Knows examples,
+hashes and tensors; nothing of weights, but for the digest of those by which the pairs were found
+solved.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -2,6 +2,7 @@
 
 - `evaluator`: the verdict of one message
 - `check`: the check of a message's texts beside the model
+- `known`: the pairs with which an evaluator tests itself
 - `answers`: the nearest of several accepted answers
 - `scoring`: the comparison of a prediction with its target
 - `baselines`: guesses that never look at the input

@@ -3,9 +3,10 @@
 Joins conversion, text check, inference and scoring; knows no queue and no metrics server.
 """
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from hrm.data.conversion import Content, Converter
 from hrm.evaluation.answers import nearest_of, with_rows
 from hrm.evaluation.check import MessageCheck, check_message
 from hrm.evaluation.scoring import Score, commonest_token, score
+from hrm.inference.cache import without_cache
 from hrm.inference.prediction import (
     EngineStatistics,
     InferenceError,
@@ -64,6 +66,14 @@ class Evaluated(NamedTuple):
     verdict: Verdict
     confusions: Counter[tuple[str, str]]
     """How often each pair (target, predicted) of different tokens occurred, by their names."""
+
+
+class SelfTest(NamedTuple):
+    """The result of a self-test."""
+
+    solved: int
+    pairs: int
+    """Number of pairs that were asked for, all of which should be solved."""
 
 
 class PendingExample:
@@ -176,6 +186,8 @@ class Evaluator:
         device: What verdicts call the device.
         worker: What verdicts call this worker.
         max_message_bytes: Limit of prompt and completion together (UTF-8).
+        known: Accepted pairs that the model solves by its own record, for the self-test; see
+            `hrm.evaluation.known`.
 
     Raises:
         CheckpointError: The model's conversion gives puzzles that the model does not have.
@@ -189,6 +201,7 @@ class Evaluator:
         device: str,
         worker: str,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        known: Sequence[HRMExample] = (),
     ) -> None:
         _check_puzzle_space(checkpoint)
         self.checkpoint = checkpoint
@@ -196,6 +209,7 @@ class Evaluator:
         self._engine = engine
         self._worker = worker
         self._max_message_bytes = max_message_bytes
+        self._known = known
         self.converter = Converter(checkpoint.conversion)
         training = checkpoint.training
         self._baseline = commonest_token(training.target_token_counts) if training else None
@@ -272,6 +286,21 @@ class Evaluator:
         clock = _Clock(None, taken, converted=time.perf_counter())
         return PendingExample(self, example, origin, check, self._predict(example, check), clock)
 
+    def self_test(self) -> SelfTest:
+        """Compute the known pairs anew, without the cache, and count those that are solved.
+
+        Messages go first. Raises `EngineClosedError` if the evaluator is closed meanwhile, and
+        `EngineFailedError` if the device fails.
+        """
+        engine = without_cache(self._engine)
+        predictions = [self._infer(each, engine, urgent=False) for each in self._known]
+        solved = 0
+        for example, prediction in zip(self._known, predictions, strict=True):
+            target = example.target_sequence
+            with contextlib.suppress(InferenceError):
+                solved += prediction.result().tokens[: len(target)] == target
+        return SelfTest(solved, len(self._known))
+
     def close(self) -> None:
         """Finish the examples in slots, and fail those that wait."""
         self._engine.close()
@@ -344,14 +373,14 @@ class Evaluator:
     ) -> Future[Prediction]:
         """Infer the example; if its prompt has several accepted answers, with the row of each."""
         rows = with_rows(example, check.rows)
-        predictions = [self._infer(each, urgent=urgent) for each in rows]
+        predictions = [self._infer(each, self._engine, urgent=urgent) for each in rows]
         return nearest_of(predictions, example.target_sequence)
 
-    def _infer(self, example: HRMExample, *, urgent: bool) -> Future[Prediction]:
+    def _infer(self, example: HRMExample, engine: Predictor, *, urgent: bool) -> Future[Prediction]:
         self._check_puzzle(example)
         try:
             parts = self.converter.parts(example)
-            return joined([submit_when_room(self._engine, part, urgent=urgent) for part in parts])
+            return joined([submit_when_room(engine, part, urgent=urgent) for part in parts])
         except ExampleError as error:
             raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
 

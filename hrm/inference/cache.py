@@ -215,6 +215,11 @@ class CachedPredictor:
             self._kept.popitem(last=False)
 
 
+def without_cache(predictor: Predictor) -> Predictor:
+    """The predictor behind a cache, which computes every answer; `predictor` if it is no cache."""
+    return predictor._predictor if isinstance(predictor, CachedPredictor) else predictor  # noqa: SLF001
+
+
 def _packed(tokens: Sequence[int]) -> str:
     """Pack tokens into the characters with these numbers: one or two bytes each, no pointers."""
     return "".join(map(chr, tokens))

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hrm.checkpoint import load_checkpoint, pair_hash, save_checkpoint
 from hrm.checkpoint.checkpoint import Checkpoint
-from hrm.checkpoint.pairs import AcceptedExample, AcceptedPairs
+from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedExample, AcceptedPairs
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.data.texts import TextHashes
@@ -17,7 +18,7 @@ from hrm.inference.prediction import submit_when_room
 from hrm.kernels import accelerate
 from hrm.model.network import HRM
 from hrm.training.examples import training_record
-from schemas import HRMExample
+from schemas import HaltedBy, HRMExample
 from tests.support.checkpoints import SHA256, TINY, state_of
 
 ONE_STEP = TINY.model_copy(update={"halt_max_steps": 1})
@@ -55,8 +56,13 @@ def saved_with(
     state: Mapping[str, Tensor],
     held: Sequence[HRMExample],
     conversion: ConversionConfig = SHA256,
+    *,
+    recorded: bool = False,
 ) -> Checkpoint:
-    """A checkpoint of `ONE_STEP` in `folder` that holds these pairs."""
+    """A checkpoint of `ONE_STEP` in `folder` that holds these pairs.
+
+    With `recorded` it says that it solves them all, true or not.
+    """
     accepted = [
         AcceptedExample(
             line=number,
@@ -68,4 +74,8 @@ def saved_with(
     ]
     pairs = AcceptedPairs.of(accepted, ONE_STEP.vocab_size)
     save_checkpoint(folder, state, ONE_STEP, conversion, training_record(accepted), pairs)
-    return load_checkpoint(folder)
+    saved = load_checkpoint(folder)
+    if recorded:
+        flags = dict.fromkeys(HaltedBy, torch.ones(len(pairs)))
+        pairs.measured(flags, saved.digest).write(folder / ACCEPTED_PAIRS)
+    return saved
