@@ -6,12 +6,21 @@ need none.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hrm.inference.prediction import EngineClosedError, EngineStatistics
 from schemas import HaltedBy, SQEMessage, Verdict
 
-__all__ = ["EngineClosedError", "EngineStatistics", "Evaluated", "Evaluator", "Pending"]
+__all__ = [
+    "EngineClosedError",
+    "EngineStatistics",
+    "Evaluated",
+    "Evaluator",
+    "Model",
+    "Named",
+    "Pending",
+]
 
 Evaluated = tuple[Verdict, Counter[tuple[str, str]]]
 """A verdict, and how often each pair (target, predicted) of different tokens occurred."""
@@ -26,13 +35,20 @@ class Pending(Protocol):
     def result(self, timeout: float | None = None) -> Evaluated: ...  # noqa: D102
 
 
+class Named(Protocol):
+    """A checkpoint, or an ensemble, which has a name and a digest of its own."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+
+
 class Evaluator(Protocol):
     """Turns messages into verdicts, with one checkpoint or several as one."""
 
     @property
-    def checkpoint_name(self) -> str: ...  # noqa: D102
-    @property
-    def checkpoint_digest(self) -> str: ...  # noqa: D102
+    def checkpoint(self) -> Named: ...  # noqa: D102
     @property
     def device(self) -> str: ...  # noqa: D102
     @property
@@ -49,3 +65,18 @@ class Evaluator(Protocol):
         urgent: bool = True,
     ) -> Pending: ...
     def close(self) -> None: ...  # noqa: D102
+    def self_test(self) -> tuple[int, int]:
+        """Compute pairs that the checkpoint is known to solve.
+
+        Returns how many are solved, and of how many: none if the checkpoint does not say which.
+        """
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint or ensemble that was read and checked, and is on no device yet."""
+
+    name: str
+    digest: str
+    open: Callable[[], Evaluator]
+    """Loads it onto the device, and starts to answer."""

@@ -5,8 +5,9 @@ import os
 import sys
 
 from schemas import SQEHRMError
-from tests.support.stubs import StubEvaluator
+from tests.support.stubs import DIGEST, StubEvaluator
 from worker.broker.keys import QUEUES
+from worker.evaluator import Model
 from worker.process.devices import Device
 from worker.process.run import run
 from worker.settings import Settings
@@ -24,7 +25,9 @@ try:
         settings=Settings.from_env(metrics_port=options.metrics_port),
         device=Device("cpu", "cpu"),
         queues=QUEUES,
-        open_evaluator=lambda worker: StubEvaluator(options.slots, worker),
+        read_model=lambda worker, _: Model(
+            "stub", DIGEST, lambda: StubEvaluator(options.slots, worker)
+        ),
     )
 except SQEHRMError as error:
     sys.exit(f"sqe-hrm: error: {error}")

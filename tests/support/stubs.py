@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hrm.inference.prediction import EngineClosedError, EngineStatistics
 from schemas import (
@@ -32,7 +32,7 @@ from schemas import (
     Verdict,
     parse_message,
 )
-from worker.evaluator import Evaluated
+from worker.evaluator import Evaluated, Named
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -50,13 +50,26 @@ def split(prompt: str) -> tuple[float, str, str]:
     return float(seconds), *split(prompt)[1:]
 
 
-def verdict(of: SQEMessage, queued: float | None = None, worker: str = "stub") -> Verdict:
+class Checkpoint(NamedTuple):
+    name: str
+    digest: str
+
+
+STUB = Checkpoint("stub", DIGEST)
+
+
+def verdict(
+    of: SQEMessage,
+    queued: float | None = None,
+    worker: str = "stub",
+    checkpoint: Named = STUB,
+) -> Verdict:
     solved = not split(of.prompt)[1].startswith("fail")
     return Verdict(
         message_id=of.message_id,
         agent_id=of.agent_id,
-        checkpoint="stub",
-        checkpoint_digest=DIGEST,
+        checkpoint=checkpoint.name,
+        checkpoint_digest=checkpoint.digest,
         puzzle_id=7,
         solved=solved,
         token_accuracy=1.0 if solved else 0.5,
@@ -85,8 +98,11 @@ def verdict(of: SQEMessage, queued: float | None = None, worker: str = "stub") -
 
 
 class StubPending:
-    def __init__(self, of: SQEMessage, queued: float | None, worker: str) -> None:
+    def __init__(
+        self, of: SQEMessage, queued: float | None, worker: str, checkpoint: Named
+    ) -> None:
         self.message = of
+        self._checkpoint = checkpoint
         self.future: Future[None] = Future()
         self._queued = queued
         self._worker = worker
@@ -109,18 +125,19 @@ class StubPending:
                 if action == "bug-once":
                     Path(file).touch()
                 raise RuntimeError(self.message.prompt)
-        answer = verdict(self.message, self._queued, self._worker)
+        answer = verdict(self.message, self._queued, self._worker, self._checkpoint)
         return answer, Counter({} if answer.solved else {("test", "agent"): 2})
 
 
 class StubEvaluator:
-    checkpoint_name = "stub"
-    checkpoint_digest = DIGEST
     device = "cpu"
     dtype = "float32"
     halting = HaltedBy.MAX_STEPS
 
-    def __init__(self, slots: int = 4, worker: str = "stub") -> None:
+    def __init__(self, slots: int = 4, worker: str = "stub", checkpoint: Named = STUB) -> None:
+        self.checkpoint = checkpoint
+        self.tested = (0, 0)
+        """Solved pairs and pairs of every self-test."""
         self._worker = worker
         self.statistics = EngineStatistics(slots=slots)
         self.submitted: list[str] = []
@@ -136,7 +153,7 @@ class StubEvaluator:
         urgent: bool = True,
     ) -> StubPending:
         parsed = parse_message(body)
-        pending = StubPending(parsed, queued_seconds, self._worker)
+        pending = StubPending(parsed, queued_seconds, self._worker, self.checkpoint)
         self.submitted.append(parsed.prompt)
         self.urgent.append(urgent)
         seconds, action, file = split(parsed.prompt)
@@ -169,6 +186,9 @@ class StubEvaluator:
             future.set_exception(EngineClosedError("the engine is closed"))
         else:
             future.set_result(None)
+
+    def self_test(self) -> tuple[int, int]:
+        return self.tested
 
     def close(self) -> None:
         self._closed.set()

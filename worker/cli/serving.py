@@ -6,6 +6,7 @@ after the device is pinned.
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,10 +14,12 @@ import torch
 from hrm.checkpoint import Checkpoint, open_checkpoint
 from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, load_members
-from hrm.ensemble.stacking import read_stacking
+from hrm.ensemble.stacking import EnsembleError, read_stacking
 from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.known import known_pairs
 from hrm.inference.config import Inference, dtype_of
 from schemas import HaltedBy
+from worker.evaluator import Model
 from worker.process import devices
 from worker.settings import Settings
 
@@ -52,17 +55,39 @@ class Serving:
     max_steps: int | None
     dtype: str
 
-    def open_evaluator(self, worker: str) -> Evaluator:
-        """Load what is served, and start to answer.
+    def read_model(self, worker: str, checkpoint: str | None = None) -> Model:
+        """Read and check what is served.
 
-        `worker` is the name in the verdicts. Raises `CheckpointError` and `EnsembleError`.
+        Args:
+            worker: The name in the verdicts.
+            checkpoint: Name or path of another checkpoint than the settings'.
+
+        Raises:
+            CheckpointError: The checkpoint, or a member of the ensemble, cannot be used.
+            EnsembleError: The members do not go together, or `checkpoint` is to take their place.
         """
-        threads = self.settings.threads or torch.get_num_threads()
         # The engine's threads are all that the cores are for. A second set, which torch would start
         # here to load a checkpoint, makes OpenMP put threads to sleep between operations.
+        threads = self._threads
         torch.set_num_threads(1)
-        model, device = self._model(), self.device.torch_name
-        inference = self._inference(threads, self._rule(model))
+        model = self._model(checkpoint)
+        return Model(model.name, model.digest, partial(self._open, model, worker, threads))
+
+    @cached_property
+    def _threads(self) -> int:
+        """CPU threads of an engine. What torch says of them is its default only at first."""
+        return self.settings.threads or torch.get_num_threads()
+
+    def _open(self, model: Checkpoint | Ensemble, worker: str, threads: int) -> Evaluator:
+        """Load a model onto the device, and start to answer."""
+        inference, device = self._inference(threads, self._rule(model)), self.device.torch_name
+        members = model.members if isinstance(model, Ensemble) else [model]
+        known = known_pairs(members, inference.halting, inference.max_steps)
+        if not known:
+            logger.info(
+                "no self-test: checkpoint %s does not say which pairs it solves in this way",
+                model.name,
+            )
         if isinstance(model, Ensemble):
             predictor = model.open(inference, device)
         else:
@@ -73,12 +98,17 @@ class Serving:
             device=self.device.name,
             worker=worker,
             max_message_bytes=self.settings.max_message_bytes,
+            known=known,
         )
 
-    def _model(self) -> Checkpoint | Ensemble:
+    def _model(self, checkpoint: str | None) -> Checkpoint | Ensemble:
         folder = self.settings.checkpoint_dir
         if not self.members:
-            return open_checkpoint(self.settings.checkpoint, folder)
+            return open_checkpoint(checkpoint or self.settings.checkpoint, folder)
+        if checkpoint is not None:
+            raise EnsembleError(
+                "this worker serves an ensemble: restart it to serve a single checkpoint"
+            )
         return Ensemble(
             load_members(self.members, folder),
             Strategy(self.strategy),

@@ -84,6 +84,8 @@ class Hand:
         self._no_suspect_before = 0.0
         self.is_closed = False
         """Whether nothing is taken any more."""
+        self.is_paused = False
+        """Whether nothing is taken for now."""
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -208,7 +210,7 @@ class Hand:
     @property
     def suspects(self) -> Suspects:
         """When the next request should take a suspect."""
-        if self._held or self.is_closed:
+        if self._held or self.is_closed or self.is_paused:
             return Suspects.NEVER
         return Suspects.FIRST if self._is_suspects_turn else Suspects.LAST
 
@@ -231,7 +233,12 @@ class Hand:
 
         A suspect is evaluated alone: nothing is taken beside it, nor before it if it is its turn.
         """
-        if self.is_closed or self._alone or (self._held and self._is_suspects_turn):
+        if (
+            self.is_closed
+            or self.is_paused
+            or self._alone
+            or (self._held and self._is_suspects_turn)
+        ):
             return 0
         unstored = self.limit + UNSTORED - self._unstored[queue]
         return max(0, min(self.limit - self._weights[queue], unstored))

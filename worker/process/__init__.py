@@ -2,6 +2,8 @@
 
 - `devices`: pins the process to one device, before torch is imported
 - `run`: joins evaluator, delivery and telemetry, from start to drain
+- `swap`: the evaluator of a worker, whose place another one can take
+- `reload`: changes a worker's checkpoint while it works, and tests its own answers
 - `shutdown`: the ways in which a worker ends
 - `remote`: answers Celery's `inspect` commands and publishes its events, if that is wanted
 - `watchdog`: notices an engine that hangs

@@ -87,3 +87,11 @@ def memory(device: Device) -> dict[str, int]:
         "reserved": torch.cuda.memory_reserved(),
         "total": torch.cuda.get_device_properties(0).total_memory,
     }
+
+
+def release(device: Device) -> None:
+    """Give the GPU's memory back that torch keeps for later tensors."""
+    if device.is_cuda:
+        import torch  # noqa: PLC0415 - after `pin`
+
+        torch.cuda.empty_cache()

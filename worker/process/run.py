@@ -1,7 +1,7 @@
 """Run one worker in this process: health server, evaluator, Celery consumer, and their end.
 
 Knows how the parts are put together and how they stop; each part's rules are its own. Imports no
-torch: `open_evaluator` does, after the device was pinned (`worker.process.devices`).
+torch: `read_model` does, after the device was pinned (`worker.process.devices`).
 """
 
 import contextlib
@@ -31,11 +31,13 @@ from worker.delivery.service import Service
 from worker.delivery.storing import Storing
 from worker.delivery.trouble import Trouble
 from worker.delivery.upkeep import Upkeep
-from worker.evaluator import Evaluator
+from worker.evaluator import Model
 from worker.process import devices
 from worker.process.notify import Notifier
+from worker.process.reload import Reloader, in_short
 from worker.process.remote import Remote
 from worker.process.shutdown import Shutdown
+from worker.process.swap import Swap
 from worker.process.watchdog import Watchdog
 from worker.settings import Settings
 from worker.telemetry import health
@@ -49,6 +51,9 @@ HEALTH_CHECK_SECONDS = 10
 REMOTE_SECONDS = 2.0
 """Longest time to publish the last events before a worker ends."""
 
+RELOAD_SECONDS = 2.0
+"""Longest wait for a checkpoint that is being loaded when the worker ends."""
+
 YOUNG_OBJECTS = 10_000
 """New objects after which Python looks for unreachable cycles; 700 is its default. A batch in hand
 is some thousand objects, none of them in a cycle, and looking through them took a fifth of a
@@ -61,7 +66,7 @@ def run(
     settings: Settings,
     device: devices.Device,
     queues: tuple[str, ...],
-    open_evaluator: Callable[[str], Evaluator],
+    read_model: Callable[[str, str | None], Model],
 ) -> int:
     """Evaluate messages until SIGTERM or SIGINT; returns the exit status.
 
@@ -70,12 +75,13 @@ def run(
         settings: The operator's settings.
         device: The pinned device.
         queues: Queues to take messages from, the most urgent first.
-        open_evaluator: Loads the checkpoint; its argument is this worker's name.
+        read_model: Reads what is served. Its arguments are this worker's name, and a checkpoint's
+            name or path, or None for what the worker is set to.
 
     Raises:
         SQEHRMError: The Redis, the device, the checkpoint or the metrics port cannot be used.
     """
-    return _Worker(redis_url, settings, device, queues).run(open_evaluator)
+    return _Worker(redis_url, settings, device, queues).run(read_model)
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,15 @@ class _Worker:
     metrics: Metrics = field(default_factory=Metrics)
     readiness: health.Readiness = field(default_factory=health.Readiness)
 
-    def run(self, open_evaluator: Callable[[str], Evaluator]) -> int:
+    def run(self, read_model: Callable[[str, str | None], Model]) -> int:
         """Serve metrics and health from the start, load the checkpoint, consume until told to stop.
 
         Returns the exit status.
         """
         self._check_redis()
+        reloader = Reloader(partial(read_model, self.name), self.device, self.metrics)
+        # Before the checkpoint is loaded: without a handler, the signal would end the process.
+        signal.signal(signal.SIGHUP, reloader.on_signal)
         host, port = self.settings.metrics_host, self.settings.metrics_port
         informed = Notifier.from_env().informed(
             not_ready=self.readiness.not_ready_reason,
@@ -105,12 +114,13 @@ class _Worker:
         with health.serve(host, port, self.metrics.registry, self.readiness) as url, informed:
             logger.info("serving %s/metrics, /healthz and /readyz", url)
             devices.check(self.device)
-            with contextlib.closing(open_evaluator(self.name)) as evaluator:
-                watchdog = Watchdog(lambda: evaluator.statistics, self.settings.stall_seconds)
+            with contextlib.closing(reloader.open()) as evaluator:
+                watchdog = Watchdog(lambda: evaluator.engines, self.settings.stall_seconds)
                 self.readiness.loaded()
+                self.readiness.watch(reloader.failure)
                 self._watch(evaluator, watchdog)
                 self._log_start(evaluator)
-                return self._consume(evaluator, watchdog)
+                return self._consume(evaluator, watchdog, reloader)
 
     @property
     def namespace(self) -> Namespace:
@@ -126,7 +136,7 @@ class _Worker:
         with client, contextlib.suppress(redis.RedisError):
             Requirements(self.settings).check(client)
 
-    def _watch(self, evaluator: Evaluator, watchdog: Watchdog) -> None:
+    def _watch(self, evaluator: Swap, watchdog: Watchdog) -> None:
         """Show the evaluator in the metrics, and whether the engine hangs."""
         self.readiness.watch_engine(lambda: watchdog.stalled_seconds, self.settings.stall_seconds)
         self.metrics.watch_engine(
@@ -136,11 +146,10 @@ class _Worker:
             cached=self.settings.cached_predictions > 0,
         )
 
-    def _log_start(self, evaluator: Evaluator) -> None:
+    def _log_start(self, evaluator: Swap) -> None:
         logger.info(
-            "checkpoint %s (%s) on %s with %d slots, dtype %s, halting %s, cache of %d, queues %s",
-            evaluator.checkpoint_name,
-            evaluator.checkpoint_digest[:12],
+            "checkpoint %s on %s with %d slots, dtype %s, halting %s, cache of %d, queues %s",
+            in_short(evaluator.checkpoint),
             self.device.name,
             evaluator.statistics.slots,
             evaluator.dtype,
@@ -149,7 +158,7 @@ class _Worker:
             ", ".join(self.queues),
         )
 
-    def _consume(self, evaluator: Evaluator, watchdog: Watchdog) -> int:
+    def _consume(self, evaluator: Swap, watchdog: Watchdog, reloader: Reloader) -> int:
         """Take messages until a signal or an error ends it; returns the exit status."""
         # Nothing that was loaded so far becomes garbage, so it is not looked through again.
         gc.freeze()
@@ -198,12 +207,14 @@ class _Worker:
         watchdog.start(shutdown.on_stalled)
         if remote is not None:
             remote.start()
+        reloader.start(hand, shutdown.on_broken)
         controller.start()
         service.drain()
         storing.stop()
         upkeep.stop(SOCKET_TIMEOUT)
         if remote is not None:
             remote.stop(REMOTE_SECONDS)
+        reloader.stop(RELOAD_SECONDS)
         logger.info("stopped")
         shutdown.end()
         return controller.exitcode or shutdown.status

@@ -69,6 +69,22 @@ class Lane(StrEnum):
     """From the monitor, with a known answer. No other metric of evaluations counts it."""
 
 
+class Reload(StrEnum):
+    """The values of the label `result` of `reloads_total`: how a request to reload ended."""
+
+    RELOADED = "reloaded"
+    """Another checkpoint serves."""
+    ALREADY_SERVING = "already_serving"
+    """The checkpoint that is named has the digest of the one that serves."""
+    REFUSED = "refused"
+    """The checkpoint cannot be used; the one before serves on."""
+
+
+KEPT_CHECKPOINTS = 2
+"""Checkpoints to show in counters: the one that serves, and the one before, of which the last
+messages may not have been scraped yet. Series of every one there ever was would only grow."""
+
+
 class Metrics:
     """The metrics of one worker process. Threads share one object."""
 
@@ -80,6 +96,10 @@ class Metrics:
         self._window: deque[bool] = deque(maxlen=WINDOW)
         self._lock = threading.Lock()
         self._counters_of = lru_cache(maxsize=KINDS)(self._find_counters)
+        self._checkpoints: list[str] = []
+        """Names of the checkpoints in counters, the one that serves last."""
+        self._tested: tuple[int, int] | None = None
+        """Solved pairs and pairs of the last self-test."""
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
@@ -113,6 +133,10 @@ class Metrics:
         self._rejected = counter("rejected_total", "Dead letters.", "reason")
         self._duplicates = counter("duplicates_total", "Messages answered again and not counted.")
         self._errors = counter("errors_total", "Errors of this worker.", "kind")
+        self._reloads = counter("reloads_total", "Requests for another checkpoint.", "result")
+        self._self_test_failures = counter(
+            "self_test_failures_total", "Self-tests in which too few known pairs were solved."
+        )
         self._q_halt_correct = counter(
             "q_halt_correct_total", "Messages whose last q_halt has the sign of their outcome."
         )
@@ -132,6 +156,8 @@ class Metrics:
             self._rejected.labels(reason)
         for kind in ErrorKind:
             self._errors.labels(kind)
+        for result in Reload:
+            self._reloads.labels(result)
         for text in TextCheck:
             for solved in ("true", "false"):
                 self._text_checks.labels(text, solved)
@@ -219,6 +245,24 @@ class Metrics:
         """Count an error."""
         self._errors.labels(kind).inc()
 
+    def serves(self, checkpoint: str) -> None:
+        """Note the name of the checkpoint that serves from now on, and forget those long gone."""
+        kept = [name for name in self._checkpoints if name != checkpoint]
+        self._checkpoints = [*kept[1 - KEPT_CHECKPOINTS :], checkpoint]
+        for name in set(kept) - set(self._checkpoints):
+            self._evaluations.remove_by_labels({"checkpoint": name})
+        # It holds counters that are shown no more.
+        self._counters_of.cache_clear()
+
+    def reload(self, result: Reload) -> None:
+        """Count a request for another checkpoint by its result."""
+        self._reloads.labels(result).inc()
+
+    def self_tested(self, solved: int, pairs: int, *, passed: bool) -> None:
+        """Show the result of a self-test."""
+        self._tested = solved, pairs
+        self._self_test_failures.inc(not passed)
+
     def solve_rate(self) -> float | None:
         """Compute the share of solved messages among the latest; None before the first."""
         with self._lock:
@@ -235,7 +279,7 @@ class Metrics:
         """Show the evaluator's engine, checkpoint and device at every scrape from now on.
 
         Args:
-            evaluator: Everything is read from it at each scrape, the checkpoint's name included.
+            evaluator: Everything is read from it at each scrape, the checkpoint included.
             memory: The device's memory.
             stalled_seconds: Returns the time since the engine made progress.
             cached: Whether the engine has a cache of predictions.
@@ -248,8 +292,16 @@ class Metrics:
                 "Time since the engine last finished a step; 0 while it has nothing to do.",
                 {(): stalled_seconds()},
             )
-            checkpoint = (evaluator.checkpoint_name, evaluator.checkpoint_digest)
-            yield _gauge("checkpoint_info", "1.", {checkpoint: 1}, "checkpoint", "digest")
+            checkpoint = evaluator.checkpoint
+            labels = (checkpoint.name, checkpoint.digest)
+            yield _gauge("checkpoint_info", "1.", {labels: 1}, "checkpoint", "digest")
+            if self._tested is not None:
+                solved, pairs = self._tested
+                yield _gauge(
+                    "self_test_solved_ratio",
+                    "Solved of the known pairs of the last self-test.",
+                    {(): solved / pairs},
+                )
             device = evaluator.device
             yield _gauge("device_info", "1.", {(device,): 1}, "device")
             engine = (str(evaluator.halting), evaluator.dtype)

@@ -1,16 +1,24 @@
-"""What a worker opens: the halting rule that its options name, or that recorded figures support."""
+"""What a worker opens: a model, its halting rule, and the pairs with which it is tested."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from hrm.ensemble.stacking import EnsembleError
 from schemas import HaltedBy
+from tests.support.promotions import EARLY, LATE, saved_with, solved_by
 from worker.cli.serving import Serving
 from worker.process import devices
+from worker.process.reload import Reloader, SelfTestError
 from worker.settings import Settings
+from worker.telemetry.metrics import Metrics
+
+CPU = devices.Device("cpu", "cpu")
 
 CHOSEN = "halting auto chose "
 
@@ -42,7 +50,7 @@ def opened(
         max_steps=max_steps,
         dtype="float32",
     )
-    with closing(serving.open_evaluator("me")) as evaluator:
+    with closing(serving.read_model("me").open()) as evaluator:
         return evaluator.halting, evaluator.max_steps
 
 
@@ -97,3 +105,76 @@ def test_a_rule_that_is_named_is_taken_whatever_the_figures_say(
     assert opened("sqe-demo", halting="max_steps")[0] is HaltedBy.MAX_STEPS
     assert opened("sqe-demo-600", halting="q")[0] is HaltedBy.Q
     assert CHOSEN not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that solves its pairs, two that do not say so, and one that lies."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    solved = solved_by(EARLY, 12)
+    saved_with(folder / "honest", EARLY, solved, recorded=True)
+    saved_with(folder / "silent", LATE, solved)
+    saved_with(folder / "lying", LATE, solved, recorded=True)
+    return folder
+
+
+def serving(folder: Path, **fields: Any) -> Serving:  # noqa: ANN401
+    options = {
+        "members": (),
+        "weights": (),
+        "strategy": "weighted_average",
+        "combiner": None,
+        "max_steps": None,
+        "dtype": "float32",
+    }
+    settings = Settings(
+        checkpoint_dir=folder,
+        checkpoint=fields.pop("checkpoint", "honest"),
+        halting=fields.pop("halting", "auto"),
+    )
+    return Serving(settings, CPU, **{**options, **fields})
+
+
+def test_every_engine_gets_the_same_threads(folder: Path) -> None:
+    torch.set_num_threads(3)
+    served = serving(folder)
+    for name in (None, "silent"):
+        with_threads = served.read_model("w", name)
+        evaluator = with_threads.open()
+        assert evaluator.statistics.slots == 12, "4 for each thread"
+        evaluator.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "pairs"),
+    [
+        ({}, 8),
+        ({"halting": "q"}, 8),
+        ({"max_steps": 2}, 0),
+        ({"checkpoint": "silent"}, 0),
+        ({"members": ("honest", "silent")}, 0),
+    ],
+    ids=str,
+)
+def test_a_model_is_tested_with_what_it_is_recorded_to_solve_in_this_way(
+    folder: Path, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], pairs: int
+) -> None:
+    caplog.set_level("INFO")
+    evaluator = serving(folder, **fields).read_model("w").open()
+    assert evaluator.self_test() == (pairs, pairs)
+    evaluator.close()
+    assert caplog.text.count("no self-test: ") == (not pairs)
+
+
+def test_a_worker_whose_checkpoint_does_not_solve_what_it_says_does_not_start(
+    folder: Path,
+) -> None:
+    served = serving(folder, checkpoint="lying")
+    reloader = Reloader(lambda name: served.read_model("w", name), CPU, Metrics())
+    with pytest.raises(SelfTestError, match=r"wrong answers: 8 of 8 known pairs of lying \("):
+        reloader.open()
+
+
+def test_a_single_checkpoint_takes_no_ensembles_place(folder: Path) -> None:
+    with pytest.raises(EnsembleError, match="restart it to serve a single checkpoint"):
+        serving(folder, members=("honest", "silent")).read_model("w", "silent")

@@ -21,7 +21,7 @@ from schemas import (
 )
 from tests.support.pipelines import FakeClient
 from tests.support.processes import wait_for
-from tests.support.stubs import StubEvaluator, StubPending, message
+from tests.support.stubs import Checkpoint, StubEvaluator, StubPending, message
 from worker.broker.app import ENQUEUED_AT, EVALUATE, EVALUATE_BATCH
 from worker.delivery import storing, tasks
 from worker.delivery.envelope import Envelope
@@ -242,7 +242,7 @@ def test_a_message_is_counted_for_the_checkpoint_that_answered_it(world: World) 
     result = StubPending.result
 
     def change_checkpoint(self: StubPending, timeout: float | None = None) -> Evaluated:
-        world.evaluator.checkpoint_digest = "f" * 64
+        world.evaluator.checkpoint = Checkpoint("next", "f" * 64)
         return result(self, timeout)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ from worker.settings import Settings
 
 
 def test_a_worker_of_an_old_redis_loads_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    def loading(_name: str) -> NoReturn:
+    def loading(_worker: str, _checkpoint: str | None) -> NoReturn:
         raise AssertionError("loaded")
 
     monkeypatch.setattr(redis.Redis, "info", lambda *_: {"redis_version": "6.2.14"})
@@ -23,5 +23,5 @@ def test_a_worker_of_an_old_redis_loads_no_checkpoint(monkeypatch: pytest.Monkey
             settings=Settings(metrics_port=0),
             device=Device("cpu", "cpu"),
             queues=QUEUES,
-            open_evaluator=loading,
+            read_model=loading,
         )

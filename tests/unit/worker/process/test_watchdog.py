@@ -22,7 +22,7 @@ class Engine:
         return self.now
 
     def watch(self, limit: float) -> Watchdog:
-        watched = Watchdog(self.read, limit)
+        watched = Watchdog(lambda: {0: self.read()}, limit)
         watched.start(self.on_stalled)
         return watched
 

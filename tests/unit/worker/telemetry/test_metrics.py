@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hrm.inference.prediction import EngineStatistics
 from schemas import PromptMatch, TextCheck
-from tests.support.stubs import DIGEST, StubEvaluator, message, verdict
-from worker.telemetry.metrics import WINDOW, ErrorKind, Lane, Metrics
+from tests.support.stubs import DIGEST, Checkpoint, StubEvaluator, message, verdict
+from worker.telemetry.metrics import WINDOW, ErrorKind, Lane, Metrics, Reload
 
 README = Path(__file__).parents[4] / "worker" / "README.md"
 NAMES = {
@@ -40,6 +40,9 @@ NAMES = {
     "engine_slot_reductions",
     "engine_stalled_seconds",
     "prediction_cache",
+    "reloads",
+    "self_test_failures",
+    "self_test_solved_ratio",
     "checkpoint_info",
     "device_info",
     "engine_info",
@@ -69,6 +72,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
 def test_every_metric_of_the_design_is_there() -> None:
     metrics = watched()
     metrics.evaluated(verdict(message("fail"), queued=1.0), {("test", "agent"): 1})
+    metrics.self_tested(7, 8, passed=True)
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     names = {family.name for family in families}
     ours = {name.removeprefix("sqe_hrm_") for name in names if name.startswith("sqe_hrm_")}
@@ -157,10 +161,36 @@ def test_a_scrape_takes_one_snapshot_of_the_engine() -> None:
 def test_another_checkpoint_shows_at_the_next_scrape() -> None:
     evaluator = StubEvaluator()
     metrics = watched(evaluator)
-    evaluator.checkpoint_name, evaluator.checkpoint_digest = "next", "5678"
+    evaluator.checkpoint = Checkpoint("next", "5678")
     values = samples(metrics)
     assert values["sqe_hrm_checkpoint_info", "5678", "next"] == 1
     assert ("sqe_hrm_checkpoint_info", DIGEST, "stub") not in values
+
+
+def test_counters_show_the_checkpoint_that_serves_and_the_one_before() -> None:
+    metrics = Metrics()
+
+    def shown() -> set[str]:
+        return {key[1] for key in samples(metrics) if key[0] == "sqe_hrm_evaluations_total"}
+
+    for name in ("aa", "ab", "ac"):
+        metrics.serves(name)
+        answered = verdict(message(), checkpoint=Checkpoint(name, DIGEST))
+        metrics.evaluated(answered.model_copy(update={"category": "ai"}), {})
+    assert shown() == {"ab", "ac"}
+    metrics.serves("ac")  # trained anew
+    metrics.serves("ab")
+    assert shown() == {"ab", "ac"}
+
+
+def test_a_self_test_shows_its_share_from_the_first_on() -> None:
+    metrics = watched()
+    assert ("sqe_hrm_self_test_solved_ratio",) not in samples(metrics)
+    metrics.self_tested(6, 8, passed=True)
+    metrics.self_tested(2, 8, passed=False)
+    values = samples(metrics)
+    assert values["sqe_hrm_self_test_solved_ratio",] == 0.25
+    assert values["sqe_hrm_self_test_failures_total",] == 1
 
 
 def test_the_solve_rate_is_that_of_the_last_messages() -> None:
@@ -251,3 +281,4 @@ def test_errors_and_reasons_show_before_the_first_one() -> None:
     )
     assert all(values["sqe_hrm_errors_total", kind] == 0 for kind in ErrorKind)
     assert values["sqe_hrm_rejected_total", "not_json"] == 0
+    assert all(values["sqe_hrm_reloads_total", result] == 0 for result in Reload)
