@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from tests.support.guide import example, run
-from tests.support.processes import ROOT, STUB, Worker, wait_for
+from tests.support.processes import DEADLINE, ROOT, STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker import embedded
 from worker.broker.app import create_app
@@ -27,12 +27,14 @@ from worker.broker.keys import (
     FAULTS,
     NO_NAMESPACE,
     QUEUES,
+    RELOAD,
     UNACKED,
     UNACKED_INDEX,
     Namespace,
     attempt,
     partial,
     queue_lists,
+    reload_answers,
     result,
     suspects,
 )
@@ -41,6 +43,7 @@ from worker.client import asyncio as awaited
 from worker.monitor.canary import Canary
 from worker.monitor.figures import CanaryOutcome
 from worker.monitor.reading import Reader
+from worker.process.reload_requests import Asked
 
 USERS = "deploy/redis/users.acl"
 
@@ -111,6 +114,9 @@ def test_each_user_needs_no_more_than_the_file_gives(
         name = f"{socket.gethostname()}:{worker.process.pid}"
         asked = app.control.inspect(destination=[name], timeout=30)
         assert asked.ping() == {name: {"ok": "pong"}}
+        with redis.Redis.from_url(as_worker) as operator:
+            (answer,) = Asked(operator, namespace, None).answers(DEADLINE)
+        assert (answer.worker, answer.result) == (name, "already_serving")
         # Nothing was refused. Without the channels, for example, a client would only be slower.
         assert admin.acl_log() == []
 
@@ -168,6 +174,7 @@ NAMES = {
     "index": (UNACKED_INDEX,),
     "faults": (FAULTS,),
     "marker": (f"{COUNTED}:1:2", attempt("thread"), partial("id")),
+    "reload": (RELOAD, reload_answers("id")),
     "other": ("other", "celery", "unacked", "sqehrm.evaluate"),
 }
 """The names in Redis by kind."""
@@ -254,7 +261,9 @@ def test_a_viewer_may_read_the_streams_and_count_what_waits_and_nothing_else(
         "index": {"ZCARD", "ZCOUNT", "ZRANGE", "MEMORY|USAGE"},
         "unacked": {"HLEN", "MEMORY|USAGE"},
         "faults": {"HLEN", "MEMORY|USAGE"},
-        **{kind: {"MEMORY|USAGE"} for kind in ("marker", "agents", "batched", "canaries")},
+        **{
+            kind: {"MEMORY|USAGE"} for kind in ("marker", "agents", "batched", "canaries", "reload")
+        },
     }
 
 

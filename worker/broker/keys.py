@@ -2,7 +2,7 @@
 
 Only names. Their readers and writers are `worker.delivery.transport` (queues, faults, and
 deliveries that are not acknowledged), `worker.delivery.outcomes` (markers, streams, results),
-`worker.broker.streams` (streams) and `worker.client` (results).
+`worker.broker.streams` (streams), `worker.client` (results) and `worker.process.reload_requests`.
 """
 
 import re
@@ -53,6 +53,9 @@ FAILURES = "sqe:failures"
 
 DEAD_LETTERS = "sqe:dead-letters"
 """Capped stream of refused messages, each once, with the reason and the original bytes."""
+
+RELOAD = "sqe:reload"
+"""Channel in which the workers of a namespace are asked to reload their checkpoints."""
 
 _PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 """Suffixes of a queue's lists: kombu's Redis transport appends a task's priority to the queue."""
@@ -105,6 +108,11 @@ def partial(identity: str) -> str:
 def result(task_id: str) -> str:
     """Name the key of an outcome in Celery's result backend, also the channel that announces it."""
     return f"celery-task-meta-{task_id}"
+
+
+def reload_answers(request: str) -> str:
+    """Name the channel of the answers to a request to reload."""
+    return f"{RELOAD}:{request}"
 
 
 class NamespaceError(SQEHRMError):

@@ -270,6 +270,10 @@ class ListCommand(click.Command):
         return super().parse_args(ctx, list(_repeated(args, flags)))
 
 
+class ListGroup(ListCommand, click.Group):
+    """A `ListCommand` that has subcommands, too."""
+
+
 def _repeated(args: Sequence[str], flags: set[str]) -> Iterator[str]:
     flag, values = None, 0
     for arg in args:

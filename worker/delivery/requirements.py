@@ -20,12 +20,14 @@ from worker.broker.keys import (
     FAILURES,
     FAULTS,
     QUEUES,
+    RELOAD,
     UNACKED,
     UNACKED_INDEX,
     Namespace,
     attempt,
     partial,
     queue_lists,
+    reload_answers,
     result,
     suspects,
 )
@@ -74,7 +76,9 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "GET": (attempt(_ANY),),
     "DEL": (partial(_ANY),),
     "XADD": (FAILURES, DEAD_LETTERS),
-    "PUBLISH": (result(_ANY),),
+    "PUBLISH": (result(_ANY), reload_answers(_ANY)),
+    # Requests to reload.
+    "SUBSCRIBE": (RELOAD,),
 }
 """The commands that have keys or channels, with all of them."""
 

@@ -4,6 +4,7 @@
 - `run`: joins evaluator, delivery and telemetry, from start to drain
 - `swap`: the evaluator of a worker, whose place another one can take
 - `reload`: changes a worker's checkpoint while it works, and tests its own answers
+- `reload_requests`: how running workers are asked to reload, and answer
 - `shutdown`: the ways in which a worker ends
 - `remote`: answers Celery's `inspect` commands and publishes its events, if that is wanted
 - `watchdog`: notices an engine that hangs

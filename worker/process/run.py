@@ -35,6 +35,7 @@ from worker.evaluator import Model
 from worker.process import devices
 from worker.process.notify import Notifier
 from worker.process.reload import Reloader, in_short
+from worker.process.reload_requests import Listener
 from worker.process.remote import Remote
 from worker.process.shutdown import Shutdown
 from worker.process.swap import Swap
@@ -197,6 +198,7 @@ class _Worker:
             is_broken=lambda: shutdown.is_broken,
             observer=remote,
         )
+        listener = Listener(client, self.namespace, self.name, reloader.ask)
         upkeep = Upkeep(client, self.namespace, hand, settings.visibility_timeout)
         controller = self._controller(hand, service)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -208,7 +210,9 @@ class _Worker:
         if remote is not None:
             remote.start()
         reloader.start(hand, shutdown.on_broken)
+        listener.start()
         controller.start()
+        listener.stop()
         service.drain()
         storing.stop()
         upkeep.stop(SOCKET_TIMEOUT)

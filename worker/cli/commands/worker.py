@@ -1,7 +1,8 @@
-"""`sqe-hrm worker`: evaluates messages until it is told to stop."""
+"""`sqe-hrm worker`: evaluates messages until it is told to stop; and what running workers do."""
 
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from worker.broker.keys import QUEUES
 from worker.broker.urls import without_password
 from worker.cli.options import (
     DEFAULT_STRATEGY,
-    ListCommand,
+    ListGroup,
     checkpoint_option,
     device_option,
     devices_option,
@@ -26,6 +27,7 @@ from worker.cli.options import (
     pin,
     worker_halting_option,
 )
+from worker.cli.reload import reload
 from worker.settings import Settings
 from worker.telemetry.logs import configure_logging
 
@@ -36,7 +38,7 @@ OF_THE_FLEET = {"device", "devices", "metrics_port"}
 """Options that the process above several workers keeps for itself."""
 
 
-@click.command("worker", cls=ListCommand)
+@click.group("worker", cls=ListGroup, invoke_without_command=True)
 @checkpoint_option()
 @ensemble_options(
     required=False, combiner_help="File of the stacking combiner, as saved by sqe-hrm ensemble."
@@ -97,7 +99,15 @@ def command(
     called wrongly, 75 if it could not go on and has to be started again.
 
     Without SQE_REDIS_URL, the worker starts a Redis server that keeps its data in this folder.
+
+    SIGHUP loads the checkpoint anew, without a stop.
     """
+    if ctx.invoked_subcommand is not None:
+        for parameter in _given(ctx):
+            raise click.UsageError(
+                f"{parameter.opts[0]} before {ctx.invoked_subcommand}: its options follow its name"
+            )
+        return
     if device is not None and devices is not None:
         raise click.UsageError("give --device for one worker, or --devices for several")
     _check_ensemble(checkpoint, checkpoints, weights, strategy, combiner)
@@ -115,6 +125,8 @@ def command(
     for name in checkpoints or (settings.checkpoint,):
         weights_file(find_checkpoint(name, settings.checkpoint_dir))
     configure_logging()
+    # A worker that starts reads the latest checkpoint anyway; by default the signal would end it.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     if settings.devices is not None and device is None:
         sys.exit(_serve_fleet(settings, tuple(_passed_on(ctx))))
     pinned = pin(settings.device, check=False)
@@ -135,12 +147,21 @@ def command(
     sys.exit(_serve(serving, chosen))
 
 
+command.add_command(reload)
+
+
+def _given(ctx: click.Context) -> Iterator[click.Parameter]:
+    """The options of this call."""
+    for parameter in ctx.command.params:
+        if ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+            yield parameter
+
+
 def _passed_on(ctx: click.Context) -> Iterator[str]:
     """The options of this call that each worker of a fleet gets, too."""
-    for parameter in ctx.command.params:
+    for parameter in _given(ctx):
         name = parameter.name or ""
-        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if not given or name in OF_THE_FLEET:
+        if name in OF_THE_FLEET:
             continue
         values = ctx.params[name] if parameter.multiple else (ctx.params[name],)
         yield from (f"{parameter.opts[0]}={value}" for value in values)
@@ -185,7 +206,7 @@ def _serve(serving: "Serving", queues: tuple[str, ...]) -> int:
             settings=serving.settings,
             device=serving.device,
             queues=queues,
-            open_evaluator=serving.open_evaluator,
+            read_model=serving.read_model,
         )
 
 

@@ -20,7 +20,7 @@ def commands(group: click.Group, context: click.Context) -> Iterator[tuple[str, 
         assert command is not None
         if isinstance(command, click.Group):
             yield from commands(command, context)
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             yield name, command
 
 

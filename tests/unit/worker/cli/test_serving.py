@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hrm.ensemble.stacking import EnsembleError
+from hrm.evaluation.evaluator import Evaluator
 from schemas import HaltedBy
 from tests.support.promotions import EARLY, LATE, saved_with, solved_by
 from worker.cli.serving import Serving
@@ -51,6 +52,7 @@ def opened(
         dtype="float32",
     )
     with closing(serving.read_model("me").open()) as evaluator:
+        assert isinstance(evaluator, Evaluator)
         return evaluator.halting, evaluator.max_steps
 
 
