@@ -35,7 +35,7 @@ from worker.broker.backlog import READY
 from worker.broker.keys import LIVE_QUEUE
 from worker.cli.main import COMMANDS
 from worker.fleet.members import Member
-from worker.fleet.merge import Merged
+from worker.fleet.merge import merged
 from worker.fleet.supervisor import END_SECONDS, State
 from worker.monitor.figures import Figures
 from worker.monitor.reading import Reading, Stream
@@ -100,7 +100,7 @@ def exposed() -> dict[str, set[str]]:
     monitor = Figures(lambda: READING)
     for family in (
         *metrics.registry.collect(),
-        *Merged(lambda: [state]).collect(),
+        *merged(lambda: [state]).collect(),
         *monitor.registry.collect(),
     ):
         for sample in family.samples:

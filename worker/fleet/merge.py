@@ -3,15 +3,14 @@
 Knows metrics, labels and the time that a page may take; nothing of what the figures mean.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from worker.fleet.supervisor import State
-from worker.telemetry.families import PREFIX
+from worker.telemetry.families import OnScrape, counter, gauge
 from worker.telemetry.scrape import ScrapeError, read_families
 
 SCRAPE_SECONDS = 5.0
@@ -20,44 +19,33 @@ SCRAPE_SECONDS = 5.0
 LABELS = ("device", "process")
 
 
-class Merged(Collector):
-    """The metrics of all workers, each with its labels, and which workers answered.
+def merged(states: Callable[[], Sequence[State]]) -> Collector:
+    """Build the metrics of all workers, each with its labels, and of which workers answered.
 
-    Args:
-        states: Returns the workers.
+    `states` returns the workers at each scrape.
     """
+    return OnScrape(lambda: _collect(states()))
 
-    def __init__(self, states: Callable[[], Sequence[State]]) -> None:
-        self._states = states
 
-    def describe(self) -> Iterable[Metric]:
-        """Describe nothing, so that registering reads nothing."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
-        """Read the pages of all workers at once."""
-        states = self._states()
-        with ThreadPoolExecutor(max_workers=len(states)) as pool:
-            pages = list(pool.map(_read, states))
-        up = GaugeMetricFamily(
-            f"{PREFIX}_worker_up", "Whether this worker of a fleet answers.", labels=LABELS
-        )
-        restarts = CounterMetricFamily(
-            f"{PREFIX}_worker_restarts",
-            "Times that this worker of a fleet was started again.",
-            labels=LABELS,
-        )
-        for state, page in zip(states, pages, strict=True):
-            labels = state.member.labels
-            up.add_sample(up.name, labels, float(page is not None))
-            restarts.add_sample(f"{restarts.name}_total", labels, state.restarts)
-        yield up
-        yield restarts
-        yield from merge(
-            (state.member.labels, page)
-            for state, page in zip(states, pages, strict=True)
-            if page is not None
-        )
+def _collect(states: Sequence[State]) -> Iterator[Metric]:
+    """Read the pages of all workers at once."""
+    with ThreadPoolExecutor(max_workers=len(states)) as pool:
+        pages = list(pool.map(_read, states))
+    up = gauge("worker_up", "Whether this worker of a fleet answers.", {}, *LABELS)
+    restarts = counter(
+        "worker_restarts", "Times that this worker of a fleet was started again.", {}, *LABELS
+    )
+    for state, page in zip(states, pages, strict=True):
+        labels = state.member.labels
+        up.add_sample(up.name, labels, float(page is not None))
+        restarts.add_sample(f"{restarts.name}_total", labels, state.restarts)
+    yield up
+    yield restarts
+    yield from merge(
+        (state.member.labels, page)
+        for state, page in zip(states, pages, strict=True)
+        if page is not None
+    )
 
 
 def merge(pages: Iterable[tuple[Mapping[str, str], Iterable[Metric]]]) -> list[Metric]:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
 
-from worker.fleet.merge import Merged
+from worker.fleet.merge import merged
 from worker.fleet.supervisor import Supervisor
 from worker.telemetry.health import metrics_page, serve_pages, state_answer
 from worker.telemetry.server import Answer
@@ -30,7 +30,7 @@ def serve(host: str, port: int, supervisor: Supervisor) -> Iterator[str]:
         HealthError: The port is taken, or the address does not belong to this machine.
     """
     registry = CollectorRegistry()
-    registry.register(Merged(supervisor.states))
+    registry.register(merged(supervisor.states))
     pages = {
         "/metrics": metrics_page(registry),
         "/healthz": lambda _: state_answer("alive", supervisor.not_alive_reason()),
