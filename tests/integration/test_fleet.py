@@ -76,6 +76,8 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(
     with Worker.start(command, tmp_path, redis_url, visibility_timeout=1) as fleet:
         wait_until_told(systemd, b"READY=1")
         assert fleet.get("/readyz") == (200, "ready\ncpu/0: ready\ncpu/1: ready\n")
+        fleet.signal(signal.SIGHUP)
+        wait_for(lambda: fleet.total("reloads_total") == 2, "both looked for another checkpoint")
         sent = [client.submit(message(f"hold {gate}")) for _ in range(40)]
         wait_for(lambda: store.hlen(UNACKED) > 8, "both have some in hand")
         before = workers_of(fleet)
