@@ -21,6 +21,7 @@ Knows queues and deliveries; nothing of what is in a message. Needs Redis 7 or V
 # mypy: disallow-untyped-calls=False
 
 import contextlib
+import random
 import uuid
 from collections.abc import Callable, Sequence
 from queue import Empty
@@ -66,12 +67,14 @@ ENOUGH_BYTES = 1 << 20
 """Bytes after which a request takes no further item, for the same reason."""
 
 REST_SECONDS = 0.001
-"""Time for which a worker that was called in vain does not listen, for each such call in a row. One
-of `n` idle workers is called in vain about `n` times in a row, so whatever their number, they look
-in vain about a thousand times a second together. A lone worker is never called in vain."""
+"""Mean time for which a worker that was called in vain does not listen, for each such call in a
+row. One of `n` idle workers is called in vain about `n` times in a row, so whatever their number,
+about a thousand of their rests end in a second: they look in vain no more often, and a message that
+no listening worker has room for waits about a millisecond. A lone worker is never called in vain.
+"""
 
 LONGEST_REST_SECONDS = 0.1
-"""Longest such time. If all other workers are full meanwhile, a message waits as long."""
+"""Longest mean of a rest: more than a hundred idle workers look more often."""
 
 CallLater = Callable[[float, Callable[[], object]], object]
 """Has the event loop call a function after some seconds."""
@@ -277,7 +280,9 @@ class Channel(redis.Channel):
             self._calls_in_vain = 0
         elif was_called:
             self._calls_in_vain += 1
-            return min(REST_SECONDS * self._calls_in_vain, LONGEST_REST_SECONDS)
+            mean = min(REST_SECONDS * self._calls_in_vain, LONGEST_REST_SECONDS)
+            # They were all called at once, and must not all come back at once.
+            return random.uniform(0, 2 * mean)  # noqa: S311 - no secret
         return 0.0
 
     def _read_reply(self) -> Any:  # noqa: ANN401 - any reply

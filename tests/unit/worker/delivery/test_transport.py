@@ -1,5 +1,6 @@
 """A worker that is called in vain, because others took the message, rests before it listens."""
 
+import random
 from collections import deque
 from collections.abc import Callable
 from queue import Empty
@@ -95,7 +96,9 @@ class Worker:
 
 
 @pytest.fixture
-def worker() -> Worker:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """A worker that listens, and whose rests have their mean length."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
     worker = Worker()
     worker.listen()
     return worker
