@@ -40,27 +40,27 @@ class Counted(IntEnum):
 def figures_of(verdict: Verdict) -> str:
     """Name the field that a live message with this verdict adds to.
 
-    For a message that says it is a canary, its id follows.
+    If the message says that it is a canary, a question mark and its id come first.
     """
     outcome = "solved" if verdict.solved else "unsolved"
     field = f"{verdict.agent_id} {verdict.category} {str(verdict.known).lower()} {outcome}"
-    return f"{field} {verdict.message_id}" if verdict.agent_id == CANARY_AGENT else field
+    return f"?{verdict.message_id} {field}" if verdict.agent_id == CANARY_AGENT else field
 
+
+_MARK = ord("?")
 
 AGENTS = f"""
 -- KEYS[6]: the hash of agents' figures. KEYS[7]: the set of canaries.
 local function kind_of(of_agent)
-  if string.find(of_agent, '{CANARY_AGENT} ', 1, true) ~= 1 then return {Counted.FIRST:d} end
-  local found, reply = pcall(call, 'SISMEMBER', KEYS[7], string.match(of_agent, '%S+$'))
+  if string.byte(of_agent) ~= {_MARK} then return {Counted.FIRST:d} end
+  local found, reply = pcall(call, 'SISMEMBER', KEYS[7], string.match(of_agent, '^.(%S+)'))
   return found and reply == 1 and {Counted.CANARY:d} or {Counted.FIRST:d}
 end
 -- Numbers by field: many messages of a script are of few agents.
 local of_agents = {{}}
 local function add(of_agent)
   if of_agent == '' then return end
-  if string.find(of_agent, '{CANARY_AGENT} ', 1, true) == 1 then
-    of_agent = string.match(of_agent, '^(.*) %S+$')
-  end
+  if string.byte(of_agent) == {_MARK} then of_agent = string.match(of_agent, ' (.*)$') end
   of_agents[of_agent] = (of_agents[of_agent] or 0) + 1
 end
 local function count_agents()
