@@ -50,6 +50,17 @@ class Evaluator(Protocol):
     @property
     def checkpoint(self) -> Named: ...  # noqa: D102
     @property
+    def recorded_rate(self) -> tuple[float, float, float] | None:
+        """Share of accepted pairs that were solved when the checkpoint was measured.
+
+        Low end of its interval, share and high end; None if that is not recorded.
+        """
+
+    @property
+    def training_tokens(self) -> Mapping[str, float]:
+        """Share of each token in the completions that were trained, by its name."""
+
+    @property
     def device(self) -> str: ...  # noqa: D102
     @property
     def dtype(self) -> str: ...  # noqa: D102

@@ -106,6 +106,10 @@ class Ensemble:
         """The pairs that all members were trained on, what all accept for them, and the sum of
         their target token counts."""
 
+    @property
+    def figures(self) -> None:
+        """None are recorded of an ensemble; each member has its own."""
+
     def halting_evidence(self, max_steps: int | None = None) -> Evidence:
         """The halting rule that the figures of all members support, and why."""
         return joint_evidence(

@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol, Self
 
 from hrm.checkpoint import CheckpointError, TrainingRecord
+from hrm.checkpoint.figures import RecordedFigures
 from hrm.data.categories import categorize
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Content, Converter
 from hrm.evaluation.answers import nearest_of, with_rows
 from hrm.evaluation.check import MessageCheck, check_message
 from hrm.evaluation.scoring import Score, commonest_token, score
+from hrm.evaluation.statistics import wilson_interval
 from hrm.inference.cache import without_cache
 from hrm.inference.prediction import (
     EngineStatistics,
@@ -175,6 +177,8 @@ class Model(Protocol):
     def conversion(self) -> ConversionConfig: ...  # noqa: D102
     @property
     def training(self) -> TrainingRecord | None: ...  # noqa: D102
+    @property
+    def figures(self) -> RecordedFigures | None: ...  # noqa: D102
 
 
 class Evaluator:
@@ -213,6 +217,11 @@ class Evaluator:
         self.converter = Converter(checkpoint.conversion)
         training = checkpoint.training
         self._baseline = commonest_token(training.target_token_counts) if training else None
+        self.training_tokens: Mapping[str, float] = (
+            self._shares(training.target_token_counts) if training else {}
+        )
+        """Share of each token in the targets of the training set, by its name; hashed ones
+        together. Empty if there is no record of them."""
 
     @property
     def checkpoint_name(self) -> str:
@@ -243,6 +252,20 @@ class Evaluator:
     def statistics(self) -> EngineStatistics:
         """The engine's slots and queue at this moment, and its counts since the start."""
         return self._engine.statistics
+
+    @property
+    def recorded_rate(self) -> tuple[float, float, float] | None:
+        """Share of accepted pairs that were solved when the model was measured, with its interval.
+
+        Low end, share and high end, by Wilson's score interval of 95 %. None if nothing was
+        recorded for this halting rule and limit of ACT steps.
+        """
+        figures = self.checkpoint.figures
+        if figures is None or figures.halt_max_steps != self.max_steps:
+            return None
+        solved, pairs = figures.accepted.of(self.halting).solved, figures.accepted.messages
+        low, high = wilson_interval(solved, pairs)
+        return low, solved / pairs, high
 
     def submit(
         self,
@@ -322,6 +345,15 @@ class Evaluator:
         for pair, count in confusions.items():
             named[vocabulary.group_names(*pair)] += count
         return named
+
+    def _shares(self, counts: Sequence[int]) -> dict[str, float]:
+        """Shares of tokens by name, from their counts by token."""
+        vocabulary = self.converter.tokenizer.vocabulary
+        shares = dict.fromkeys(vocabulary.groups, 0.0)
+        for token, count in enumerate(counts):
+            name, _ = vocabulary.group_names(token, token)
+            shares[name] += count / max(1, sum(counts))
+        return shares
 
     def verdict(
         self,

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hrm.inference.prediction import EngineClosedError, EngineStatistics
 from schemas import (
@@ -133,6 +133,8 @@ class StubEvaluator:
     device = "cpu"
     dtype = "float32"
     halting = HaltedBy.MAX_STEPS
+    recorded_rate = (0.956, 1.0, 1.0)
+    training_tokens: ClassVar[dict[str, float]] = {"test": 0.75, "agent": 0.25}
 
     def __init__(self, slots: int = 4, worker: str = "stub", checkpoint: Named = STUB) -> None:
         self.checkpoint = checkpoint

@@ -57,6 +57,16 @@ class Swap:
         return self.serving.checkpoint
 
     @property
+    def recorded_rate(self) -> tuple[float, float, float] | None:
+        """The recorded rate of the checkpoint that serves, and its interval."""
+        return self.serving.recorded_rate
+
+    @property
+    def training_tokens(self) -> Mapping[str, float]:
+        """Shares of tokens in what the checkpoint that serves was trained on."""
+        return self.serving.training_tokens
+
+    @property
     def device(self) -> str:
         """The device, which stays the same."""
         return self.serving.device

@@ -84,6 +84,18 @@ KEPT_CHECKPOINTS = 2
 """Checkpoints to show in counters: the one that serves, and the one before, of which the last
 messages may not have been scraped yet. Series of every one there ever was would only grow."""
 
+LIVE_LABELS = [
+    (Lane.LIVE, outcome, known, difficulty, category)
+    for outcome in ("solved", "unsolved")
+    for known in ("true", "false")
+    for difficulty in Difficulty
+    for category in Category
+]
+"""Labels of all counters of live evaluations of a checkpoint."""
+
+BOUNDS = ("low", "rate", "high")
+"""The values of the label `bound`, in the order of `Evaluator.recorded_rate`."""
+
 
 class Metrics:
     """The metrics of one worker process. Threads share one object."""
@@ -246,13 +258,18 @@ class Metrics:
         self._errors.labels(kind).inc()
 
     def serves(self, checkpoint: str) -> None:
-        """Note the name of the checkpoint that serves from now on, and forget those long gone."""
+        """Note the name of the checkpoint that serves from now on, and forget those long gone.
+
+        Its counters of live messages start at 0, so that the first one shows as an increase.
+        """
         kept = [name for name in self._checkpoints if name != checkpoint]
         self._checkpoints = [*kept[1 - KEPT_CHECKPOINTS :], checkpoint]
         for name in set(kept) - set(self._checkpoints):
             self._evaluations.remove_by_labels({"checkpoint": name})
         # It holds counters that are shown no more.
         self._counters_of.cache_clear()
+        for labels in LIVE_LABELS:
+            self._evaluations.labels(checkpoint, *labels)
 
     def reload(self, result: Reload) -> None:
         """Count a request for another checkpoint by its result."""
@@ -302,6 +319,7 @@ class Metrics:
                     "Solved of the known pairs of the last self-test.",
                     {(): solved / pairs},
                 )
+            yield from _recorded(evaluator)
             device = evaluator.device
             yield _gauge("device_info", "1.", {(device,): 1}, "device")
             engine = (str(evaluator.halting), evaluator.dtype)
@@ -317,6 +335,30 @@ class Metrics:
                 yield _gauge("device_memory_bytes", "Memory of the GPU.", values, "device", "kind")
 
         self.registry.register(OnScrape(collect))
+
+
+def _recorded(evaluator: Evaluator) -> Iterable[Metric]:
+    """What the checkpoint's live figures are compared with."""
+    name = evaluator.checkpoint.name
+    rate = evaluator.recorded_rate
+    if rate is not None:
+        yield _gauge(
+            "checkpoint_baseline_solved_ratio",
+            "Share of its accepted pairs that the checkpoint solved when it was measured under "
+            "this halting rule, and the ends of its 95 % Wilson interval.",
+            {(name, bound): value for bound, value in zip(BOUNDS, rate, strict=True)},
+            *("checkpoint", "bound"),
+        )
+    tokens: dict[tuple[str, ...], float] = {
+        (name, token): share for token, share in evaluator.training_tokens.items()
+    }
+    if tokens:
+        yield _gauge(
+            "checkpoint_training_token_ratio",
+            "Share of the token in the completions that the checkpoint was trained on.",
+            tokens,
+            *("checkpoint", "token"),
+        )
 
 
 def _engine(evaluator: Evaluator, *, cached: bool) -> Iterable[Metric]:

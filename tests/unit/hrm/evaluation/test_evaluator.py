@@ -1,5 +1,6 @@
 """A message gets a verdict with every field right, or a refusal with its reason."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -466,3 +467,37 @@ def test_a_puzzle_space_beyond_the_table_is_refused_at_the_start(tmp_path: Path)
     too_wide = saved(tmp_path / "wide", conversion=ConversionConfig(puzzle_space=6))
     with pytest.raises(CheckpointError, match="puzzle_space 6 exceeds its table of 5 puzzles"):
         opened(too_wide)
+
+
+SHIPPED = Path(__file__).parents[4] / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("halting", "max_steps", "rate"),
+    [
+        (HaltedBy.MAX_STEPS, None, (pytest.approx(0.9563, abs=1e-4), 1.0, 1.0)),
+        (HaltedBy.Q, 16, (pytest.approx(0.9563, abs=1e-4), 1.0, 1.0)),
+        (HaltedBy.MAX_STEPS, 8, None),
+    ],
+)
+def test_the_recorded_rate_is_that_of_the_halting_rule_and_no_other_limit(
+    halting: HaltedBy, max_steps: int | None, rate: object
+) -> None:
+    checkpoint = load_checkpoint(SHIPPED / "sqe-demo")
+    inference = Inference(slots=1, halting=halting, max_steps=max_steps)
+    engine = inference.open(checkpoint, "cpu")
+    with contextlib.closing(Evaluator(checkpoint, engine, device="cpu", worker="w")) as evaluator:
+        assert evaluator.recorded_rate == rate
+        shares = evaluator.training_tokens
+        assert sum(shares.values()) == pytest.approx(1)
+        assert list(shares) == list(VOCABULARY_1.names)
+
+
+def test_hashed_tokens_are_one_share() -> None:
+    checkpoint = load_checkpoint(SHIPPED / "sqe-demo-2")
+    engine = Inference(slots=1).open(checkpoint, "cpu")
+    with contextlib.closing(Evaluator(checkpoint, engine, device="cpu", worker="w")) as evaluator:
+        shares = evaluator.training_tokens
+    assert len(shares) < 20
+    assert shares["hashed"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)

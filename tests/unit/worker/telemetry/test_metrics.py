@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any, ClassVar
 
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -44,6 +45,8 @@ NAMES = {
     "self_test_failures",
     "self_test_solved_ratio",
     "checkpoint_info",
+    "checkpoint_baseline_solved_ratio",
+    "checkpoint_training_token_ratio",
     "device_info",
     "engine_info",
     "device_memory_bytes",
@@ -191,6 +194,30 @@ def test_a_self_test_shows_its_share_from_the_first_on() -> None:
     values = samples(metrics)
     assert values["sqe_hrm_self_test_solved_ratio",] == 0.25
     assert values["sqe_hrm_self_test_failures_total",] == 1
+
+
+def test_a_checkpoint_shows_what_its_live_figures_are_compared_with() -> None:
+    evaluator = StubEvaluator()
+    metrics = watched(evaluator)
+    metrics.serves("stub")
+    values = samples(metrics)
+    bounds = {"low": 0.956, "rate": 1.0, "high": 1.0}
+    for bound, value in bounds.items():
+        key = ("sqe_hrm_checkpoint_baseline_solved_ratio", *sorted((bound, "stub")))
+        assert values[key] == value
+    assert values["sqe_hrm_checkpoint_training_token_ratio", "stub", "test"] == 0.75
+    evaluations = {key: value for key, value in values.items() if "evaluations_total" in key[0]}
+    assert len(evaluations) == 84
+    assert set(evaluations.values()) == {0}
+
+
+def test_without_recorded_figures_there_is_nothing_to_compare_with() -> None:
+    class Unmeasured(StubEvaluator):
+        recorded_rate: Any = None
+        training_tokens: ClassVar[dict[str, float]] = {}
+
+    names = {name for name, *_ in samples(watched(Unmeasured()))}
+    assert not [name for name in names if "baseline" in name or "training_token" in name]
 
 
 def test_the_solve_rate_is_that_of_the_last_messages() -> None:
