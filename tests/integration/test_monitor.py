@@ -32,7 +32,7 @@ def agents(monitor: Worker) -> dict[str, float]:
     return {
         name.removeprefix("agent_evaluations_total"): value
         for name, value in monitor.metrics().items()
-        if name.startswith("agent_evaluations_total")
+        if name.startswith("agent_evaluations_total") and value
     }
 
 

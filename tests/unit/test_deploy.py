@@ -41,7 +41,7 @@ from worker.monitor.figures import Figures
 from worker.monitor.reading import Reading, Stream
 from worker.process.notify import BEAT_SECONDS
 from worker.settings import PREFIX, Settings
-from worker.telemetry.metrics import ErrorKind, Metrics
+from worker.telemetry.metrics import ErrorKind, Lane, Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PORT = Settings().metrics_port
@@ -324,6 +324,9 @@ def test_queries_select_label_values_that_exist() -> None:
     assert set(re.findall(r'job="([^"]*)"', text)) == {JOB}
     assert set(re.findall(r'queue="([^"]*)"', text)) == {LIVE_QUEUE}
     assert set(re.findall(r'\bstate="([^"]*)"', text)) == {READY}
+    lanes = set(re.findall(r'lane!?="([^"]*)"', text))
+    assert lanes <= set(Lane)
+    assert Lane.LIVE in lanes
     assert set(re.findall(r'kind="([^"]*)"', text)) == {ErrorKind.REDIS}
 
 

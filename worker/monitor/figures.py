@@ -4,7 +4,7 @@ A scrape never waits for Redis: it gets the latest reading, if that is young eno
 come from fixed lists, except the agents', of which there are at most `MOST_AGENTS`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 
 from prometheus_client import (
@@ -18,7 +18,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 
 from worker.broker.backlog import READY, UNACKED
-from worker.monitor.reading import Reading
+from worker.monitor.reading import AgentFigure, Reading
 from worker.telemetry.families import LONG_SECONDS, PREFIX, OnScrape, counter, gauge
 
 
@@ -141,9 +141,17 @@ def _families(reading: Reading) -> Iterable[Metric]:
         "agent_evaluations",
         "Live messages that the whole fleet has evaluated, each counted once. Agents beyond the "
         "first hundred are together `other`.",
-        {labels: float(count) for labels, count in reading.agents.items()},
+        _with_zeros(reading.agents),
         *("agent", "category", "known", "outcome"),
     )
+
+
+def _with_zeros(agents: Mapping[AgentFigure, int]) -> dict[tuple[str, ...], float]:
+    """The figures of agents, both outcomes of each, so that the first failure is an increase."""
+    figures: dict[tuple[str, ...], float] = {
+        (*labels, outcome): 0.0 for *labels, _ in agents for outcome in ("solved", "unsolved")
+    }
+    return figures | {labels: float(count) for labels, count in agents.items()}
 
 
 def _by_name(values: dict[str, float]) -> dict[tuple[str, ...], float]:

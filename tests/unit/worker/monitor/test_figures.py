@@ -34,7 +34,10 @@ EXPECTED = {
     "stream_oldest_seconds": {("failures",): 60},
     "redis_memory_used_bytes": {(): 100},
     "redis_memory_max_bytes": {(): 0},
-    "agent_evaluations_total": {("ci_cd", "planner", "solved", "true"): 4},
+    "agent_evaluations_total": {
+        ("ci_cd", "planner", "solved", "true"): 4,
+        ("ci_cd", "planner", "true", "unsolved"): 0,
+    },
 }
 
 
