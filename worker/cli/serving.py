@@ -78,6 +78,11 @@ class Serving:
         """CPU threads of an engine. What torch says of them is its default only at first."""
         return self.settings.threads or torch.get_num_threads()
 
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        """The dtype of activations, chosen once: beside a load, another might seem faster."""
+        return dtype_of(self.dtype, self.device.torch_name)
+
     def _open(self, model: Checkpoint | Ensemble, worker: str, threads: int) -> Evaluator:
         """Load a model onto the device, and start to answer."""
         inference, device = self._inference(threads, self._rule(model)), self.device.torch_name
@@ -130,7 +135,7 @@ class Serving:
             slots=self.settings.slots or default,
             halting=halting,
             max_steps=self.max_steps,
-            forward_dtype=dtype_of(self.dtype, self.device.torch_name),
+            forward_dtype=self._dtype,
             threads=threads,
             cached_predictions=self.settings.cached_predictions,
         )

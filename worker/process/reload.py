@@ -4,12 +4,14 @@ One thread does both, so that they never meet. Knows models and how they are tes
 Redis, and nothing of how a model is read.
 """
 
+import contextlib
 import gc
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -30,12 +32,10 @@ SHORT_OF_HALF = 2
 computes wrongly solves none. A dtype that rounds otherwise than the one of the record loses one
 pair in a hundred, and so more than half of eight practically never."""
 
-RELEASE_SECONDS = 10.0
-"""Longest wait for the outcomes of an evaluator to be built that has left. Until then, they keep
-its memory."""
-
-RELEASE_LOOK_SECONDS = 0.05
-"""Pause between two looks at that."""
+RELEASE_PAUSES = (0.1, 1.0, 5.0)
+"""Seconds before each attempt to free the memory of an evaluator that has left. The messages that
+it answered keep it until their outcomes are stored, which takes milliseconds unless Redis is slow.
+An attempt looks through all objects, for some tenths of a second."""
 
 ReadModel = Callable[[str | None], Model]
 """Reads and checks the checkpoint with a name or path, or with None what the worker is set to."""
@@ -86,6 +86,8 @@ class Reloader:
         self._signalled = False
         self._stopping = False
         self._failure: str | None = None
+        self._left: Callable[[], object] = lambda: None
+        """Returns the evaluator that has left, as long as something keeps it."""
         self._thread: threading.Thread | None = None
 
     def open(self) -> Swap:
@@ -96,7 +98,9 @@ class Reloader:
             SQEHRMError: It cannot be used.
         """
         model = self._read_model(None)
-        evaluator = self._open(model)
+        evaluator = model.open()
+        with _closed_on_error(evaluator):
+            self._check(evaluator)
         self._swap = Swap(evaluator)
         self._metrics.serves(model.name)
         return self._swap
@@ -147,64 +151,63 @@ class Reloader:
             if request is not None:
                 checkpoint, on_reloaded = request
                 on_reloaded(self._reload(checkpoint))
-                self._finish()
+                self._free()
             elif self._signalled and not self._stopping:
                 self._signalled = False
                 self._reload(None)
-                self._finish()
+                self._free()
 
     def _reload(self, checkpoint: str | None) -> Reloaded:
         """Let another model serve if it can be used, and say how it went."""
-        old = self._swap.checkpoint
-        serving = in_short(old)
         try:
-            model = self._read_model(checkpoint)
-            if model.digest == old.digest:
-                logger.info("reload: already serving %s", serving)
-                return self._ended(Reloaded(Reload.ALREADY_SERVING, serving))
-            logger.info("reload: loading %s beside %s", in_short(model), serving)
-            self._swap.replace(self._open(model))
+            reloaded = self._try(checkpoint)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the old one serves on
-            reason = _in_one_line(error)
+            serving, reason = in_short(self._swap.checkpoint), _in_one_line(error)
             logger.error("reload refused, %s serves on: %s", serving, reason)  # noqa: TRY400
-            return self._ended(Reloaded(Reload.REFUSED, serving, reason=reason))
-        now = in_short(model)
-        self._metrics.serves(model.name)
-        self._passes()
-        logger.info("reloaded: %s serves, %s finishes what it has", now, serving)
-        return self._ended(Reloaded(Reload.RELOADED, now, before=serving))
-
-    def _ended(self, reloaded: Reloaded) -> Reloaded:
+            reloaded = Reloaded(Reload.REFUSED, serving, reason=reason)
         self._metrics.reload(reloaded.result)
         return reloaded
 
-    def _finish(self) -> None:
-        """Close the evaluator that has left, and free its memory; and that of one refused."""
-        left = self._swap.finish()
-        end = time.monotonic() + RELEASE_SECONDS
-        pause = threading.Event()
-        while left is not None and left() is not None and time.monotonic() < end:
-            pause.wait(RELEASE_LOOK_SECONDS)
-        # What was loaded is kept out of the search for cycles, which would not find these either.
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-        devices.release(self._device)
-        if left is not None:
-            logger.info("reload: the checkpoint before is closed")
-
-    def _open(self, model: Model) -> Evaluator:
-        """Load a model onto the device, and test it."""
+    def _try(self, checkpoint: str | None) -> Reloaded:
+        before = in_short(self._swap.checkpoint)
+        model = self._read_model(checkpoint)
+        if model.digest == self._swap.checkpoint.digest:
+            logger.info("reload: already serving %s", before)
+            return Reloaded(Reload.ALREADY_SERVING, before)
+        logger.info("reload: loading %s beside %s", in_short(model), before)
         evaluator = model.open()
-        try:
-            failure = self._test(evaluator)
-        except BaseException:
-            evaluator.close()
-            raise
-        if failure is not None:
-            evaluator.close()
-            raise SelfTestError(failure)
-        return evaluator
+        began = time.monotonic()
+        with _closed_on_error(evaluator), self._swap.trial(evaluator):
+            self._check(evaluator)
+            old = self._swap.take_over()
+        waited = time.monotonic() - began
+        self._left = weakref.ref(old)
+        old.close()
+        self._metrics.serves(model.name)
+        self._pass()
+        now = in_short(model)
+        logger.info(
+            "reloaded: %s serves instead of %s, after %.2f s for what that had and for the test",
+            *(now, before, waited),
+        )
+        return Reloaded(Reload.RELOADED, now, before=before)
+
+    def _free(self) -> None:
+        """Free what was loaded and does not serve, or no longer."""
+        pause = threading.Event()
+        had_left = self._left() is not None
+        for seconds in RELEASE_PAUSES:
+            pause.wait(seconds)
+            # What was loaded was kept out of the search for cycles, and is in some.
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+            if self._left() is None:
+                break
+        devices.release(self._device)
+        if had_left:
+            state = "is free" if self._left() is None else "is still in use"
+            logger.info("reload: the memory of the checkpoint before %s", state)
 
     def _test_if_idle(self) -> None:
         """Test the model that serves, if no message waits for it."""
@@ -218,18 +221,24 @@ class Reloader:
             self._on_broken(str(error))
             return
         if failure is None:
-            self._passes()
+            self._pass()
         elif self._failure is None:
             logger.error("%s: it takes no messages", failure)
             self._failure = failure
             self._hand.is_paused = True
 
-    def _passes(self) -> None:
+    def _pass(self) -> None:
         """Note that the model that serves gives right answers."""
         if self._failure is not None:
             logger.info("the known pairs are solved again: this worker takes messages")
             self._failure = None
             self._hand.is_paused = False
+
+    def _check(self, evaluator: Evaluator) -> None:
+        """Raise `SelfTestError` if an evaluator's answers cannot be trusted."""
+        failure = self._test(evaluator)
+        if failure is not None:
+            raise SelfTestError(failure)
 
     def _test(self, evaluator: Evaluator) -> str | None:
         """Test an evaluator; returns why its answers cannot be trusted, or None."""
@@ -246,6 +255,15 @@ class Reloader:
             f"sound, and {evaluator.dtype} exact enough? Try --dtype float32 or another device; if "
             "the answers stay wrong, train or record the checkpoint again"
         )
+
+
+@contextlib.contextmanager
+def _closed_on_error(evaluator: Evaluator) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        evaluator.close()
+        raise
 
 
 def _in_one_line(error: Exception) -> str:

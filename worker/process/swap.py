@@ -1,60 +1,58 @@
 """The evaluator of a worker, whose place another one can take between two messages.
 
-Knows evaluators and how many messages each still has; nothing of checkpoints, or of who asks for
-the change.
+Knows evaluators and how many messages are in work; nothing of checkpoints, or of who asks for the
+change.
 """
 
+import contextlib
+import itertools
 import threading
-import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from schemas import HaltedBy
 from worker.evaluator import EngineClosedError, EngineStatistics, Evaluator, Named, Pending
 
-_STATE = ("busy_slots", "waiting")
-"""Figures of one moment that engines have together."""
-
 _COUNTS = ("steps", "occupied", "refills", "answered", "turns", "cache_hits", "cache_misses")
-"""Figures that count, and must not fall when another engine begins at 0."""
-
-
-@dataclass(eq=False)
-class _Place:
-    """An evaluator, and the messages that it was given and has not answered."""
-
-    evaluator: Evaluator
-    number: int
-    messages: int = 0
+"""Statistics that count, and must not fall when another engine begins at 0."""
 
 
 class Swap:
     """An evaluator that passes everything on to the one that serves. Threads may share it.
 
+    Two engines never compute at the same time: on a CPU, each would wait for the other's threads
+    again and again, and both would take many times as long. So messages wait while the engine that
+    serves finishes those that it has, and another one is tested.
+
     Args:
-        evaluator: The first one that serves. Whoever serves is closed by this object.
+        evaluator: The first one that serves.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
-        self._serving = _Place(evaluator, 0)
-        self._leaving: _Place | None = None
-        """The one before, until it has answered all messages that it has."""
+        self._serving = evaluator
+        self._candidate: Evaluator | None = None
+        """The one that is tested."""
+        self._numbers = itertools.count()
+        self._number, self._candidate_number = next(self._numbers), 0
         self._past = EngineStatistics()
-        """The counts of those that have left."""
+        """The counts of those that served before."""
+        self._messages = 0
+        """Messages that the one that serves was given and has not answered."""
+        self._waits = False
+        """Whether messages wait."""
         self._closed = False
         self._changed = threading.Condition()
 
     @property
     def serving(self) -> Evaluator:
         """The evaluator that gets the next message."""
-        return self._serving.evaluator
+        return self._serving
 
     @property
     def checkpoint(self) -> Named:
         """The checkpoint that serves."""
-        return self.serving.checkpoint
+        return self._serving.checkpoint
 
     @property
     def recorded_rate(self) -> tuple[float, float, float] | None:
@@ -69,31 +67,32 @@ class Swap:
     @property
     def device(self) -> str:
         """The device, which stays the same."""
-        return self.serving.device
+        return self._serving.device
 
     @property
     def dtype(self) -> str:
         """The dtype of the activations of the one that serves."""
-        return self.serving.dtype
+        return self._serving.dtype
 
     @property
     def halting(self) -> HaltedBy:
         """The halting rule of the one that serves."""
-        return self.serving.halting
+        return self._serving.halting
 
     @property
     def statistics(self) -> EngineStatistics:
-        """The slots of the engine that serves, and the counts and messages of all together."""
+        """The state of the engine that serves, with the counts of all that ever served."""
         with self._changed:
-            engines = [place.evaluator.statistics for place in self._places()]
-            now, counts = _sums(_STATE, *engines), _sums(_COUNTS, self._past, *engines)
-        return replace(engines[0], **now, **counts)
+            return _with_counts(self._serving.statistics, self._past)
 
     @property
     def engines(self) -> Mapping[int, EngineStatistics]:
-        """The statistics of each engine that has work or may get it, by its number."""
+        """The statistics of each engine that may have work, by a number of its own."""
         with self._changed:
-            return {place.number: place.evaluator.statistics for place in self._places()}
+            engines = {self._number: self._serving.statistics}
+            if self._candidate is not None:
+                engines[self._candidate_number] = self._candidate.statistics
+        return engines
 
     def submit(
         self,
@@ -102,72 +101,81 @@ class Swap:
         queued_seconds: float | None = None,
         urgent: bool = True,
     ) -> Pending:
-        """Submit a message to the evaluator that serves now, which also makes its verdict."""
+        """Submit a message to the evaluator that serves, which also makes its verdict."""
         with self._changed:
-            place = self._serving
-            place.messages += 1
+            while self._waits and not self._closed:
+                self._changed.wait()
+            self._messages += 1
+            serving = self._serving
         try:
-            pending = place.evaluator.submit(body, queued_seconds=queued_seconds, urgent=urgent)
+            pending = serving.submit(body, queued_seconds=queued_seconds, urgent=urgent)
         except BaseException:
-            self._leave(place)
+            self._leave()
             raise
-        pending.add_done_callback(partial(self._leave, place))
+        pending.add_done_callback(self._leave)
         return pending
 
-    def replace(self, evaluator: Evaluator) -> None:
-        """Let `evaluator` serve from the next message on.
+    @contextlib.contextmanager
+    def trial(self, evaluator: Evaluator) -> Iterator[None]:
+        """Test `evaluator` in the block, in which no message is in work.
 
-        Call `finish` before the next change. Raises `EngineClosedError`, and closes `evaluator`, if
-        this object was closed.
+        Raises `EngineClosedError` if this object is closed before.
         """
         with self._changed:
-            if not self._closed:
-                self._leaving = self._serving
-                self._serving = _Place(evaluator, self._leaving.number + 1)
-                return
-        evaluator.close()
-        raise EngineClosedError("the worker is shutting down")
+            self._candidate, self._candidate_number = evaluator, next(self._numbers)
+            self._waits = True
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._messages or self._closed)
+            self._check_open()
+            yield
+        finally:
+            with self._changed:
+                self._candidate = None
+                self._waits = False
+                self._changed.notify_all()
 
-    def finish(self) -> "weakref.ref[Evaluator] | None":
-        """Wait until the evaluator before has answered all messages that it has, and close it.
+    def take_over(self) -> Evaluator:
+        """Let the evaluator of this trial serve from now on; returns the one before.
 
-        Returns a reference that dies with it; None if there is none.
+        Raises `EngineClosedError` if this object is closed.
         """
         with self._changed:
-            leaving = self._leaving
-            if leaving is None:
-                return None
-            self._changed.wait_for(lambda: not leaving.messages or self._closed)
-        leaving.evaluator.close()
-        with self._changed:
-            counts = _sums(_COUNTS, self._past, leaving.evaluator.statistics)
-            self._past = replace(self._past, **counts)
-            self._leaving = None
-        return weakref.ref(leaving.evaluator)
+            self._check_open()
+            assert self._candidate is not None  # noqa: S101 - in a trial
+            before, self._serving = self._serving, self._candidate
+            self._number, self._candidate = self._candidate_number, None
+            self._past = _with_counts(self._past, before.statistics)
+        return before
 
     def self_test(self) -> tuple[int, int]:
         """Test the evaluator that serves."""
-        return self.serving.self_test()
+        return self._serving.self_test()
 
     def close(self) -> None:
-        """Close all evaluators. None can take the place of another from now on."""
+        """Close the evaluator that serves. None can take its place from now on."""
         with self._changed:
             self._closed = True
-            places = self._places()
+            open_ = [each for each in (self._serving, self._candidate) if each is not None]
             self._changed.notify_all()
-        for place in places:
-            place.evaluator.close()
+        for each in open_:
+            each.close()
 
-    def _places(self) -> list[_Place]:
-        return [self._serving, *([] if self._leaving is None else [self._leaving])]
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("the worker is shutting down")
 
-    def _leave(self, place: _Place) -> None:
-        """Note that an evaluator has answered a message, or refused it."""
+    def _leave(self) -> None:
+        """Note that a message was answered or refused."""
         with self._changed:
-            place.messages -= 1
-            if not place.messages and place is self._leaving:
+            self._messages -= 1
+            if self._waits and not self._messages:
                 self._changed.notify_all()
 
 
-def _sums(names: Iterable[str], *engines: EngineStatistics) -> dict[str, Any]:
-    return {name: sum(getattr(each, name) for each in engines) for name in names}
+def _with_counts(engine: EngineStatistics, other: EngineStatistics) -> EngineStatistics:
+    """Add the counts of another engine."""
+    counts: dict[str, Any] = {
+        name: getattr(engine, name) + getattr(other, name) for name in _COUNTS
+    }
+    return replace(engine, **counts)
