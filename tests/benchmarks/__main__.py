@@ -26,6 +26,7 @@ from tests.benchmarks import (
     bench_path,
     bench_precision,
     bench_redis,
+    bench_scale,
     bench_training,
     bench_vocabulary,
 )
@@ -53,6 +54,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "cache": bench_cache,
     "precision": bench_precision,
     "redis": bench_redis,
+    "scale": bench_scale,
     "ensemble": bench_ensemble,
     "training": bench_training,
 }
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.quick:
         setting = quick(setting)
     for name in options.only:
-        if setting.is_cuda and name in ("conversion", "redis", "training"):
+        if setting.is_cuda and name in ("conversion", "redis", "scale", "training"):
             continue  # a GPU makes no difference in it
         text = _section(BENCHMARKS[name], setting, arguments)
         print(text, flush=True)  # noqa: T201 - the page

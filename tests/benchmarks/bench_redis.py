@@ -19,7 +19,7 @@ from schemas import SQEMessage
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.setting import Setting, accepted_messages
 from tests.support.markers import store_markers
-from tests.support.stubs import verdict
+from tests.support.stubs import verdict, with_every_token
 from worker.broker import embedded
 from worker.broker.keys import BACKFILL_QUEUE, NO_NAMESPACE
 from worker.client.tasks import evaluate_batches
@@ -130,8 +130,7 @@ def _deliver(
     for first in range(0, len(messages), call):
         entries = []
         for each in messages[first : first + call]:
-            predicted = tuple(range(2 + len(each.completion.split())))
-            made = verdict(each).model_copy(update={"predicted_sequence": predicted})
+            made = with_every_token(verdict(each), each)
             answer = delivery.verdict(made, each, None, result_seconds)
             entries.append(Entry(answer, made.model_dump_json()))
         with store.pipeline(transaction=False) as pipe:

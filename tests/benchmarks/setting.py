@@ -71,6 +71,14 @@ class Setting:
     """Duration of a run of one matrix product."""
     markers: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     """Numbers of markers in Redis; the first is also that of results."""
+    scale_messages: int = 4_000
+    """Messages whose cost for Redis is measured."""
+    scale_workers: int = 100
+    """Workers of a fleet that only waits and is paced."""
+    scale_rate: float = 0.5
+    """Messages a second that each of them evaluates: so few that two cores suffice for all."""
+    scale_seconds: float = 10.0
+    """Time for which the fleet is idle, and under each load."""
     config: HRMConfig = FULL_WIDTH
     checkpoints: tuple[Path, ...] = (CHECKPOINTS / "sqe-demo", CHECKPOINTS / "sqe-demo-600")
     """Two checkpoints with the same conversion; the first has its messages beside it."""
@@ -116,6 +124,10 @@ def quick(setting: Setting) -> Setting:
         training_steps=2,
         seconds=0.05,
         markers=(1_000, 10_000),
+        scale_messages=256,
+        scale_workers=4,
+        scale_rate=20.0,
+        scale_seconds=0.5,
     )
 
 

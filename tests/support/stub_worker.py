@@ -17,6 +17,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--metrics-port", type=int)
 parser.add_argument("--device")
 parser.add_argument("--slots", type=int, default=4)
+parser.add_argument("--every-token", action="store_true", help="verdicts as long as real ones")
 options = parser.parse_args()
 configure_logging()
 try:
@@ -26,7 +27,9 @@ try:
         device=Device("cpu", "cpu"),
         queues=QUEUES,
         read_model=lambda worker, _: Model(
-            "stub", DIGEST, lambda: StubEvaluator(options.slots, worker)
+            "stub",
+            DIGEST,
+            lambda: StubEvaluator(options.slots, worker, every_token=options.every_token),
         ),
     )
 except SQEHRMError as error:

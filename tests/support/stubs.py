@@ -50,6 +50,12 @@ def split(prompt: str) -> tuple[float, str, str]:
     return float(seconds), *split(prompt)[1:]
 
 
+def with_every_token(made: Verdict, of: SQEMessage) -> Verdict:
+    """The verdict with as many predicted tokens as a real one: one for each word, and two."""
+    predicted = tuple(range(2 + len(of.completion.split())))
+    return made.model_copy(update={"predicted_sequence": predicted})
+
+
 class Checkpoint(NamedTuple):
     name: str
     digest: str
@@ -99,10 +105,17 @@ def verdict(
 
 class StubPending:
     def __init__(
-        self, of: SQEMessage, queued: float | None, worker: str, checkpoint: Named
+        self,
+        of: SQEMessage,
+        queued: float | None,
+        worker: str,
+        checkpoint: Named,
+        *,
+        every_token: bool = False,
     ) -> None:
         self.message = of
         self._checkpoint = checkpoint
+        self._every_token = every_token
         self.future: Future[None] = Future()
         self._queued = queued
         self._worker = worker
@@ -126,6 +139,8 @@ class StubPending:
                     Path(file).touch()
                 raise RuntimeError(self.message.prompt)
         answer = verdict(self.message, self._queued, self._worker, self._checkpoint)
+        if self._every_token:
+            answer = with_every_token(answer, self.message)
         return answer, Counter({} if answer.solved else {("test", "agent"): 2})
 
 
@@ -136,11 +151,19 @@ class StubEvaluator:
     recorded_rate = (0.956, 1.0, 1.0)
     training_tokens: ClassVar[dict[str, float]] = {"test": 0.75, "agent": 0.25}
 
-    def __init__(self, slots: int = 4, worker: str = "stub", checkpoint: Named = STUB) -> None:
+    def __init__(
+        self,
+        slots: int = 4,
+        worker: str = "stub",
+        checkpoint: Named = STUB,
+        *,
+        every_token: bool = False,
+    ) -> None:
         self.checkpoint = checkpoint
         self.tested = (0, 0)
         """Solved pairs and pairs of every self-test."""
         self._worker = worker
+        self._every_token = every_token
         self.statistics = EngineStatistics(slots=slots)
         self.submitted: list[str] = []
         self.urgent: list[bool] = []
@@ -155,7 +178,13 @@ class StubEvaluator:
         urgent: bool = True,
     ) -> StubPending:
         parsed = parse_message(body)
-        pending = StubPending(parsed, queued_seconds, self._worker, self.checkpoint)
+        pending = StubPending(
+            parsed,
+            queued_seconds,
+            self._worker,
+            self.checkpoint,
+            every_token=self._every_token,
+        )
         self.submitted.append(parsed.prompt)
         self.urgent.append(urgent)
         seconds, action, file = split(parsed.prompt)

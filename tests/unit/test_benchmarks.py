@@ -67,6 +67,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         training_steps=2,
         seconds=0.01,
         markers=(100, 1000),
+        scale_messages=20,
+        scale_workers=2,
+        scale_rate=20.0,
+        scale_seconds=0.2,
         config=WIDE,
         checkpoints=checkpoints,
     )
