@@ -192,6 +192,8 @@ class Evaluator:
         max_message_bytes: Limit of prompt and completion together (UTF-8).
         known: Accepted pairs that the model solves by its own record, for the self-test; see
             `hrm.evaluation.known`.
+        tester: Agent whose messages are computed anew each time, without the cache, since they test
+            the model.
 
     Raises:
         CheckpointError: The model's conversion gives puzzles that the model does not have.
@@ -206,6 +208,7 @@ class Evaluator:
         worker: str,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         known: Sequence[HRMExample] = (),
+        tester: str | None = None,
     ) -> None:
         _check_puzzle_space(checkpoint)
         self.checkpoint = checkpoint
@@ -214,6 +217,7 @@ class Evaluator:
         self._worker = worker
         self._max_message_bytes = max_message_bytes
         self._known = known
+        self._tester = tester
         self.converter = Converter(checkpoint.conversion)
         training = checkpoint.training
         self._baseline = commonest_token(training.target_token_counts) if training else None
@@ -290,7 +294,10 @@ class Evaluator:
         example = self.converter.example_of(message)
         check = self._check(message, example)
         clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
-        prediction = self._predict(example, check, urgent=urgent)
+        engine = self._engine
+        if message.agent_id == self._tester:
+            engine = without_cache(engine)
+        prediction = self._predict(example, check, engine, urgent=urgent)
         return PendingVerdict(self, message, example, check, prediction, clock)
 
     def submit_content(
@@ -307,7 +314,8 @@ class Evaluator:
         example = self.converter.example_of(content, line_index)
         check = self._check(content, example)
         clock = _Clock(None, taken, converted=time.perf_counter())
-        return PendingExample(self, example, origin, check, self._predict(example, check), clock)
+        prediction = self._predict(example, check, self._engine)
+        return PendingExample(self, example, origin, check, prediction, clock)
 
     def self_test(self) -> SelfTest:
         """Compute the known pairs anew, without the cache, and count those that are solved.
@@ -401,11 +409,11 @@ class Evaluator:
         return check_message(content, example, self.checkpoint.training, named)
 
     def _predict(
-        self, example: HRMExample, check: MessageCheck, *, urgent: bool = True
+        self, example: HRMExample, check: MessageCheck, engine: Predictor, *, urgent: bool = True
     ) -> Future[Prediction]:
         """Infer the example; if its prompt has several accepted answers, with the row of each."""
         rows = with_rows(example, check.rows)
-        predictions = [self._infer(each, self._engine, urgent=urgent) for each in rows]
+        predictions = [self._infer(each, engine, urgent=urgent) for each in rows]
         return nearest_of(predictions, example.target_sequence)
 
     def _infer(self, example: HRMExample, engine: Predictor, *, urgent: bool) -> Future[Prediction]:

@@ -19,6 +19,7 @@ from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.known import known_pairs
 from hrm.inference.config import Inference, dtype_of
 from schemas import HaltedBy
+from worker.broker.contract import CANARY_AGENT
 from worker.evaluator import Model
 from worker.process import devices
 from worker.settings import Settings
@@ -104,6 +105,7 @@ class Serving:
             worker=worker,
             max_message_bytes=self.settings.max_message_bytes,
             known=known,
+            tester=CANARY_AGENT,
         )
 
     def _model(self, checkpoint: str | None) -> Checkpoint | Ensemble:

@@ -373,6 +373,20 @@ def test_equal_messages_are_inferred_once_if_there_is_a_cache(checkpoint: Path) 
     assert (evaluator.statistics.cache_hits, evaluator.statistics.cache_misses) == (4, 1)
 
 
+def test_messages_of_the_tester_are_computed_anew_and_leave_the_cache_as_it_is(
+    checkpoint: Path,
+) -> None:
+    loaded = load_checkpoint(checkpoint)
+    engine = Inference(slots=2, cached_predictions=10).open(loaded, "cpu")
+    evaluator = Evaluator(loaded, engine, device="cpu", worker="w", tester="tester")
+    with contextlib.closing(evaluator):
+        for agent in ("tester", "planner", "tester", "planner"):
+            evaluator.submit({**MESSAGE, "agent_id": agent}).result(TIMEOUT)
+        statistics = evaluator.statistics
+    assert (statistics.cache_hits, statistics.cache_misses) == (1, 1)
+    assert statistics.occupied == 3 * evaluator.max_steps
+
+
 def test_an_evaluator_names_its_checkpoint_device_and_slots(
     shared: Evaluator, checkpoint: Path
 ) -> None:
