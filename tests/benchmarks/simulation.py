@@ -1,7 +1,6 @@
 """A hundred workers in one process: what Redis sees of them, without their processes.
 
-Each has a worker's own transport, hand, rules of storing, reading of the backlog and care for its
-deliveries, and the connections that these need. One thread takes turns with all of them where each
+Each has a worker's own transport, hand, rules of storing and care for its deliveries, and the connections that these need. One thread takes turns with all of them where each
 worker has Celery's event loop, and a few threads do what each worker's other threads do. A clock
 stands for each engine. Every outcome is stored by itself; a worker stores those of the same few
 milliseconds together.
@@ -25,7 +24,6 @@ import redis
 
 from schemas import SQEMessage, parse_message
 from tests.support.stubs import verdict, with_every_token
-from worker.broker.backlog import read_backlog
 from worker.broker.keys import NO_NAMESPACE, QUEUES, UNACKED_INDEX
 from worker.broker.urls import connections
 from worker.delivery.envelope import Envelope
@@ -37,7 +35,6 @@ from worker.delivery.tasks import bodies_of
 from worker.delivery.transport import WAIT_SECONDS, Channel
 from worker.delivery.upkeep import LONGEST_PAUSE, RESTORED_AT_ONCE, WITH_QUEUES
 from worker.settings import Settings
-from worker.telemetry.latest import READ_SECONDS
 
 SETTINGS = Settings()
 
@@ -112,7 +109,6 @@ class SimulatedWorker:
 
         self._repeat(WAIT_SECONDS, share, self._channel.look_again)
         beside = self._fleet.do_beside
-        self._repeat(READ_SECONDS, share, lambda: beside(lambda: read_backlog(self._upkeep)))
         self._repeat(LONGEST_PAUSE, share, lambda: beside(keep))
 
     def turn(self) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from hrm.checkpoint import save_checkpoint
 from hrm.data.config import ConversionConfig
+from hrm.inference.config import Inference
 from hrm.model.batch import encode
 from hrm.model.network import HRM
 from hrm.model.reference_loop import evaluate_batch
@@ -21,6 +22,7 @@ from tests.benchmarks.bench_cache import stream
 from tests.benchmarks.bench_latency import StaticServer
 from tests.benchmarks.limit import arithmetic
 from tests.benchmarks.page import section, table, with_section
+from tests.benchmarks.peers.serving import Options, StaticBatches
 from tests.benchmarks.runs import Run, interleaved, median_ratio, percentile
 from tests.benchmarks.setting import (
     FULL_WIDTH,
@@ -134,6 +136,28 @@ def test_a_run_writes_its_sections_and_a_quick_one_prints_them(
     command.main(["--quick", "--only", "stub"])
     assert "4 slots" in capsys.readouterr().out
     assert results.read_text() == before
+
+
+# The peers' servers, as far as they need no packages of their own.
+
+
+def test_a_server_reads_the_command_line_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = Options(tmp_path, HaltedBy.Q, slots=3, threads=1, port=80)
+    monkeypatch.setattr("sys.argv", ["server", *options.command()])
+    assert Options.parse() == options
+
+
+def test_static_batches_answer_as_the_engine(setting: Setting) -> None:
+    checkpoint = setting.checkpoint()
+    options = Options(checkpoint.path, HaltedBy.MAX_STEPS, slots=2, threads=1, port=0)
+    examples = known_examples(checkpoint, 3)
+    answers = StaticBatches(options).answers([each.model_dump(mode="json") for each in examples])
+    inference = Inference(halting=options.halting, slots=2, threads=1)
+    with closing(inference.open(checkpoint, "cpu")) as engine:
+        predictions = [engine.submit(each).result() for each in examples]
+    assert [tuple(answer["tokens"]) for answer in answers] == [each.tokens for each in predictions]
 
 
 # Figures.
