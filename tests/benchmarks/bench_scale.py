@@ -10,7 +10,6 @@ import signal
 import statistics
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
@@ -26,22 +25,14 @@ from tests.benchmarks.setting import Setting, accepted_messages
 from tests.benchmarks.simulation import SimulatedFleet
 from tests.support.processes import STUB, Worker, wait_for
 from tests.support.servers import Server, server
-from worker.broker.backlog import read_backlog
-from worker.broker.keys import LIVE_QUEUE, NO_NAMESPACE, UNACKED, UNACKED_INDEX, delivery_tag
+from worker.broker.keys import LIVE_QUEUE, NO_NAMESPACE, UNACKED
 from worker.client import Client
 from worker.client.tasks import evaluate
-from worker.telemetry.latest import READ_SECONDS
 
 TITLE = "Scale"
 
 SLOTS = 4
 """Slots of each worker, which holds twice as many messages."""
-
-HELD = 128
-"""Single messages that a worker with 64 slots, the default on a GPU, holds."""
-
-READINGS = 20
-"""Readings of the index whose time is measured."""
 
 LOADS = (0.02, 0.1, 0.4)
 """Shares of the engines' rate at which single messages come: most workers are idle."""
@@ -92,7 +83,7 @@ class Counts:
 
 
 def run(setting: Setting) -> str:
-    return paragraphs(_messages(setting), _fleet(setting), _index(setting))
+    return paragraphs(_messages(setting), _fleet(setting))
 
 
 # A message.
@@ -294,29 +285,6 @@ def _backlog(
         f"{1e6 * grown.busy / count:,.0f}",
         *(f"{each:,.0f}" for each in (min(own), statistics.median(own), max(own))),
     ]
-
-
-def _index(setting: Setting) -> str:
-    """What it takes all workers to show how many items are not acknowledged."""
-    workers = setting.scale_workers
-    tags = (delivery_tag(LIVE_QUEUE, f"{uuid.uuid4().hex}-0") for _ in range(workers * HELD))
-    with _redis() as (_, to):
-        to.store.zadd(UNACKED_INDEX, dict.fromkeys(tags, 0.0))
-
-        def read() -> None:
-            for _ in range(READINGS):
-                read_backlog(to.store)
-
-        grown = _growth(to.store, read)
-    each = workers / READ_SECONDS / READINGS
-    return (
-        f"Every worker reads which items are not acknowledged, every {READ_SECONDS:g} s. Of "
-        f"{workers * HELD:,}, which {workers} workers with 64 slots hold of single messages, a "
-        f"reading takes {1000 * grown.busy / READINGS:.1f} ms of Redis and "
-        f"{grown.sent / READINGS / 1000:,.0f} kB; the readings of all workers keep Redis busy for "
-        f"{100 * each * grown.busy:.1f} % of the time and take {each * grown.sent / 1e6:.1f} MB a "
-        "second."
-    )
 
 
 # What is measured, and how.

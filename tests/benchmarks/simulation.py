@@ -1,9 +1,10 @@
 """A hundred workers in one process: what Redis sees of them, without their processes.
 
-Each has a worker's own transport, hand, rules of storing and care for its deliveries, and the connections that these need. One thread takes turns with all of them where each
-worker has Celery's event loop, and a few threads do what each worker's other threads do. A clock
-stands for each engine. Every outcome is stored by itself; a worker stores those of the same few
-milliseconds together.
+Each has a worker's own transport, hand, rules of storing and care for its deliveries, and the
+connections that these need. One thread takes turns with all of them where each worker has Celery's
+event loop, and a few threads do what each worker's other threads do. A clock stands for each
+engine. Every outcome is stored by itself; a worker stores those of the same few milliseconds
+together.
 """
 
 import contextlib
