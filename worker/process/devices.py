@@ -1,8 +1,10 @@
 """Pin this process to one device, through the environment and before torch reads it.
 
-Knows device names and CUDA_VISIBLE_DEVICES. Imports torch only to ask about the pinned device.
+Knows device names, CUDA_VISIBLE_DEVICES and memory. Imports torch only to ask about the pinned
+device.
 """
 
+import ctypes
 import os
 import re
 import sys
@@ -12,6 +14,9 @@ from dataclasses import dataclass
 from schemas import SQEHRMError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""A function of glibc, which keeps blocks of some megabytes; None with another C library."""
 
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?")
 
@@ -90,7 +95,9 @@ def memory(device: Device) -> dict[str, int]:
 
 
 def release(device: Device) -> None:
-    """Give the GPU's memory back that torch keeps for later tensors."""
+    """Give memory back that was freed, and is kept for what comes later."""
+    if _TRIM is not None:
+        _TRIM(0)
     if device.is_cuda:
         import torch  # noqa: PLC0415 - after `pin`
 

@@ -96,6 +96,9 @@ def test_the_status_and_the_reason_are_the_fleets(calls: Calls) -> None:
         (["--devices", ""], "'' is no device"),
         (["--devices", "cpu", "--queues", "mine"], "no queue 'mine'"),
         (["--devices", "cpu", "--weights", "1"], "are for --checkpoints"),
+        (["--slots", "4", "reload"], "--slots before reload: its options follow its name"),
+        (["reload", "--timeout", "0"], "0.0 is not in the range x>0"),
+        (["restart"], "No such command 'restart'"),
     ],
 )
 def test_a_wrong_call_is_refused_before_anything_starts(
