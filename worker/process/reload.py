@@ -196,13 +196,13 @@ class Reloader:
         """Free what was loaded and does not serve, or no longer."""
         pause = threading.Event()
         had_left = self._left() is not None
+        # What was loaded was kept out of the search for cycles, and is in some.
+        gc.unfreeze()
         for seconds in RELEASE_PAUSES:
             pause.wait(seconds)
-            # What was loaded was kept out of the search for cycles, and is in some.
-            gc.unfreeze()
             gc.collect()
-            gc.freeze()
             if self._left() is None:
+                gc.freeze()
                 break
         devices.release(self._device)
         if had_left:
