@@ -189,7 +189,7 @@ def _fleet(setting: Setting) -> str:
         with fleet.running():
             _wait_until_listening(to.store, workers)
             idle = _growth(to.store, partial(time.sleep, setting.scale_seconds))
-            loads = [_load(to, fleet, texts, setting, share) for share in LOADS]
+            loads = [_load(to, texts, setting, share) for share in LOADS]
             backlog = _backlog(to, fleet, texts, setting)
     return paragraphs(
         f"{workers} simulated workers with {SLOTS} slots, whose engines answer {rate:g} messages a "
@@ -207,12 +207,11 @@ def _fleet(setting: Setting) -> str:
             ],
             left=0,
         ),
-        "While single messages come, so few that most workers are idle. A worker is called in vain "
-        "if another one takes the message:",
+        "While single messages come, so few that most workers are idle. Redis tells all of "
+        "these of each message, and all but one find nothing:",
         table(
             [
-                *("messages a second", "calls in vain a message"),
-                *("commands a second", "busy share of Redis"),
+                *("messages a second", "commands a second", "busy share of Redis"),
             ],
             loads,
             left=0,
@@ -230,16 +229,11 @@ def _fleet(setting: Setting) -> str:
 
 
 def _load(
-    to: Server,
-    fleet: SimulatedFleet,
-    texts: Sequence[tuple[str, str]],
-    setting: Setting,
-    share: float,
+    to: Server, texts: Sequence[tuple[str, str]], setting: Setting, share: float
 ) -> list[str]:
     """A row of the table of loads."""
     rate = share * setting.scale_workers * setting.scale_rate
     count = max(1, round(rate * setting.scale_seconds))
-    in_vain = sum(worker.calls_in_vain for worker in fleet.workers)
     with Client(to.url) as client:
 
         def send() -> None:
@@ -249,11 +243,9 @@ def _load(
                 time.sleep(max(0.0, start + (number + 1) / rate - time.monotonic()))
 
         grown = _growth(to.store, send)
-    in_vain = sum(worker.calls_in_vain for worker in fleet.workers) - in_vain
     _wait_until_done(to.store)
     return [
         f"{count / grown.seconds:,.1f}",
-        f"{in_vain / count:,.1f}",
         f"{grown.commands / grown.seconds:,.0f}",
         f"{100 * grown.busy / grown.seconds:.1f} %",
     ]

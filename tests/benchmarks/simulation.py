@@ -70,7 +70,6 @@ class SimulatedWorker:
         self, fleet: "SimulatedFleet", name: str, url: str, *, rate: float, slots: int
     ) -> None:
         self.evaluated = 0
-        self.calls_in_vain = 0
         """Announcements of messages that others took."""
         self.connection = connections(url, protocol=3).get_connection()
         self._client = redis.Redis.from_pool(connections(url))
@@ -94,7 +93,6 @@ class SimulatedWorker:
             on_reply=lambda: None,
             on_taken=self._take,
             max_item_bytes=SETTINGS.max_item_bytes,
-            call_later=self._rest,
         )
         self._hand.on_room = lambda: fleet.call_soon(self, self._channel.look_again)
         load_scripts(self._client)
@@ -121,10 +119,6 @@ class SimulatedWorker:
         """Read a reply or an announcement."""
         with contextlib.suppress(Empty):
             self._channel._brpop_read()
-
-    def _rest(self, seconds: float, end: Callable[[], object]) -> None:
-        self.calls_in_vain += 1
-        self._fleet.call_at(time.monotonic() + seconds, self, end)
 
     def _repeat(self, pause: float, share: float, call: Callable[[], object]) -> None:
         due = time.monotonic() + share * pause

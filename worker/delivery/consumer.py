@@ -64,7 +64,6 @@ class Consumer(consumer.Consumer):
         """Start the timers of a connection; Celery stops them when the connection is lost."""
         super().register_with_event_loop(hub)
         channel = self.task_consumer.channel
-        channel.call_later = hub.call_later
         hub.call_repeatedly(BEAT_SECONDS, channel.beat)
         hub.call_repeatedly(WAIT_SECONDS, channel.look_again)
         # Room comes from other threads, while the event loop may sleep.

@@ -90,7 +90,7 @@ TAKE = Script(f"""#!lua flags=allow-oom
 -- Returns: the items, and how many lists of suspects have any. An item is its bytes, its tag, its
 -- faults if it is a suspect, and its length and digest if only its beginning is returned.
 -- Mostly there is nothing, and finding that out one by one takes three times as long.
-if redis.call('EXISTS', unpack(KEYS, 4)) == 0 then return {{{{}}, 0}} end
+if redis.call('EXISTS', unpack(KEYS, 4, #KEYS - 1)) == 0 then return {{{{}}, 0}} end
 local queues = tonumber(ARGV[1])
 local suspects, longest, beginning, most, enough, batch, unique = unpack(ARGV, 2, 8)
 longest, most, enough = tonumber(longest), tonumber(most), tonumber(enough)

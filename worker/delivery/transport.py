@@ -11,8 +11,7 @@
    else in hand, and nothing beside it (`worker.delivery.suspicion`).
 5. Only the beginning of an item that is too long leaves Redis.
 6. An idle worker waits for an announcement instead of a message: no request writes while nothing is
-   there, and all of them work if memory is full. Every idle worker hears it, and all but one find
-   nothing: those rest before they listen again.
+   there, and all of them work if memory is full.
 
 Knows queues and deliveries; nothing of what is in a message. Needs Redis 7 or Valkey.
 """
@@ -21,7 +20,6 @@ Knows queues and deliveries; nothing of what is in a message. Needs Redis 7 or V
 # mypy: disallow-untyped-calls=False
 
 import contextlib
-import random
 import uuid
 from collections.abc import Callable, Sequence
 from queue import Empty
@@ -65,19 +63,6 @@ MOST_ITEMS = 128
 
 ENOUGH_BYTES = 1 << 20
 """Bytes after which a request takes no further item, for the same reason."""
-
-REST_SECONDS = 0.001
-"""Mean time for which a worker that was called in vain does not listen, for each such call in a
-row. One of `n` idle workers is called in vain about `n` times in a row, so whatever their number,
-about a thousand of their rests end in a second: they look in vain no more often, and a message that
-no listening worker has room for waits about a millisecond. A lone worker is never called in vain.
-"""
-
-LONGEST_REST_SECONDS = 0.1
-"""Longest mean of a rest: more than a hundred idle workers look more often."""
-
-CallLater = Callable[[float, Callable[[], object]], object]
-"""Has the event loop call a function after some seconds."""
 
 _BATCH = EVALUATE_BATCH.encode()
 
@@ -127,15 +112,6 @@ class Channel(redis.Channel):
 
     is_beat_due = False
     """Whether to send a request although there is no room, as a sign of life."""
-
-    call_later: CallLater
-    """The event loop's; the consumer sets it."""
-
-    _was_called = False
-    """Whether an announcement led to the last request."""
-
-    _calls_in_vain = 0
-    """Number of announcements in a row after which nothing was left to take."""
 
     # kombu's attributes: the connection on which a reply is awaited, and since when.
     _in_poll: Any = False
@@ -260,37 +236,21 @@ class Channel(redis.Channel):
         items, suspects_wait = reply
         self.hand.suspects_wait = bool(suspects_wait)
         self._nothing_there = self._has_asked and not items
-        rest = self._rest_seconds()
         if not items:
             connection = self.client.connection
-            if rest:
-                self.call_later(rest, self.look_again)
             # An announcement that was read together with the reply leaves nothing to wait for.
-            if rest or (self._is_watching and not connection.can_read()):
+            if self._is_watching and not connection.can_read():
                 self._is_waiting = True
                 self._in_poll = connection
             raise Empty
         self.on_taken([self._note(*item) for item in items])
         return True
 
-    def _rest_seconds(self) -> float:
-        """Compute for how long not to listen after the request that was answered."""
-        was_called, self._was_called = self._was_called, False
-        if not self._nothing_there:
-            self._calls_in_vain = 0
-        elif was_called:
-            self._calls_in_vain += 1
-            mean = min(REST_SECONDS * self._calls_in_vain, LONGEST_REST_SECONDS)
-            # They were all called at once, and must not all come back at once.
-            return random.uniform(0, 2 * mean)  # noqa: S311 - no secret
-        return 0.0
-
     def _read_reply(self) -> Any:  # noqa: ANN401 - any reply
         """Read the reply of `TAKE`; returns None if something else came that calls for another."""
         connection = self.client.connection
         if self._is_waiting:
             self._is_waiting = self._nothing_there = False
-            self._was_called = True
             connection.read_response(push_request=True)
             return None
         for _ in range(self._replies_before):
