@@ -50,9 +50,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, only printed")
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=list(SERVERS))
     parser.add_argument("--rounds", type=int, default=Setting().rounds)
+    parser.add_argument(
+        "--halting", nargs="+", type=HaltedBy, choices=HaltedBy, default=list(HaltedBy)
+    )
     options = parser.parse_args()
     setting = quick(Setting()) if options.quick else replace(Setting(), rounds=options.rounds)
-    tables = [_compare(setting, rule, options.only) for rule in HaltedBy]
+    tables = [_compare(setting, rule, options.only) for rule in options.halting]
     versions = ", ".join(f"{name} {version(name)}" for name in ("litserve", "ray", "torch"))
     text = section(
         f"{TITLE}, on a CPU",

@@ -29,7 +29,10 @@ class API(litserve.LitAPI):
 
 def main() -> None:
     options = Options.parse()
-    server = litserve.LitServer(API(options), accelerator="cpu", workers_per_device=1)
+    # At full load on a slow machine a request may wait longer than LitServe's 30 s.
+    server = litserve.LitServer(
+        API(options), accelerator="cpu", workers_per_device=1, timeout=False
+    )
     server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
 
 
