@@ -94,7 +94,7 @@ class Recipe(BaseModel):
         default=0.0,
         ge=0,
         le=1,
-        description="Share of the rows of a batch that run each example for all steps; 0.5 unless "
+        description="Share of the rows of a batch that run each example for all steps; 1 unless "
         "given, if accepted pairs are replayed. Others halt when the Q head says so, and then "
         "hardly ever reach the late steps.",
     )

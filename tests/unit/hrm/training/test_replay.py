@@ -116,7 +116,7 @@ def test_a_run_that_replays_is_gentle_unless_told_otherwise(folder: Path) -> Non
         trainer = train(folder, name, *NEW, **FURTHER, **options).trainer
         return trainer.config.lr, trainer.config.full_share
 
-    assert used("next") == (4e-4, 0.5)
+    assert used("next") == (4e-4, 1)
     assert used("told", lr=1e-2, full_share=0.2) == (1e-2, 0.2)
     assert used("forgetful", forget=True) == (1e-3, 0)
 
