@@ -9,6 +9,7 @@ from schemas import HaltedBy
 from tests.support import reference as reference_data
 
 
+@reference_data.same_rounding
 @pytest.mark.parametrize("at_once", [2, 9, 128])
 def test_figures_are_the_references(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(measurement, "MEASURE_BATCH", at_once)

@@ -29,6 +29,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> EvaluationReport:
     return report
 
 
+@reference_data.same_rounding
 def test_figures_are_those_of_the_references_loss_head(reference: EvaluationReport) -> None:
     wanted, overall = reference_data.facts()["metrics_at_last_step"], reference.overall
     accuracy, steps = overall.token_accuracy_by_example.mean, overall.act_steps.mean
@@ -41,6 +42,7 @@ def test_figures_are_those_of_the_references_loss_head(reference: EvaluationRepo
     assert steps * 9 == wanted["steps"] == 144
 
 
+@reference_data.same_rounding
 def test_every_other_figure_is_that_of_the_references_outputs(reference: EvaluationReport) -> None:
     steps = [16] * 9
     labels, tokens = reference_data.batch().labels, reference_data.tokens_at(steps)
@@ -65,6 +67,7 @@ def test_every_other_figure_is_that_of_the_references_outputs(reference: Evaluat
     assert [list(row) for row in reference.confusion.counts] == wanted
 
 
+@reference_data.same_rounding
 def test_the_reliability_table_is_that_of_the_references_outputs(
     reference: EvaluationReport,
 ) -> None:

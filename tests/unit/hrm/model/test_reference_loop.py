@@ -14,6 +14,7 @@ def network() -> HRM:
     return reference_data.network()
 
 
+@reference_data.same_rounding
 @pytest.mark.parametrize("halting", HaltedBy)
 @pytest.mark.parametrize("max_steps", [1, 2, 5, 16])
 def test_answers_are_the_references_at_the_halting_step(
@@ -26,6 +27,21 @@ def test_answers_are_the_references_at_the_halting_step(
     assert output.q_flips.tolist() == reference_data.flips_until(steps)
     torch.testing.assert_close(
         output.q_logits, reference_data.q_logits_at(steps), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("halting", HaltedBy)
+def test_answers_of_the_first_step_are_the_references_on_any_processor(
+    network: HRM, halting: HaltedBy
+) -> None:
+    output = evaluate_batch(network, reference_data.batch(), halting=halting, max_steps=1)
+    assert output.steps.tolist() == [1] * 9
+    assert torch.equal(output.predictions, reference_data.tokens_at([1] * 9))
+    torch.testing.assert_close(
+        output.q_logits,
+        reference_data.q_logits_at([1] * 9),
+        rtol=0,
+        atol=reference_data.FIRST_STEP_TOLERANCE,
     )
 
 
