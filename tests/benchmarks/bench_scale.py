@@ -1,4 +1,4 @@
-"""What bounds a fleet: what a message costs Redis, and what a hundred workers ask of it.
+"""The bounds of a fleet: the cost of a message in Redis, and the load of a hundred workers.
 
 Redis is real. So are the workers that a message's cost is measured with, except for their engine;
 the hundred are simulated (`tests.benchmarks.simulation`). Redis executes commands in one thread, so
@@ -53,7 +53,7 @@ class Counts:
 
     seconds: float
     commands: float
-    """Those that scripts execute count, too."""
+    """Including those that scripts execute."""
     round_trips: float
     """Times that it read from a connection."""
     received: float
@@ -90,7 +90,7 @@ def run(setting: Setting) -> str:
 
 
 def _messages(setting: Setting) -> str:
-    """What a message costs Redis on each part of its way, and what the start of a worker does."""
+    """Redis's cost of a message on each part of its way, and of the start of a worker."""
     count = setting.scale_messages
     texts = accepted_messages(setting.checkpoint())
     rows: list[list[str]] = []
@@ -181,7 +181,7 @@ def _exhaust(outcomes: Iterator[object]) -> None:
 
 
 def _fleet(setting: Setting) -> str:
-    """What many workers ask of Redis: while they are idle, and under load."""
+    """The load of many workers on Redis, while they are idle and under load."""
     workers, rate = setting.scale_workers, setting.scale_rate
     texts = accepted_messages(setting.checkpoint())
     with _redis() as (_, to):

@@ -41,7 +41,7 @@ def take(store: redis.Redis, namespace: Namespace = NO_NAMESPACE, longest: int =
 
 
 def more(store: redis.Redis, namespace: Namespace = NO_NAMESPACE) -> dict[str, int]:
-    """What waits beyond one message of each item."""
+    """Messages that wait beyond one of each item, by queue."""
     found: dict[Any, Any] = store.hgetall(namespace.key(BATCHED))
     return {namespace.name_of(name.decode()): int(count) for name, count in found.items()}
 

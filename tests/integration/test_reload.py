@@ -97,7 +97,7 @@ class Load(threading.Thread):
 
 
 def predictions(folder: Path, name: str) -> dict[tuple[str, int | None], tuple[int, ...]]:
-    """What the checkpoint predicts for each prompt and puzzle, computed here."""
+    """The checkpoint's prediction for each prompt and puzzle, computed here."""
     checkpoint = load_checkpoint(folder / name)
     engine = Inference(slots=4).open(checkpoint, "cpu")
     with closing(Evaluator(checkpoint, engine, device="cpu", worker="here")) as evaluator:

@@ -80,7 +80,7 @@ class Job:
 
     @property
     def lane(self) -> Lane:
-        """What its evaluations are counted as."""
+        """The lane in which its evaluations are counted."""
         return Lane.LIVE if self.is_urgent else Lane.BACKFILL
 
     @property

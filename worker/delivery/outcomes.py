@@ -48,7 +48,7 @@ class Answer:
     result_ids: tuple[str, ...]
     """Ids under which someone may wait for it."""
     of_agent: str = ""
-    """What it adds to its agent's figures, from `figures_of`; empty for nothing."""
+    """Its addition to the figures of its agent, from `figures_of`; empty for nothing."""
     record: Failure | DeadLetter | None = None
     """The record for a stream; None for a solved message."""
     result_seconds: float | None = None

@@ -85,7 +85,7 @@ class State:
 
 @dataclass(frozen=True)
 class End:
-    """What became of the fleet."""
+    """The end of a fleet."""
 
     status: int
     """Exit status: 0 if all workers finished what they had, else the worst one's."""
@@ -105,7 +105,7 @@ class _Place:
     was_ready: bool = False
     reload_wanted: bool = False
     status: int = 0
-    """Of its last worker."""
+    """The exit status of its last worker."""
     ended: str = "not started yet"
     """Why it has no worker."""
     is_given_up: bool = False

@@ -58,7 +58,7 @@ AgentFigure = tuple[str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a stream keeps."""
+    """The entries that a stream keeps."""
 
     entries: int = 0
     added: int = 0

@@ -38,7 +38,7 @@ class ReloadError(SQEHRMError):
 
 
 class Request(BaseModel):
-    """What every worker of a namespace is asked."""
+    """A request to every worker of a namespace."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +48,7 @@ class Request(BaseModel):
 
 
 class Answer(BaseModel):
-    """What one worker answers."""
+    """One worker's answer."""
 
     model_config = ConfigDict(frozen=True)
 

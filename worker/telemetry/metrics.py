@@ -338,7 +338,7 @@ class Metrics:
 
 
 def _recorded(evaluator: Evaluator) -> Iterable[Metric]:
-    """What the checkpoint's live figures are compared with."""
+    """The recorded figures with which the checkpoint's live ones are compared."""
     name = evaluator.checkpoint.name
     rate = evaluator.recorded_rate
     if rate is not None:

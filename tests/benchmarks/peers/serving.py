@@ -1,4 +1,4 @@
-"""What the servers share: their command line, the network in static batches, and answers.
+"""The common parts of the servers: their command line, the network in static batches, and answers.
 
 Knows examples and predictions; nothing of HTTP.
 """

@@ -1,4 +1,4 @@
-"""What a worker opens: a model, its halting rule, and the pairs with which it is tested."""
+"""A worker opens a model, with its halting rule and the pairs with which it is tested."""
 
 import logging
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ from worker.process.notify import Notifier
 
 
 class Service:
-    """What a service would say of itself."""
+    """The state that a service would report of itself."""
 
     def __init__(self) -> None:
         self.not_ready: str | None = "loading the\ncheckpoint"
