@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import redis
 
@@ -25,6 +27,8 @@ from worker.demo.tally import Account, Tally
 from worker.demo.traffic import Sent
 from worker.process.child_worker import ChildWorker, start_worker
 
+Found = TypeVar("Found")
+
 LOGS = Path(".sqe")
 """Folder of the worker's and the monitor's output, overwritten by each demo."""
 
@@ -32,7 +36,8 @@ CANARY_SECONDS = "5"
 """Seconds between two messages with a known answer: a demo is shorter than the usual minute."""
 
 SETTLE_SECONDS = 10.0
-"""Longest time until the monitor's figures are those of the last message."""
+"""Longest time until all figures are those of the last message. A worker counts an outcome once
+Redis has confirmed it, when the agent may have it already; the monitor reads every two seconds."""
 
 DRAIN_SECONDS = 60.0
 """Seconds without any outcome, after which the missing ones are given up as lost."""
@@ -136,27 +141,38 @@ def exchange(
                     break
                 worker.check()
                 time.sleep(POLL_SECONDS)
-        figures = worker.scrape()
+        expected = tally.verdicts.total(), tally.rejections.total()
+        evaluations, rejected = _settled(partial(_of_worker, worker), expected)
         return Account(
             sent=tally.sent.total(),
             verdicts=tally.verdicts.total(),
             dead_letters=tally.rejections.total(),
-            evaluations_total=int(figures.total("evaluations_total", lane="live")),
-            of_agents=_of_agents(monitor, tally.verdicts.total()),
-            rejected_total=int(figures.total("rejected_total")),
+            evaluations_total=evaluations,
+            of_agents=_settled(partial(_of_agents, monitor), tally.verdicts.total()),
+            rejected_total=rejected,
             stream_length=entries_added(store, keys.DEAD_LETTERS) - letters_before,
             mistaken=tally.mistaken,
         )
 
 
-def _of_agents(monitor: ChildWorker, expected: int) -> int:
-    """Read the evaluations of all agents, which the monitor reads from Redis every two seconds."""
+def _of_worker(worker: ChildWorker) -> tuple[int, int]:
+    """Read the messages that the worker has evaluated and refused."""
+    figures = worker.scrape()
+    evaluated = figures.total("evaluations_total", lane="live")
+    return int(evaluated), int(figures.total("rejected_total"))
+
+
+def _of_agents(monitor: ChildWorker) -> int:
+    """Read the evaluations of all agents."""
+    return int(monitor.scrape().total("agent_evaluations_total"))
+
+
+def _settled(read: Callable[[], Found], expected: Found) -> Found:
+    """Read figures until they are as expected, or for `SETTLE_SECONDS`."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    while True:
-        found = int(monitor.scrape().total("agent_evaluations_total"))
-        if found == expected or time.monotonic() > deadline:
-            return found
+    while (found := read()) != expected and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+    return found
 
 
 @contextlib.contextmanager
