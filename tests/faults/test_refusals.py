@@ -21,7 +21,7 @@ from worker.delivery.requirements import NEEDED, WITHOUT_KEYS, Requirements
 from worker.settings import Settings
 
 NAMES = ["~sqe.*", "~sqe:*", "~celery-task-meta-*"]
-CHANNELS = ["&celery-task-meta-*"]
+CHANNELS = ["&celery-task-meta-*", "&sqe:reload*"]
 COMMANDS = [f"+{name.lower()}" for name in NEEDED] + [
     "|".join(("+" + name.lower(), *(each.lower() for each in rest if each.isalpha())))
     for name, *rest in WITHOUT_KEYS
@@ -79,8 +79,8 @@ def test_a_worker_works_with_the_permissions_that_are_checked(
 
 def test_a_worker_that_lacks_permissions_ends_and_names_them(user: User) -> None:
     assert start(user(*NAMES, *COMMANDS)) == (
-        "sqe-hrm: error: the Redis user 'worker' may not run PUBLISH on 'celery-task-meta-*': "
-        "permit it with ACL SETUSER"
+        "sqe-hrm: error: the Redis user 'worker' may not run PUBLISH on 'celery-task-meta-*', "
+        "PUBLISH on 'sqe:reload:*', SUBSCRIBE on 'sqe:reload': permit it with ACL SETUSER"
     )
 
 
@@ -162,7 +162,9 @@ def test_a_permission_withdrawn_from_a_worker_shows_in_its_readiness_and_once_in
         wait_for(lambda: not store.exists(UNACKED), "all acknowledged")
         assert worker.total("evaluations_total") == 8
         lines = worker.log.read_text().removeprefix(before).splitlines()
-        *refused, over = [line.split(" ", 2)[2] for line in lines]
+        # Whoever listens to a channel is cut off with the permission, and has lines of its own.
+        kept = [line for line in lines if "hear requests to reload" not in line]
+        *refused, over = [line.split(" ", 2)[2] for line in kept]
         assert over.startswith("INFO can ")
         assert reason in refused[0]
         assert len(refused) == len(set(refused)) <= 2, "each reason once"
