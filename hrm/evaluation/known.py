@@ -12,7 +12,7 @@ from schemas import HaltedBy, HRMExample
 
 PAIRS = 8
 """Pairs of a self-test. A device, a kernel or a dtype that computes wrongly solves none of them,
-and eight take a fraction of a second."""
+and eight hardly delay a start."""
 
 
 def known_pairs(

@@ -66,7 +66,7 @@ def running_worker(redis_url: str, port: int, options: Sequence[str]) -> Iterato
 
 @contextlib.contextmanager
 def running_monitor(redis_url: str, options: Sequence[str]) -> Iterator[ChildWorker]:
-    """Do the same for `sqe-hrm monitor`, on a free port."""
+    """Run `sqe-hrm monitor` in a process of its own, on a free port, as `running_worker` does."""
     canaries = {"SQE_CANARY_SECONDS": CANARY_SECONDS}
     with _running("monitor", redis_url, 0, options, canaries) as monitor:
         yield monitor

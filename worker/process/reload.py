@@ -25,7 +25,7 @@ from worker.telemetry.metrics import Metrics, Reload
 logger = logging.getLogger(__name__)
 
 SELF_TEST_SECONDS = 60.0
-"""Pause between two self-tests of an idle worker. Each costs a fraction of a second."""
+"""Pause between two self-tests of an idle worker. Each costs as much as eight messages."""
 
 SHORT_OF_HALF = 2
 """A self-test has failed if fewer than one in this many pairs are solved. A device or a kernel that
