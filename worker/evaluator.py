@@ -5,7 +5,7 @@ need none.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ __all__ = [
     "Pending",
 ]
 
-Evaluated = tuple[Verdict, Counter[tuple[str, str]]]
-"""A verdict, and how often each pair (target, predicted) of different tokens occurred."""
+Evaluated = tuple[Verdict, Counter[tuple[str, str]], Sequence[int]]
+"""A verdict, how often each pair (target, predicted) of different tokens occurred, and the tokens
+of the completion."""
 
 
 class Pending(Protocol):
@@ -59,6 +60,10 @@ class Evaluator(Protocol):
     @property
     def training_tokens(self) -> Mapping[str, float]:
         """Share of each token in the completions that were trained, by its name."""
+
+    @property
+    def token_names(self) -> Sequence[str]:
+        """The name of each token; hashed ones share one."""
 
     @property
     def device(self) -> str: ...  # noqa: D102

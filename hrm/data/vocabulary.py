@@ -44,6 +44,11 @@ class Vocabulary:
         """Names for tables: the named tokens, and all hashed ones as one."""
         return (*self.names, HASHED) if self.hashed else self.names
 
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """The name of each token; hashed ones share one."""
+        return (*self.names, *(HASHED,) * self.hashed)
+
     def group(self, token: int) -> int:
         """The position of a token's name in `groups`."""
         return min(token, len(self.names))

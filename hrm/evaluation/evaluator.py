@@ -68,6 +68,8 @@ class Evaluated(NamedTuple):
     verdict: Verdict
     confusions: Counter[tuple[str, str]]
     """How often each pair (target, predicted) of different tokens occurred, by their names."""
+    completion: Sequence[int]
+    """The tokens of the completion, all of its parts."""
 
 
 class SelfTest(NamedTuple):
@@ -123,7 +125,8 @@ class PendingExample:
         verdict = self._evaluator.verdict(
             self._origin, self.example, self._check, prediction, figures, self._clock.timings()
         )
-        return Evaluated(verdict, self._evaluator.named(figures.confusions))
+        confusions = self._evaluator.named(figures.confusions)
+        return Evaluated(verdict, confusions, self.example.target_sequence)
 
 
 class PendingVerdict(PendingExample):
@@ -226,6 +229,11 @@ class Evaluator:
         )
         """Share of each token in the targets of the training set, by its name; hashed ones
         together. Empty if there is no record of them."""
+
+    @property
+    def token_names(self) -> Sequence[str]:
+        """The name of each token of the vocabulary; hashed ones share one."""
+        return self.converter.tokenizer.vocabulary.token_names
 
     @property
     def checkpoint_name(self) -> str:

@@ -18,7 +18,7 @@ from worker.process import reload_requests
 from worker.process.reload import Reloaded
 from worker.process.reload_requests import Asked, Listener, ReloadError
 from worker.settings import Settings
-from worker.telemetry.metrics import Reload
+from worker.telemetry.labels import Reload
 
 DONE = Reloaded(Reload.RELOADED, "next (5678)", before="stub (1234)")
 

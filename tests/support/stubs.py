@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from hrm.data.vocabulary import VOCABULARY_1
 from hrm.inference.prediction import EngineClosedError, EngineStatistics
 from schemas import (
     Category,
@@ -33,6 +34,8 @@ from schemas import (
     parse_message,
 )
 from worker.evaluator import Evaluated, Named
+from worker.telemetry.labels import Lane
+from worker.telemetry.verdicts import Evaluation
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -54,6 +57,10 @@ def with_every_token(made: Verdict, of: SQEMessage) -> Verdict:
     """The verdict with as many predicted tokens as a real one: one for each word, and two."""
     predicted = tuple(range(2 + len(of.completion.split())))
     return made.model_copy(update={"predicted_sequence": predicted})
+
+
+COMPLETION = (0, 1, 2, 11)
+"""The tokens of every completion."""
 
 
 class Checkpoint(NamedTuple):
@@ -82,7 +89,7 @@ def verdict(
         edit_similarity=1.0 if solved else 0.5,
         correct_tokens=4 if solved else 2,
         target_tokens=4,
-        predicted_sequence=(0, 1, 2, 11),
+        predicted_sequence=COMPLETION,
         known=True,
         match=PromptMatch.PAIR,
         text=TextCheck.SAME if solved else TextCheck.DIFFERENT,
@@ -101,6 +108,14 @@ def verdict(
         worker=worker,
         evaluated_at=datetime.now(UTC),
     )
+
+
+def evaluation(
+    made: Verdict,
+    lane: Lane = Lane.LIVE,
+    confusions: Mapping[tuple[str, str], int] | None = None,
+) -> Evaluation:
+    return Evaluation(made, lane, confusions or {}, COMPLETION)
 
 
 class StubPending:
@@ -141,7 +156,8 @@ class StubPending:
         answer = verdict(self.message, self._queued, self._worker, self._checkpoint)
         if self._every_token:
             answer = with_every_token(answer, self.message)
-        return answer, Counter({} if answer.solved else {("test", "agent"): 2})
+        wrong = Counter({} if answer.solved else {("test", "agent"): 2})
+        return answer, wrong, COMPLETION
 
 
 class StubEvaluator:
@@ -150,6 +166,7 @@ class StubEvaluator:
     halting = HaltedBy.MAX_STEPS
     recorded_rate = (0.956, 1.0, 1.0)
     training_tokens: ClassVar[dict[str, float]] = {"test": 0.75, "agent": 0.25}
+    token_names = VOCABULARY_1.token_names
 
     def __init__(
         self,

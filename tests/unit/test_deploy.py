@@ -10,7 +10,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
-from schemas import (
-    Category,
-    Difficulty,
-    FailurePattern,
-    HaltedBy,
-    PromptMatch,
-    RejectionReason,
-    TextCheck,
-    Timings,
-    Verdict,
-)
+from schemas import Category, RejectionReason
 from tests.support.stubs import StubEvaluator
 from worker.broker.backlog import READY
 from worker.broker.keys import LIVE_QUEUE
@@ -41,7 +30,8 @@ from worker.monitor.figures import Figures
 from worker.monitor.reading import Reading, Stream
 from worker.process.notify import BEAT_SECONDS
 from worker.settings import PREFIX, Settings
-from worker.telemetry.metrics import ErrorKind, Lane, Metrics
+from worker.telemetry.labels import ErrorKind, Lane
+from worker.telemetry.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PORT = Settings().metrics_port
@@ -94,7 +84,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.duplicate()
     metrics.error(ErrorKind.REDIS)
     metrics.self_tested(8, 8, passed=True)
-    metrics.evaluated(_unsolved_verdict(), {("test", "agent"): 3})
+    metrics.serves(StubEvaluator())
     samples: dict[str, set[str]] = {}
     state = State(Member("cpu", 0), None, None, 0)
     monitor = Figures(lambda: READING)
@@ -117,39 +107,6 @@ READING = Reading(
     memory_max=1,
     agents={("planner", Category.OTHER, "true", "solved"): 1},
 )
-
-
-def _unsolved_verdict() -> Verdict:
-    return Verdict(
-        message_id="m",
-        agent_id="a",
-        checkpoint="c",
-        checkpoint_digest="d",
-        puzzle_id=1,
-        solved=False,
-        token_accuracy=0.5,
-        edit_similarity=0.5,
-        correct_tokens=1,
-        target_tokens=2,
-        predicted_sequence=(0, 1),
-        known=True,
-        match=PromptMatch.PAIR,
-        text=TextCheck.DIFFERENT,
-        truncated=True,
-        unread_words=3,
-        act_steps=8,
-        halted_by=HaltedBy.MAX_STEPS,
-        q_halt=-1,
-        q_continue=1,
-        q_flips=0,
-        difficulty=Difficulty.EASY,
-        category=Category.OTHER,
-        failure_pattern=FailurePattern.NEAR_MISS,
-        timings=Timings(queue=0, convert=0, inference=0, total=0),
-        device="cpu",
-        worker="w",
-        evaluated_at=datetime.now(UTC),
-    )
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])

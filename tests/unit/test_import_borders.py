@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker.client_package.address": {"schemas", "worker.broker"},
     "worker.client_package.setup": set(),
     "worker.evaluator": {"schemas", "hrm.inference.prediction"},
-    "worker.telemetry": {"schemas", "hrm.data", "worker.evaluator"},
+    "worker.telemetry": {"schemas", "hrm.data", "worker.evaluator", "worker.broker.keys"},
     "worker.delivery": {
         "schemas",
         "worker.settings",

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from worker.broker.keys import LIVE_QUEUE
 from worker.delivery.envelope import Envelope
 from worker.delivery.outcomes import Batch
-from worker.telemetry.metrics import Lane
+from worker.telemetry.labels import Lane
 
 
 class Ending(StrEnum):

@@ -26,7 +26,6 @@ from schemas import (
     Rejection,
     RejectionReason,
     SQEHRMError,
-    Verdict,
 )
 from worker.broker.keys import LIVE_QUEUE
 from worker.delivery.agents import Counted
@@ -41,14 +40,13 @@ from worker.delivery.tasks import bodies_of, original_bytes, own_id_of
 from worker.delivery.vital import Vital
 from worker.delivery.waits import queued_seconds, with_queue_time
 from worker.evaluator import EngineClosedError, Evaluator, Pending
-from worker.telemetry.metrics import ErrorKind, Lane, Metrics
+from worker.telemetry.labels import ErrorKind, Lane
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.verdicts import Evaluation
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-Confusions = Counter[tuple[str, str]]
-"""How often each pair (target, predicted) of different tokens occurred."""
 
 MAX_ERRORS_IN_A_ROW = 8
 """Tasks with an unexpected error, without an answer of the engine in between, after which the fault
@@ -62,6 +60,14 @@ for that many live ones; beside the backlog, it still goes before the next of th
 
 class NoOutcome(SQEHRMError):
     """Messages of a task met unexpected errors. It has to be delivered again: this was a fault."""
+
+
+class _Round(threading.local):
+    """The messages that a storing thread has settled since the last pipeline."""
+
+    def __init__(self) -> None:
+        self.settled: Counter[Job] = Counter()
+        """Messages by job that have their outcome, or will have none."""
 
 
 class Service:
@@ -114,8 +120,7 @@ class Service:
         """Items that go back at the end, by tag, each with what to do then."""
         self._done_at_once: list[tuple[int, Pending | MessageRejected | None]] = []
         """Messages that were done while the intake submitted them."""
-        self._settled = threading.local()
-        """Messages by job that a storing thread has settled since the last pipeline."""
+        self._round = _Round()
         storing.after_round = self._after_round
         self._abandoned = False
         self._ended = False
@@ -404,14 +409,14 @@ class Service:
         if found is None:
             self._settle(job)
             return None
-        answer, wrong = found
+        answer, evaluation = found
         tag = job.tag if job.batch is None else ""
 
         def accepted(counted: Counted) -> None:
             job.outcomes[position] = outcome if job.list_wanted else ""
             if job.batch is None and isinstance(answer.outcome, Rejection):
                 job.ending = Ending.REFUSED
-            self._count(answer.outcome, wrong, counted, job.lane)
+            self._count(answer.outcome, evaluation, counted)
             self._settle(job)
 
         entry = Entry(answer, outcome, tag, job.batch, position)
@@ -419,14 +424,11 @@ class Service:
 
     def _settle(self, job: Job) -> None:
         """Note in a storing thread that a message has its outcome, or will have none."""
-        settled: Counter[Job] | None = getattr(self._settled, "jobs", None)
-        if settled is None:
-            settled = self._settled.jobs = Counter()
-        settled[job] += 1
+        self._round.settled[job] += 1
 
     def _after_round(self) -> None:
         """Go on with the jobs of a pipeline."""
-        settled: Counter[Job] | None = getattr(self._settled, "jobs", None)
+        settled = self._round.settled
         while settled:
             self._settle_now(*settled.popitem())
 
@@ -511,7 +513,7 @@ class Service:
         entry = Entry(answer, answer.outcome.model_dump_json(), tag)
 
         def accepted(counted: Counted) -> None:
-            self._count(answer.outcome, Counter(), counted)
+            self._count(answer.outcome, None, counted)
             self._leave_hand(tag, Ending.REFUSED)
 
         def failed(error: Exception) -> None:
@@ -559,24 +561,25 @@ class Service:
 
     def _answer(
         self, job: Job, position: int, pending: Pending | MessageRejected
-    ) -> tuple[Answer, Confusions] | None:
-        """Build the answer to a body that is done, with its wrong tokens. None if it has none."""
+    ) -> tuple[Answer, Evaluation | None] | None:
+        """Build the answer to a body that is done, and its evaluation. None if it has no answer."""
         if isinstance(pending, MessageRejected):
-            return self._refusal(job, pending, position), Counter()
+            return self._refusal(job, pending, position), None
         evaluated = self._attempt(job, pending.result)
         if evaluated is None:
             return None
         if isinstance(evaluated, MessageRejected):
-            return self._refusal(job, evaluated, position), Counter()
-        verdict, wrong = evaluated
+            return self._refusal(job, evaluated, position), None
+        verdict, confusions, completion = evaluated
+        verdict = with_queue_time(verdict, pending.message, job.queued)
         answer = self._delivery.verdict(
-            with_queue_time(verdict, pending.message, job.queued),
+            verdict,
             pending.message,
             None if job.batch is not None else job.envelope.task_id,
             job.envelope.result_seconds,
             live=job.is_urgent,
         )
-        return answer, wrong
+        return answer, Evaluation(verdict, job.lane, confusions, completion)
 
     def _attempt(self, job: Job, step: Callable[[], T]) -> T | MessageRejected | None:
         """Return what `step` returns, or the `MessageRejected` it raises.
@@ -620,14 +623,14 @@ class Service:
         )
         return self._delivery.dead_letter(refusal)
 
-    def _count(
-        self, outcome: Outcome, wrong: Confusions, counted: Counted, lane: Lane = Lane.LIVE
-    ) -> None:
+    def _count(self, outcome: Outcome, evaluation: Evaluation | None, counted: Counted) -> None:
+        """Count an outcome that was stored."""
         if counted is Counted.REPEATED:
             self._metrics.duplicate()
-        elif counted is Counted.CANARY and isinstance(outcome, Verdict):
-            self._metrics.canary(outcome)
-        elif isinstance(outcome, Verdict):
-            self._metrics.evaluated(outcome, wrong, lane)
-        else:
+        elif isinstance(outcome, Rejection):
             self._metrics.rejected(outcome.reason)
+        elif evaluation is not None:
+            is_canary = counted is Counted.CANARY
+            self._metrics.evaluated(
+                evaluation._replace(lane=Lane.CANARY) if is_canary else evaluation
+            )

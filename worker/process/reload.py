@@ -20,7 +20,8 @@ from worker.delivery.hand import Hand
 from worker.evaluator import EngineClosedError, Evaluator, Model, Named
 from worker.process import devices
 from worker.process.swap import Swap
-from worker.telemetry.metrics import Metrics, Reload
+from worker.telemetry.labels import Reload
+from worker.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Reloader:
         with _closed_on_error(evaluator):
             self._check(evaluator)
         self._swap = Swap(evaluator)
-        self._metrics.serves(model.name)
+        self._metrics.serves(self._swap)
         return self._swap
 
     def start(self, hand: Hand, on_broken: Callable[[str], object]) -> None:
@@ -183,7 +184,7 @@ class Reloader:
         waited = time.monotonic() - began
         self._left = weakref.ref(old)
         old.close()
-        self._metrics.serves(model.name)
+        self._metrics.serves(evaluator)
         self._pass()
         now = in_short(model)
         logger.info(

@@ -42,7 +42,8 @@ from worker.process.swap import Swap
 from worker.process.watchdog import Watchdog
 from worker.settings import Settings
 from worker.telemetry import health
-from worker.telemetry.metrics import ErrorKind, Metrics
+from worker.telemetry.labels import ErrorKind
+from worker.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

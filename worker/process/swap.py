@@ -7,7 +7,7 @@ change.
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,11 @@ class Swap:
     def training_tokens(self) -> Mapping[str, float]:
         """Shares of tokens in what the checkpoint that serves was trained on."""
         return self.serving.training_tokens
+
+    @property
+    def token_names(self) -> Sequence[str]:
+        """The name of each token of the checkpoint that serves."""
+        return self.serving.token_names
 
     @property
     def device(self) -> str:

@@ -1,6 +1,8 @@
 """Everything a worker shows: metrics, health and log.
 
 - `metrics`: the figures that Prometheus scrapes
+- `verdicts`: those of evaluated messages, counted for many at once
+- `labels`: the values of labels
 - `families`: metrics made of values at each scrape
 - `health`: serves `/metrics`, `/healthz` and `/readyz`
 - `server`: the HTTP server for them, from waitress
@@ -8,5 +10,5 @@
 - `logs`: the log's format
 - `scrape`: reads a worker's `/metrics` and other pages
 
-May import `schemas`, `hrm.data` and `worker.evaluator`.
+May import `schemas`, `hrm.data`, `worker.evaluator` and `worker.broker.keys`.
 """

@@ -15,8 +15,11 @@ PREFIX = "sqe_hrm"
 # A series of each counter's and histogram's time of creation would be two fifths of all.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-LONG_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-"""Bucket limits in seconds, from one step of a GPU to a backlog of half an hour."""
+LONG_SECONDS = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+    *(20, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800),
+)
+"""Bucket limits in seconds, from one step of a GPU to a backlog of eight hours."""
 
 
 class OnScrape(Collector):

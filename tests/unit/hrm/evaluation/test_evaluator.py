@@ -115,7 +115,7 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
     before = datetime.now(UTC)
     try:
         pending = evaluator.submit(json.dumps(MESSAGE), queued_seconds=2.5)
-        verdict, confusions = pending.result(TIMEOUT)
+        verdict, confusions, completion = pending.result(TIMEOUT)
     finally:
         evaluator.close()
     q_halt, q_continue = output.q_logits[0].tolist()
@@ -155,6 +155,8 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
         (named[target], named[given]): n for (target, given), n in figures.confusions.items()
     }
     assert sum(confusions.values()) == 4 - verdict.correct_tokens
+    assert completion == example.target_sequence
+    assert evaluator.token_names == named
     assert pending.message == SQEMessage.model_validate(MESSAGE)
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 

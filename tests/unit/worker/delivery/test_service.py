@@ -23,6 +23,7 @@ from tests.support.pipelines import FakeClient
 from tests.support.processes import wait_for
 from tests.support.stubs import Checkpoint, StubEvaluator, StubPending, message
 from worker.broker.app import ENQUEUED_AT, EVALUATE, EVALUATE_BATCH
+from worker.broker.keys import LIVE_QUEUE
 from worker.delivery import storing, tasks
 from worker.delivery.envelope import Envelope
 from worker.delivery.hand import Hand
@@ -222,7 +223,8 @@ def test_every_outcome_is_counted_by_its_kind(world: World) -> None:
     labels["lane"] = "live"
     assert world.count("evaluations_total", outcome="solved", **labels) == 1
     assert world.count("evaluations_total", outcome="unsolved", **labels) == 1
-    assert world.count("failures_total", pattern="near_miss", category="other") == 1
+    failed = {"checkpoint": "stub", "lane": "live", "known": "true"}
+    assert world.count("failures_total", pattern="near_miss", **failed) == 1
     assert world.count("token_confusions_total", target="test", predicted="agent") == 2
     assert world.count("rejected_total", reason="not_json") == 1
     assert world.count("rejected_total", reason="evaluation_failed") == 1
@@ -544,7 +546,7 @@ def test_a_message_with_an_implausible_creation_time_has_no_time_in_the_queue(
     (verdict,) = world.process(text(created_at=created_at))
     assert verdict.timings.queue is None
     assert verdict.timings.total < 1
-    assert world.count("queue_seconds_count") == 0
+    assert world.count("queue_seconds_count", queue=LIVE_QUEUE) == 0
 
 
 def test_without_the_producers_time_the_wait_starts_at_created_at(

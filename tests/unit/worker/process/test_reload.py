@@ -24,7 +24,8 @@ from worker.evaluator import Model, Named
 from worker.process import reload
 from worker.process.devices import Device
 from worker.process.reload import Reloaded, Reloader, SelfTestError
-from worker.telemetry.metrics import Metrics, Reload
+from worker.telemetry.labels import Reload
+from worker.telemetry.metrics import Metrics
 
 NEXT = Checkpoint("next", "5678" * 16)
 

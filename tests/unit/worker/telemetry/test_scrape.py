@@ -49,7 +49,7 @@ def test_all_metrics_are_read_with_nothing_lost(metrics: Metrics, url: str) -> N
     (family,) = [each for each in read_families(url, 10) if each.name == "sqe_hrm_duplicates"]
     assert (family.type, family.documentation) == (
         "counter",
-        "Messages answered again and not counted.",
+        "Messages that were answered again, and are not counted again.",
     )
     assert [(sample.name, sample.value) for sample in family.samples] == [
         ("sqe_hrm_duplicates_total", 1)
