@@ -7,6 +7,7 @@ need none.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Protocol
 
 from hrm.inference.prediction import EngineClosedError, EngineStatistics
@@ -56,6 +57,10 @@ class Evaluator(Protocol):
 
         Low end of its interval, share and high end; None if that is not recorded.
         """
+
+    @property
+    def trained_on(self) -> date | None:
+        """The day of the checkpoint's training, if that is recorded."""
 
     @property
     def training_tokens(self) -> Mapping[str, float]:

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 
@@ -27,10 +28,12 @@ from hrm.checkpoint.config import (
 )
 from hrm.checkpoint.figures import (
     FIGURES,
+    MEASURED,
     Evidence,
     RecordedFigures,
     halting_evidence,
     read_figures,
+    read_training_day,
 )
 from hrm.checkpoint.files import KEY_PREFIX, read_state
 from hrm.checkpoint.names import (
@@ -82,6 +85,8 @@ class Checkpoint:
     """SHA-256 of weights and configuration; independent of the file format."""
     training: TrainingRecord | None
     figures: RecordedFigures | None
+    trained_on: date | None
+    """Day of its training, if that is recorded."""
     """How good these weights were measured to be; None if nobody recorded it."""
 
     def build(
@@ -194,6 +199,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         digest=digest,
         training=_read_training(weights.parent / TRAINING_PAIRS, configuration.model),
         figures=read_figures(weights.parent / FIGURES, digest),
+        trained_on=read_training_day(weights.parent / MEASURED),
     )
 
 

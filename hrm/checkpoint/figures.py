@@ -2,9 +2,11 @@
 
 Knows what a worker needs to choose a halting rule by evidence, and to compare its live figures
 with; nothing of how it is measured, and no torch. `measured.json` is free in form and tells how a
-run went. This file is strict, and bound to the weights by their digest.
+run went, of which only its day is read. This file is strict, and bound to the weights by their
+digest.
 """
 
+import json
 import logging
 from collections.abc import Mapping
 from datetime import date
@@ -21,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 FIGURES = "figures.json"
 """File in a checkpoint folder that holds its `RecordedFigures`."""
+
+MEASURED = "measured.json"
+"""File in a checkpoint folder that tells how its training went."""
 
 Q_RIGHT_PERCENT = 95
 """Percentage of accepted pairs about which the Q head has to be right to decide when to halt."""
@@ -189,6 +194,17 @@ def read_figures(file: Path, digest: str) -> RecordedFigures | None:
         )
         return None
     return figures
+
+
+def read_training_day(file: Path) -> date | None:
+    """Read the day of a checkpoint's training from its `measured.json`.
+
+    None if it does not say so: the file is free in form, and no checkpoint needs it.
+    """
+    try:
+        return date.fromisoformat(json.loads(file.read_bytes())["date"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def write_figures(folder: Path, figures: RecordedFigures) -> Path:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from datetime import date
 from functools import partial, reduce
 from pathlib import Path
 
@@ -109,6 +110,13 @@ class Ensemble:
     @property
     def figures(self) -> None:
         """None are recorded of an ensemble; each member has its own."""
+
+    @property
+    def trained_on(self) -> date | None:
+        """The day of the oldest member's training; None if that of a member is not recorded."""
+        days = [member.trained_on for member in self.members]
+        known = [day for day in days if day is not None]
+        return min(known) if len(known) == len(days) else None
 
     def halting_evidence(self, max_steps: int | None = None) -> Evidence:
         """The halting rule that the figures of all members support, and why."""

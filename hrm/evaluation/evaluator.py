@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, NamedTuple, Protocol, Self
 
 from hrm.checkpoint import CheckpointError, TrainingRecord
@@ -182,6 +182,8 @@ class Model(Protocol):
     def training(self) -> TrainingRecord | None: ...  # noqa: D102
     @property
     def figures(self) -> RecordedFigures | None: ...  # noqa: D102
+    @property
+    def trained_on(self) -> date | None: ...  # noqa: D102
 
 
 class Evaluator:
@@ -278,6 +280,11 @@ class Evaluator:
         solved, pairs = figures.accepted.of(self.halting).solved, figures.accepted.messages
         low, high = wilson_interval(solved, pairs)
         return low, solved / pairs, high
+
+    @property
+    def trained_on(self) -> date | None:
+        """The day of the model's training, if that is recorded."""
+        return self.checkpoint.trained_on
 
     def submit(
         self,

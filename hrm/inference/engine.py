@@ -35,6 +35,7 @@ If the device fails, the engine ends, since CUDA then answers every call with th
 
 import heapq
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -158,7 +159,7 @@ class Engine:
         self._limits = [max_steps or each.config.halt_max_steps for each in self.networks]
         self._join = join
         self._steps = self._occupied = self._refills = self._answered = self._turns = 0
-        self._in_turn = False
+        self._in_turn, self._busy_seconds = False, 0.0
         self._waiting: dict[bool, deque[_Ticket]] = {True: deque(), False: deque()}
         """The queues: of urgent examples, and of others."""
         self._fresh: list[_Ticket] = []
@@ -212,6 +213,7 @@ class Engine:
                 answered=self._answered,
                 turns=self._turns,
                 in_turn=self._in_turn,
+                busy_seconds=self._busy_seconds,
                 slot_reductions=self._lanes.reductions,
             )
 
@@ -274,8 +276,9 @@ class Engine:
         ended: SQEHRMError = EngineFailedError("the engine ended: its error is in the log")
         try:
             while self._take():
-                self._in_turn = True
+                self._in_turn, began = True, time.perf_counter()
                 self._turn()
+                self._busy_seconds += time.perf_counter() - began
                 self._turns += 1
                 self._in_turn = False
             ended = self._ended

@@ -77,6 +77,8 @@ class EngineStatistics:
     """Turns that ended, whether or not they succeeded."""
     in_turn: bool = False
     """Whether a turn is under way. If it stays so while `turns` does not grow, the engine hangs."""
+    busy_seconds: float = 0.0
+    """Seconds that turns took."""
     slot_reductions: int = 0
     """How often the device's memory did not suffice and the engine went on with fewer slots."""
     cache_hits: int = 0

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from hrm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from hrm.checkpoint.figures import write_figures
+from hrm.checkpoint.figures import MEASURED, write_figures
 from hrm.checkpoint.names import WEIGHTS
 from hrm.checkpoint.pairs import ACCEPTED_PAIRS
 from hrm.data.files import replaced_file
@@ -34,7 +34,6 @@ from hrm.training.options import RunPolicy, TrainingOptions
 from hrm.training.plot import plot_training
 from hrm.training.replay import Parent, solved_apart
 from hrm.training.state import (
-    MEASURED,
     Provenance,
     prune_steps,
     save_step,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hrm.checkpoint import CheckpointError
+from hrm.checkpoint.figures import MEASURED
 from hrm.checkpoint.names import WEIGHTS
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules, RuleFigures
@@ -19,7 +20,7 @@ from hrm.training.fit import Measurement
 from hrm.training.folder import CURVE, PLOT, SEEDS, claim_folder, writing
 from hrm.training.options import OptionsError, TrainingOptions, check_given
 from hrm.training.run import TrainingRun
-from hrm.training.state import MEASURED, step_folders
+from hrm.training.state import step_folders
 from hrm.training.stop import InterruptedRunError
 from hrm.training.trainer import MAX_SEED, DivergedError
 from schemas import SQEHRMError

@@ -25,6 +25,7 @@ from hrm.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from hrm.checkpoint.figures import MEASURED
 from hrm.checkpoint.pairs import AcceptedPairs
 from hrm.data.config import ConversionConfig
 from hrm.training.fit import Measurement
@@ -35,9 +36,6 @@ from hrm.training.trainer import Trainer
 STATE = "training.state"
 """Tensors as safetensors, with a `RunRecord` in their header. It is not named like weights, so that
 nobody takes it for them."""
-
-MEASURED = "measured.json"
-"""The file of a checkpoint folder with what training measured and how it was run."""
 
 _RECORD = "record"
 

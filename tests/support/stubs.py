@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -165,6 +165,7 @@ class StubEvaluator:
     dtype = "float32"
     halting = HaltedBy.MAX_STEPS
     recorded_rate = (0.956, 1.0, 1.0)
+    trained_on: date | None = date(2026, 11, 22)
     training_tokens: ClassVar[dict[str, float]] = {"test": 0.75, "agent": 0.25}
     token_names = VOCABULARY_1.token_names
 

@@ -30,6 +30,7 @@ from worker.monitor.figures import Figures
 from worker.monitor.reading import Reading, Stream
 from worker.process.notify import BEAT_SECONDS
 from worker.settings import PREFIX, Settings
+from worker.telemetry.health import Readiness
 from worker.telemetry.labels import ErrorKind, Lane
 from worker.telemetry.metrics import Metrics
 
@@ -80,6 +81,7 @@ def exposed() -> dict[str, set[str]]:
         stalled_seconds=lambda: 0.0,
         cached=True,
     )
+    metrics.watch_readiness(Readiness())
     metrics.rejected(RejectionReason.NOT_JSON)
     metrics.duplicate()
     metrics.error(ErrorKind.REDIS)

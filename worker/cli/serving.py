@@ -98,7 +98,7 @@ class Serving:
             predictor = model.open(inference, device)
         else:
             predictor = inference.open(model, device)
-        return Evaluator(
+        evaluator = Evaluator(
             model,
             predictor,
             device=self.device.name,
@@ -107,6 +107,9 @@ class Serving:
             known=known,
             tester=CANARY_AGENT,
         )
+        if evaluator.recorded_rate is None:
+            _warn_of_no_baseline(model, inference)
+        return evaluator
 
     def _model(self, checkpoint: str | None) -> Checkpoint | Ensemble:
         folder = self.settings.checkpoint_dir
@@ -141,3 +144,17 @@ class Serving:
             threads=threads,
             cached_predictions=self.settings.cached_predictions,
         )
+
+
+def _warn_of_no_baseline(model: Checkpoint | Ensemble, inference: Inference) -> None:
+    """Log that nothing can tell how many known messages this model should solve, and the fix."""
+    if isinstance(model, Ensemble):
+        fix = "none is recorded of ensembles; alerts need workers that serve a single checkpoint"
+    elif model.figures is None:
+        fix = "sqe-hrm checkpoint record measures it"
+    else:
+        fix = f"it was measured with --max-steps {model.figures.halt_max_steps}"
+    logger.warning(
+        "no alert compares the live solve rate of %s: it has no recorded one under %s: %s",
+        *(model.name, inference.halting, fix),
+    )

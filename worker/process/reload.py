@@ -20,7 +20,7 @@ from worker.delivery.hand import Hand
 from worker.evaluator import EngineClosedError, Evaluator, Model, Named
 from worker.process import devices
 from worker.process.swap import Swap
-from worker.telemetry.labels import Reload
+from worker.telemetry.labels import Reload, State
 from worker.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ class Reloader:
         self._signalled = False
         self._stopping = False
         self._failure: str | None = None
+        self._activity: State | None = None
+        """What the thread is doing, if it is not waiting."""
         self._left: Callable[[], object] = lambda: None
         """Returns the evaluator that has left, as long as something keeps it."""
         self._thread: threading.Thread | None = None
@@ -142,6 +144,19 @@ class Reloader:
         """Say that this worker's answers are wrong; None if they are right, as far as is known."""
         return self._failure
 
+    def activity(self) -> State:
+        """Say what this worker does beside taking messages, or instead of it."""
+        resting = State.SERVING if self._failure is None else State.PAUSED
+        return self._activity or resting
+
+    @contextlib.contextmanager
+    def _doing(self, activity: State) -> Iterator[None]:
+        self._activity = activity
+        try:
+            yield
+        finally:
+            self._activity = None
+
     def _run(self) -> None:
         while not self._stopping:
             try:
@@ -161,7 +176,8 @@ class Reloader:
     def _reload(self, checkpoint: str | None) -> Reloaded:
         """Let another model serve if it can be used, and say how it went."""
         try:
-            reloaded = self._try(checkpoint)
+            with self._doing(State.RELOADING):
+                reloaded = self._try(checkpoint)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the old one serves on
             serving, reason = in_short(self._swap.checkpoint), _in_one_line(error)
             logger.error("reload refused, %s serves on: %s", serving, reason)  # noqa: TRY400
@@ -215,7 +231,8 @@ class Reloader:
         if len(self._hand):
             return
         try:
-            failure = self._test(self._swap.serving)
+            with self._doing(State.TESTING):
+                failure = self._test(self._swap.serving)
         except EngineClosedError:
             return  # the worker ends
         except SQEHRMError as error:

@@ -104,6 +104,7 @@ class _Worker:
         Returns the exit status.
         """
         self._check_redis()
+        self.metrics.watch_readiness(self.readiness)
         reloader = Reloader(partial(read_model, self.name), self.device, self.metrics)
         # Before the checkpoint is loaded: without a handler, the signal would end the process.
         signal.signal(signal.SIGHUP, reloader.on_signal)
@@ -120,6 +121,7 @@ class _Worker:
                 watchdog = Watchdog(lambda: evaluator.engines, self.settings.stall_seconds)
                 self.readiness.loaded()
                 self.readiness.watch(reloader.failure)
+                self.readiness.watch_activity(reloader.activity)
                 self._watch(evaluator, watchdog)
                 self._log_start(evaluator)
                 return self._consume(evaluator, watchdog, reloader)

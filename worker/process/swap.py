@@ -9,12 +9,16 @@ import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 from schemas import HaltedBy
 from worker.evaluator import EngineClosedError, EngineStatistics, Evaluator, Named, Pending
 
-_COUNTS = ("steps", "occupied", "refills", "answered", "turns", "cache_hits", "cache_misses")
+_COUNTS = (
+    *("steps", "occupied", "refills", "answered", "turns", "busy_seconds"),
+    *("cache_hits", "cache_misses"),
+)
 """Statistics that count, and must not fall when another engine begins at 0."""
 
 
@@ -58,6 +62,11 @@ class Swap:
     def recorded_rate(self) -> tuple[float, float, float] | None:
         """The recorded rate of the checkpoint that serves, and its interval."""
         return self.serving.recorded_rate
+
+    @property
+    def trained_on(self) -> date | None:
+        """The day of the training of the checkpoint that serves."""
+        return self.serving.trained_on
 
     @property
     def training_tokens(self) -> Mapping[str, float]:

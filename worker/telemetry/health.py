@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from schemas import SQEHRMError
+from worker.telemetry.labels import State
 from worker.telemetry.server import Answer, Page, serving
 
 FRESH_SECONDS = 5.0
@@ -34,6 +35,7 @@ class Readiness:
         self._stopping = False
         self._last_reply = float("-inf")
         self._troubles: list[Callable[[], str | None]] = []
+        self._activity: Callable[[], State] = lambda: State.SERVING
 
     def watch(self, trouble: Callable[[], str | None]) -> None:
         """Ask `trouble` as well; it returns why the worker is not ready, or None."""
@@ -42,6 +44,10 @@ class Readiness:
     def loaded(self) -> None:
         """Note that the checkpoint is loaded."""
         self._loaded = True
+
+    def watch_activity(self, activity: Callable[[], State]) -> None:
+        """Ask `activity` what the worker does from now on, unless it starts or stops."""
+        self._activity = activity
 
     def watch_engine(self, stalled_seconds: Callable[[], float], limit: float) -> None:
         """Look from now on whether the engine hangs.
@@ -61,6 +67,13 @@ class Readiness:
     def is_stopping(self) -> bool:
         """Whether the worker takes no more messages."""
         return self._stopping
+
+    @property
+    def state(self) -> State:
+        """What the worker is doing."""
+        if self._stopping:
+            return State.STOPPING
+        return self._activity() if self._loaded else State.STARTING
 
     def broker_replied(self) -> None:
         """Note that Redis answered a request for messages."""

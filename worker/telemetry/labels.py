@@ -50,6 +50,23 @@ class Reload(StrEnum):
     """The checkpoint cannot be used; the one before serves on."""
 
 
+class State(StrEnum):
+    """The values of the label `state` of `state`: what a worker is doing."""
+
+    STARTING = "starting"
+    """It loads and tests its first checkpoint."""
+    SERVING = "serving"
+    """It takes messages, or would if it could: `ready` says whether it does."""
+    RELOADING = "reloading"
+    """It loads and tests another checkpoint beside the one that serves."""
+    TESTING = "testing"
+    """It tests its own answers while no message waits."""
+    PAUSED = "paused"
+    """It takes no messages, since its own answers are wrong."""
+    STOPPING = "stopping"
+    """It takes no more messages, and finishes those that it has."""
+
+
 OUTCOMES = ("solved", "unsolved")
 """The values of the label `outcome` of an evaluation."""
 

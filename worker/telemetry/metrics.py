@@ -5,7 +5,11 @@ Knows numbers and what is read at each scrape; those of evaluated messages are
 never an id. Each process has one `Metrics` object, with a registry of its own.
 """
 
-from collections.abc import Callable, Iterable
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,7 +25,8 @@ from worker.evaluator import Evaluator
 from worker.telemetry.families import PREFIX, OnScrape
 from worker.telemetry.families import counter as _counter
 from worker.telemetry.families import gauge as _gauge
-from worker.telemetry.labels import BOUNDS, ErrorKind, Reload
+from worker.telemetry.health import Readiness
+from worker.telemetry.labels import BOUNDS, ErrorKind, Reload, State
 from worker.telemetry.verdicts import Evaluation, VerdictFigures
 
 DeviceMemory = Callable[[], dict[str, int]]
@@ -36,7 +41,10 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self.registry.register(OnScrape(_build))
         self._verdicts = VerdictFigures(self.registry)
+        self._loaded: float = 0.0
+        """When the checkpoint that serves began to (Unix seconds)."""
         self._tested: tuple[int, int] | None = None
         """Solved pairs and pairs of the last self-test."""
 
@@ -81,6 +89,7 @@ class Metrics:
     def serves(self, evaluator: Evaluator) -> None:
         """Note whose checkpoint serves from now on; the series of those long gone are dropped."""
         self._verdicts.serves(evaluator)
+        self._loaded = time.time()
 
     def reload(self, result: Reload) -> None:
         """Count a request for another checkpoint by its result."""
@@ -90,6 +99,25 @@ class Metrics:
         """Show the result of a self-test."""
         self._tested = solved, pairs
         self._self_test_failures.inc(not passed)
+
+    def watch_readiness(self, readiness: Readiness) -> None:
+        """Show whether the worker takes messages, and what it does, at every scrape from now on."""
+
+        def collect() -> Iterable[Metric]:
+            yield _gauge(
+                "ready",
+                "1 if the worker takes messages and stores outcomes; if 0, /readyz says why not.",
+                {(): readiness.not_ready_reason() is None},
+            )
+            state = readiness.state
+            yield _gauge(
+                "state",
+                "1 for what the worker is doing, 0 for the other states.",
+                {(each,): each is state for each in State},
+                "state",
+            )
+
+        self.registry.register(OnScrape(collect))
 
     def watch_engine(
         self,
@@ -112,54 +140,105 @@ class Metrics:
             yield from _engine(evaluator, cached=cached)
             yield _gauge(
                 "engine_stalled_seconds",
-                "Time since the engine last finished a step; 0 while it has nothing to do.",
+                "Seconds since the engine last finished a step; 0 while it has nothing to do.",
                 {(): stalled_seconds()},
             )
-            checkpoint = evaluator.checkpoint
-            labels = (checkpoint.name, checkpoint.digest)
-            yield _gauge("checkpoint_info", "1.", {labels: 1}, "checkpoint", "digest")
+            yield from _checkpoint(evaluator, self._loaded)
             if self._tested is not None:
                 solved, pairs = self._tested
                 yield _gauge(
                     "self_test_solved_ratio",
-                    "Solved of the known pairs of the last self-test.",
+                    "Share of the known pairs that the last self-test solved, of 1.",
                     {(): solved / pairs},
                 )
-            yield from _recorded(evaluator)
-            device = evaluator.device
-            yield _gauge("device_info", "1.", {(device,): 1}, "device")
-            engine = (str(evaluator.halting), evaluator.dtype)
-            yield _gauge("engine_info", "1.", {engine: 1}, "halting", "dtype")
-            used = memory()
-            if used:
-                values: dict[tuple[str, ...], float] = {
-                    (device, kind): size for kind, size in used.items()
-                }
-                yield _gauge("device_memory_bytes", "Memory of the GPU.", values, "device", "kind")
+            yield from _device(evaluator, memory())
 
         self.registry.register(OnScrape(collect))
 
 
-def _recorded(evaluator: Evaluator) -> Iterable[Metric]:
-    """The recorded figures with which the checkpoint's live ones are compared."""
-    name = evaluator.checkpoint.name
+def _build() -> Iterable[Metric]:
+    """The metric of what runs here. Reads versions without loading torch."""
+    labels = _version("sqe-hrm-worker"), platform.python_version(), _version("torch")
+    names = "version", "python", "torch"
+    yield _gauge("build_info", "1; its labels are the versions of what runs.", {labels: 1}, *names)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _device(evaluator: Evaluator, used: Mapping[str, int]) -> Iterable[Metric]:
+    """The metrics of what computes."""
+    device = evaluator.device
+    yield _gauge(
+        "device_info", "1; its label is the device that computes.", {(device,): 1}, "device"
+    )
+    yield _gauge(
+        "engine_info",
+        "1; its labels are the rule that ends a message's computation, and the numbers' format.",
+        {(str(evaluator.halting), evaluator.dtype): 1},
+        *("halting", "dtype"),
+    )
+    if used:
+        yield _gauge(
+            "device_memory_bytes",
+            "Bytes of the GPU's memory: in use, reserved by this process, and in total.",
+            {(device, kind): float(size) for kind, size in used.items()},
+            *("device", "kind"),
+        )
+
+
+def _checkpoint(evaluator: Evaluator, loaded: float) -> Iterable[Metric]:
+    """The metrics of the checkpoint that serves, and what its live figures are compared with."""
+    checkpoint = evaluator.checkpoint
+    name = checkpoint.name
+    yield _gauge(
+        "checkpoint_info",
+        "1; its labels are the checkpoint that serves.",
+        {(name, checkpoint.digest): 1},
+        *("checkpoint", "digest"),
+    )
+    yield _gauge(
+        "checkpoint_loaded_timestamp_seconds",
+        "Unix time since which the checkpoint serves.",
+        {(name,): loaded},
+        "checkpoint",
+    )
+    trained = evaluator.trained_on
+    if trained is not None:
+        midnight = datetime.combine(trained, datetime.min.time(), UTC)
+        yield _gauge(
+            "checkpoint_trained_timestamp_seconds",
+            "Unix time of the day on which the checkpoint was trained; absent if not recorded.",
+            {(name,): midnight.timestamp()},
+            "checkpoint",
+        )
     rate = evaluator.recorded_rate
+    yield _gauge(
+        "checkpoint_has_baseline",
+        "1 if the checkpoint's solve rate under this halting rule is recorded. 0 if no alert can "
+        "compare live figures with it: without sqe-hrm checkpoint record, with another "
+        "--max-steps, and for ensembles.",
+        {(name,): rate is not None},
+        "checkpoint",
+    )
     if rate is not None:
         yield _gauge(
             "checkpoint_baseline_solved_ratio",
             "Share of its accepted pairs that the checkpoint solved when it was measured under "
-            "this halting rule, and the ends of its 95 % Wilson interval.",
+            "this halting rule, of 1, and the ends of its 95 % Wilson interval.",
             {(name, bound): value for bound, value in zip(BOUNDS, rate, strict=True)},
             *("checkpoint", "bound"),
         )
-    tokens: dict[tuple[str, ...], float] = {
-        (name, token): share for token, share in evaluator.training_tokens.items()
-    }
+    tokens = evaluator.training_tokens
     if tokens:
         yield _gauge(
             "checkpoint_training_token_ratio",
-            "Share of the token in the completions that the checkpoint was trained on.",
-            tokens,
+            "Share of the token in the completions that the checkpoint was trained on, of 1.",
+            {(name, token): share for token, share in tokens.items()},
             *("checkpoint", "token"),
         )
 
@@ -169,26 +248,37 @@ def _engine(evaluator: Evaluator, *, cached: bool) -> Iterable[Metric]:
     now = evaluator.statistics
     yield _gauge(
         "engine_slots",
-        "Places of the engine.",
+        "Messages that the engine can compute at once. More are busy than there are while live "
+        "messages use those in reserve.",
         {("busy",): now.busy_slots, ("free",): max(0, now.slots - now.busy_slots)},
         "state",
     )
-    yield _gauge("engine_waiting", "Messages without a slot yet.", {(): now.waiting})
-    yield _counter("engine_steps", "ACT steps of the engine.", {(): now.steps})
-    yield _counter(
-        "engine_occupied_slots",
-        "Slots that a step was for, summed over the steps.",
-        {(): now.occupied},
+    yield _gauge(
+        "engine_waiting", "Messages in the engine that have no slot yet.", {(): now.waiting}
     )
-    yield _counter("engine_refills", "Messages that took a slot beside others.", {(): now.refills})
-    yield _counter(
-        "engine_slot_reductions",
-        "Times that the engine went on with fewer slots because memory ran out.",
-        {(): now.slot_reductions},
-    )
+    counts = {
+        "engine_steps": (now.steps, "ACT steps that the engine computed, each for some slots."),
+        "engine_occupied_slots": (
+            now.occupied,
+            "Slots that an ACT step was for, summed over the steps.",
+        ),
+        "engine_refills": (now.refills, "Messages that took a slot beside others in work."),
+        "engine_busy_seconds": (now.busy_seconds, "Seconds that the engine's steps took."),
+        "engine_slot_reductions": (
+            now.slot_reductions,
+            "Times that the engine went on with fewer slots because memory ran out.",
+        ),
+    }
+    for name, (count, text) in counts.items():
+        yield _counter(name, text, {(): count})
     if cached:
         asked: dict[tuple[str, ...], float] = {
             ("hit",): now.cache_hits,
             ("miss",): now.cache_misses,
         }
-        yield _counter("prediction_cache", "Predictions looked up.", asked, "result")
+        yield _counter(
+            "prediction_cache",
+            "Predictions that were looked up in the cache of equal prompts.",
+            asked,
+            "result",
+        )

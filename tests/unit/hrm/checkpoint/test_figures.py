@@ -12,6 +12,7 @@ import torch
 from hrm.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from hrm.checkpoint.figures import (
     FIGURES,
+    MEASURED,
     RecordedFigures,
     RecordedRule,
     RecordedSet,
@@ -162,6 +163,28 @@ def test_a_checkpoint_has_its_figures(recorded: tuple[Path, RecordedFigures]) ->
 
 def test_a_checkpoint_without_the_file_has_none(tmp_path: Path) -> None:
     assert load_checkpoint(saved(tmp_path / "mine")).figures is None
+
+
+@pytest.mark.parametrize(
+    ("content", "day"),
+    [
+        (None, None),
+        ('{"date": "2026-11-22", "step": 3}', date(2026, 11, 22)),
+        ('{"step": 3}', None),
+        ('{"date": 7}', None),
+        ('{"date": "yesterday"}', None),
+        ("[]", None),
+        ("no json", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_the_day_of_its_training_is_read_if_it_is_recorded(
+    tmp_path: Path, content: str | None, day: date | None
+) -> None:
+    folder = saved(tmp_path / "mine")
+    if content is not None:
+        (folder / MEASURED).write_text(content)
+    assert load_checkpoint(folder).trained_on == day
 
 
 def test_figures_of_other_weights_are_ignored(

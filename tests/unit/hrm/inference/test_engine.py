@@ -1,6 +1,7 @@
 """The engine answers as the plain loop does, whatever else is in it and whatever goes wrong."""
 
 import threading
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from functools import partial
 
@@ -102,6 +103,14 @@ def test_tokens_fill_the_sequence_length_whatever_the_target(
         first, second = engine.submit(examples[0]), engine.submit(short)
         assert first.result(DEADLINE).tokens == second.result(DEADLINE).tokens
         assert len(first.result().tokens) == 24
+
+
+def test_the_time_of_turns_is_counted(network: HRM, examples: list[HRMExample]) -> None:
+    began = time.perf_counter()
+    with engine_of(network, slots=2, halting=HaltedBy.Q) as engine:
+        assert engine.statistics.busy_seconds == 0
+        engine.submit(examples[0]).result(DEADLINE)
+    assert 0 < engine.statistics.busy_seconds < time.perf_counter() - began
 
 
 # Slots.

@@ -137,6 +137,28 @@ def serving(folder: Path, **fields: Any) -> Serving:  # noqa: ANN401
     return Serving(settings, CPU, **{**options, **fields})
 
 
+@pytest.mark.parametrize(
+    ("checkpoints", "max_steps", "said"),
+    [
+        (("sqe-demo",), None, None),
+        (("sqe-demo",), 4, "measured with --max-steps 16"),
+        (("sqe-demo", "sqe-demo-600"), None, "none is recorded of ensembles"),
+    ],
+)
+def test_a_worker_says_if_no_alert_can_compare_its_figures(
+    caplog: pytest.LogCaptureFixture,
+    checkpoints: tuple[str, ...],
+    max_steps: int | None,
+    said: str | None,
+) -> None:
+    caplog.set_level("WARNING")
+    members = checkpoints if len(checkpoints) > 1 else ()
+    opened(checkpoints[0], *members, max_steps=max_steps)
+    warned = [text for text in caplog.messages if text.startswith("no alert compares")]
+    assert len(warned) == (said is not None)
+    assert (said or "") in "".join(warned)
+
+
 def test_every_engine_gets_the_same_threads(folder: Path) -> None:
     torch.set_num_threads(3)
     served = serving(folder)
@@ -166,6 +188,8 @@ def test_a_model_is_tested_with_what_it_is_recorded_to_solve_in_this_way(
     assert evaluator.self_test() == (pairs, pairs)
     evaluator.close()
     assert caplog.text.count("no self-test: ") == (not pairs)
+    if fields.get("checkpoint") == "silent":
+        assert "sqe-hrm checkpoint record measures it" in caplog.text
 
 
 def test_a_worker_whose_checkpoint_does_not_solve_what_it_says_does_not_start(

@@ -24,7 +24,7 @@ from worker.evaluator import Model, Named
 from worker.process import reload
 from worker.process.devices import Device
 from worker.process.reload import Reloaded, Reloader, SelfTestError
-from worker.telemetry.labels import Reload
+from worker.telemetry.labels import Reload, State
 from worker.telemetry.metrics import Metrics
 
 NEXT = Checkpoint("next", "5678" * 16)
@@ -99,6 +99,16 @@ def test_another_checkpoint_takes_the_place_of_the_first(
     assert (
         "reloaded: next (567856785678) serves instead of stub (0123456789ab), after" in caplog.text
     )
+
+
+def test_a_worker_says_while_it_reloads(world: World) -> None:
+    world.start()
+    seen = [world.reloader.activity()]
+    world.read = lambda: NEXT
+    world.before_open = lambda: seen.append(world.reloader.activity())
+    world.reload()
+    seen.append(world.reloader.activity())
+    assert seen == [State.SERVING, State.RELOADING, State.SERVING]
 
 
 def test_the_same_digest_opens_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -213,6 +223,7 @@ def test_an_idle_worker_whose_answers_become_wrong_takes_nothing_until_they_are_
     world.opened[0].tested = (0, 8)
     wait_for(lambda: world.reloader.failure() is not None, "it is found")
     assert "8 of 8 known pairs of stub" in (world.reloader.failure() or "")
+    wait_for(lambda: world.reloader.activity() is State.PAUSED, "it rests between two tests")
     wait_for(lambda: not world.hand.has_room([LIVE_QUEUE]), "nothing is taken")
     wait_for(lambda: (world.value("self_test_failures_total") or 0) > 2, "it is tested again")
     world.opened[0].tested = (8, 8)

@@ -111,13 +111,15 @@ def test_a_message_that_is_refused_holds_up_no_change() -> None:
 def test_counts_never_fall_and_slots_are_those_of_the_one_that_serves() -> None:
     old, new = StubEvaluator(), StubEvaluator()
     old.statistics = EngineStatistics(
-        slots=4, waiting=3, steps=10, answered=5, slot_reductions=1, cache_hits=2
+        slots=4, waiting=3, steps=10, answered=5, busy_seconds=2.5, slot_reductions=1, cache_hits=2
     )
     new.statistics = EngineStatistics(slots=8, busy_slots=1, steps=1, answered=1, refills=1)
     swap = Swap(old)
     assert swap.statistics == old.statistics
     change(swap, new)
-    now = EngineStatistics(slots=8, busy_slots=1, steps=11, answered=6, refills=1, cache_hits=2)
+    now = EngineStatistics(
+        slots=8, busy_slots=1, steps=11, answered=6, busy_seconds=2.5, refills=1, cache_hits=2
+    )
     assert swap.statistics == now
     change(swap, StubEvaluator())
     assert swap.statistics == replace(now, slots=4, busy_slots=0)

@@ -1,15 +1,22 @@
 """worker.telemetry.metrics: the names and figures that Prometheus gets."""
 
+import platform
 import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hrm.inference.prediction import EngineStatistics
 from tests.support.stubs import DIGEST, Checkpoint, StubEvaluator
-from worker.telemetry.labels import ErrorKind, Reload
+from worker.telemetry.health import Readiness
+from worker.telemetry.labels import ErrorKind, Reload, State
 from worker.telemetry.metrics import Metrics
 
 README = Path(__file__).parents[4] / "worker" / "README.md"
@@ -40,12 +47,19 @@ NAMES = {
     "engine_occupied_slots",
     "engine_refills",
     "engine_slot_reductions",
+    "engine_busy_seconds",
     "engine_stalled_seconds",
     "prediction_cache",
     "reloads",
     "self_test_failures",
     "self_test_solved_ratio",
+    "ready",
+    "state",
+    "build_info",
     "checkpoint_info",
+    "checkpoint_loaded_timestamp_seconds",
+    "checkpoint_trained_timestamp_seconds",
+    "checkpoint_has_baseline",
     "checkpoint_baseline_solved_ratio",
     "checkpoint_training_token_ratio",
     "device_info",
@@ -76,6 +90,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
 def test_every_metric_of_the_design_is_there() -> None:
     metrics = watched()
     metrics.self_tested(7, 8, passed=True)
+    metrics.watch_readiness(Readiness())
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     names = {family.name for family in families}
     ours = {name.removeprefix("sqe_hrm_") for name in names if name.startswith("sqe_hrm_")}
@@ -87,6 +102,55 @@ def test_every_metric_is_in_the_readme() -> None:
     documented = set(re.findall(r"`(\w+)`", README.read_text()))
     for name in NAMES:
         assert documented & {name, f"{name}_total"}, name
+
+
+@pytest.mark.parametrize(
+    ("prepare", "state"),
+    [
+        (lambda _: None, State.STARTING),
+        (lambda readiness: readiness.loaded(), State.SERVING),
+        (lambda readiness: readiness.watch_activity(lambda: State.TESTING), State.STARTING),
+        (lambda readiness: (readiness.loaded(), readiness.stopping()), State.STOPPING),
+    ],
+)
+def test_a_worker_is_in_one_state(prepare: Callable[[Readiness], object], state: State) -> None:
+    readiness = Readiness()
+    metrics = Metrics()
+    metrics.watch_readiness(readiness)
+    prepare(readiness)
+    values = samples(metrics)
+    assert {each: values["sqe_hrm_state", each] for each in State} == {
+        each: each is state for each in State
+    }
+
+
+def test_a_worker_is_ready_as_its_page_says() -> None:
+    readiness = Readiness()
+    metrics = Metrics()
+    metrics.watch_readiness(readiness)
+    assert samples(metrics)["sqe_hrm_ready",] == 0
+    readiness.loaded()
+    readiness.broker_replied()
+    assert samples(metrics)["sqe_hrm_ready",] == 1
+
+
+def test_versions_are_read_without_torch() -> None:
+    (key,) = (key for key in samples(Metrics()) if key[0] == "sqe_hrm_build_info")
+    assert {platform.python_version(), metadata.version("torch")} < set(key)
+
+
+def test_a_checkpoint_shows_since_when_it_serves_and_when_it_was_trained() -> None:
+    evaluator = StubEvaluator()
+    metrics = watched(evaluator)
+    before = time.time()
+    metrics.serves(evaluator)
+    values = samples(metrics)
+    loaded = values["sqe_hrm_checkpoint_loaded_timestamp_seconds", "stub"]
+    assert before <= loaded <= time.time()
+    trained = values["sqe_hrm_checkpoint_trained_timestamp_seconds", "stub"]
+    assert datetime.fromtimestamp(trained, UTC) == datetime(2026, 11, 22, tzinfo=UTC)
+    evaluator.trained_on = None
+    assert ("sqe_hrm_checkpoint_trained_timestamp_seconds", "stub") not in samples(metrics)
 
 
 def test_state_is_read_when_it_is_asked_for() -> None:
@@ -113,6 +177,7 @@ def test_what_the_engine_did_is_read_when_it_is_asked_for() -> None:
         waiting=6,
         steps=10,
         occupied=35,
+        busy_seconds=1.5,
         refills=3,
         slot_reductions=1,
         cache_hits=7,
@@ -122,6 +187,7 @@ def test_what_the_engine_did_is_read_when_it_is_asked_for() -> None:
     assert (after["sqe_hrm_engine_slots", "busy"], after["sqe_hrm_engine_slots", "free"]) == (3, 1)
     assert [after[f"sqe_hrm_engine_{name}_total",] for name in names] == [10, 35, 3, 1]
     assert after["sqe_hrm_engine_waiting",] == 6
+    assert after["sqe_hrm_engine_busy_seconds_total",] == 1.5
     assert after["sqe_hrm_prediction_cache_total", "hit"] == 7
     assert after["sqe_hrm_prediction_cache_total", "miss"] == 5
 
@@ -196,8 +262,11 @@ def test_without_recorded_figures_there_is_nothing_to_compare_with() -> None:
         recorded_rate: Any = None
         training_tokens: ClassVar[dict[str, float]] = {}
 
-    names = {name for name, *_ in samples(watched(Unmeasured()))}
-    assert not [name for name in names if "baseline" in name or "training_token" in name]
+    values = samples(watched(Unmeasured()))
+    assert values["sqe_hrm_checkpoint_has_baseline", "stub"] == 0
+    assert samples(watched())["sqe_hrm_checkpoint_has_baseline", "stub"] == 1
+    names = {name for name, *_ in values}
+    assert not [name for name in names if "baseline_solved" in name or "training_token" in name]
 
 
 def test_errors_and_reasons_show_before_the_first_one() -> None:
