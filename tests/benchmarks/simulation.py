@@ -91,6 +91,7 @@ class SimulatedWorker:
             namespace=NO_NAMESPACE,
             hand=self._hand,
             on_reply=lambda: None,
+            on_request=lambda _: None,
             on_taken=self._take,
             max_item_bytes=SETTINGS.max_item_bytes,
         )

@@ -266,10 +266,12 @@ def test_what_a_dead_worker_left_is_given_back_with_a_fault(store: redis.Redis) 
     for number in range(5):
         take(store, str(number))
     store.zadd(UNACKED_INDEX, {tag_of(str(number)): 1.0 for number in (1, 2, 3)})
-    assert RESTORE(store, WITH_QUEUES, 60, 2) == 2
+    found, first = RESTORE(store, WITH_QUEUES, 60, 2)
+    assert (found, first) == (2, [tag.encode() for tag in map(tag_of, "12")])
     assert store.lrange(LIVE_QUEUE, 0, -1) == [b"item 2", b"item 1"]
-    assert RESTORE(store, WITH_QUEUES, 60, 2) == 1
-    assert RESTORE(store, WITH_QUEUES, 60, 2) == 0
+    store.hdel(UNACKED, tag_of("3"))  # somebody deleted it
+    assert RESTORE(store, WITH_QUEUES, 60, 2) == [1, []]
+    assert RESTORE(store, WITH_QUEUES, 60, 2) == [0, []]
     assert store.hlen(UNACKED) == 2
     assert set(store.hvals(FAULTS)) == {b" -"}
 

@@ -23,6 +23,7 @@ from tests.support.stubs import StubEvaluator
 from worker.broker.backlog import READY
 from worker.broker.keys import LIVE_QUEUE
 from worker.cli.main import COMMANDS
+from worker.delivery.hand import Hand
 from worker.fleet.members import Member
 from worker.fleet.merge import merged
 from worker.fleet.supervisor import END_SECONDS, State
@@ -82,6 +83,7 @@ def exposed() -> dict[str, set[str]]:
         cached=True,
     )
     metrics.watch_readiness(Readiness())
+    metrics.watch_hand(Hand(4).flows)
     metrics.rejected(RejectionReason.NOT_JSON)
     metrics.duplicate()
     metrics.error(ErrorKind.REDIS)

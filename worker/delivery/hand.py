@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from worker.broker.keys import QUEUES
 from worker.delivery.scripts import Suspects
+from worker.telemetry.flow import Flow
 
 SUSPECTS_PAUSE = 1.0
 """Seconds after a suspect in which a busy worker takes messages as usual. To take the next one it
@@ -44,6 +46,8 @@ class _Held:
     """Messages that are not evaluated yet."""
     unstored: int
     """Messages that have no outcome in Redis yet."""
+    messages: int
+    """Messages that count as in hand: those without an outcome, at least 1 of a task."""
     is_suspect: bool
 
 
@@ -76,6 +80,10 @@ class Hand:
         """Messages by queue that are not evaluated yet."""
         self._unstored: Counter[str] = Counter()
         """Messages by queue that have no outcome in Redis yet."""
+        self._taken: Counter[str] = Counter()
+        self._settled: Counter[str] = Counter()
+        self._returned: Counter[str] = Counter()
+        """Messages by queue, since the start."""
         self._without_room: frozenset[str] = frozenset()
         """Queues for which the last look found no room."""
         self._unheard: list[str] = []
@@ -115,36 +123,50 @@ class Hand:
             is_suspect: Whether it has to be alone in hand.
         """
         with self._changed:
-            self._held[tag] = _Held(queue, weight, weight, is_suspect)
+            self._held[tag] = _Held(queue, weight, weight, 1, is_suspect)
+            self._taken[queue] += 1
             self._weights[queue] += weight
             self._unstored[queue] += weight
             self._alone = self._alone or is_suspect
 
-    def weigh(self, tag: str, weight: int) -> None:
-        """Correct the number of an item's messages, none of which is evaluated yet."""
+    def weigh(self, tag: str, weight: int, *, missing: bool = False) -> None:
+        """Correct the number of an item's messages, none of which is evaluated yet.
+
+        With `missing`, they are those without an outcome, and as many count as taken.
+        """
         with self._changed:
             held = self._held.get(tag)
             if held is None:
                 return
             self._lighten(held, held.weight - weight, held.unstored - weight)
+            if missing:
+                messages = max(1, weight)
+                self._taken[held.queue] += messages - held.messages
+                held.messages = messages
             calls = self._has_new_room()
         if calls:
             self.on_room()
 
     def evaluated(self, tag: str, count: int) -> None:
         """Note that the engine needs no room for some of an item's messages any more."""
-        self._note_progress(tag, count, 0)
+        self._note_progress(tag, count, 0, 0)
 
     def stored(self, tag: str, count: int) -> None:
-        """Note that some of an item's messages have their outcomes in Redis, or will have none."""
-        self._note_progress(tag, 0, count)
+        """Note that some of an item's messages have their outcomes in Redis."""
+        self._note_progress(tag, 0, count, count)
 
-    def _note_progress(self, tag: str, evaluated: int, stored: int) -> None:
+    def dropped(self, tag: str, count: int) -> None:
+        """Note that some of an item's messages will have no outcome here."""
+        self._note_progress(tag, 0, count, 0)
+
+    def _note_progress(self, tag: str, evaluated: int, stored: int, settled: int) -> None:
         with self._changed:
             held = self._held.get(tag)
             if held is None:
                 return
             self._lighten(held, evaluated, stored)
+            held.messages -= settled
+            self._settled[held.queue] += settled
             self._paced += evaluated
             calls = self._has_new_room()
         if calls:
@@ -156,13 +178,14 @@ class Hand:
         self._weights[held.queue] -= evaluated
         self._unstored[held.queue] -= stored
 
-    def remove(self, tag: str) -> None:
-        """Forget an item that Redis has acknowledged or put back."""
+    def remove(self, tag: str, *, returned: bool = False) -> None:
+        """Forget an item that Redis has acknowledged or, if `returned`, put back."""
         with self._changed:
             held = self._held.pop(tag, None)
             if held is None:
                 return
             self._lighten(held, held.weight, held.unstored)
+            (self._returned if returned else self._settled)[held.queue] += held.messages
             if held.is_suspect:
                 self._alone = False
                 self._no_suspect_before = time.monotonic() + SUSPECTS_PAUSE
@@ -170,6 +193,22 @@ class Hand:
             self._changed.notify_all()
         if calls:
             self.on_room()
+
+    def flows(self) -> dict[str, Flow]:
+        """Count the messages of each queue that were taken, and where they are now."""
+        with self._changed:
+            in_hand = Counter[str]()
+            for held in self._held.values():
+                in_hand[held.queue] += held.messages
+            return {
+                queue: Flow(
+                    self._taken[queue],
+                    self._settled[queue],
+                    self._returned[queue],
+                    in_hand[queue],
+                )
+                for queue in {*QUEUES, *self._taken}
+            }
 
     def asked(self, unique: str) -> None:
         """Note a request whose tags contain `unique`. The one before it has no reply any more."""

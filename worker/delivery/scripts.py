@@ -202,6 +202,7 @@ local function put_back(tag, is_fault)
   end
   redis.call('HDEL', KEYS[1], tag)
   redis.call('ZREM', KEYS[2], tag)
+  return item
 end
 """
 
@@ -213,13 +214,17 @@ put_back(ARGV[1], ARGV[2] == '1')
 
 RESTORE = Script(f"""#!lua flags=allow-oom
 -- Puts back what workers took and neither acknowledged nor renewed: they are dead, or cut off.
--- ARGV: the visibility timeout, the most items. Returns: the number of items.
+-- ARGV: the visibility timeout, the most items. Returns: the number of tags that were found, and
+-- those of items.
 {_PUT_BACK}
 {_NOW}
 local old = now - ARGV[1]
 local tags = redis.call('ZRANGE', KEYS[2], '-inf', old, 'BYSCORE', 'LIMIT', 0, ARGV[2])
-for _, tag in ipairs(tags) do put_back(tag, true) end
-return #tags
+local restored = {{}}
+for _, tag in ipairs(tags) do
+  if put_back(tag, true) then restored[#restored + 1] = tag end
+end
+return {{#tags, restored}}
 """)
 
 RECLAIM = Script(f"""#!lua flags=allow-oom

@@ -66,8 +66,10 @@ class _Round(threading.local):
     """The messages that a storing thread has settled since the last pipeline."""
 
     def __init__(self) -> None:
-        self.settled: Counter[Job] = Counter()
-        """Messages by job that have their outcome, or will have none."""
+        self.stored: Counter[Job] = Counter()
+        """Messages by job that have their outcome."""
+        self.dropped: Counter[Job] = Counter()
+        """Messages by job that will have none here."""
 
 
 class Service:
@@ -271,6 +273,7 @@ class Service:
 
     def _accept(self, tag: str, envelope: Envelope, bodies: Sequence[Any]) -> None:
         """Begin a task."""
+        self._metrics.task(len(bodies))
         self._hand.weigh(tag, len(bodies))
         batch = Batch.of(envelope) if envelope.is_batch else None
         job = Job(tag, envelope, bodies, batch, queued_seconds(envelope.enqueued_at))
@@ -294,7 +297,7 @@ class Service:
         with self._changed:
             if not job.is_abandoned:
                 job.to_do.extend(missing)
-        self._hand.weigh(job.tag, len(missing))
+        self._hand.weigh(job.tag, len(missing), missing=True)
         self._advance(job)
 
     def _advance(self, job: Job) -> None:
@@ -394,7 +397,7 @@ class Service:
         if is_last and not job.is_urgent:
             self._storing.flush()
         if len(ready) < len(done):
-            self._settle_now(job, len(done) - len(ready))
+            self._drop(job, len(done) - len(ready))
 
     def _answer_step(
         self, job: Job, position: int, result: Pending | MessageRejected
@@ -407,7 +410,7 @@ class Service:
             self._fail(job, error)
             found = None
         if found is None:
-            self._settle(job)
+            self._round.dropped[job] += 1
             return None
         answer, evaluation = found
         tag = job.tag if job.batch is None else ""
@@ -417,26 +420,34 @@ class Service:
             if job.batch is None and isinstance(answer.outcome, Rejection):
                 job.ending = Ending.REFUSED
             self._count(answer.outcome, evaluation, counted)
-            self._settle(job)
+            self._round.stored[job] += 1
+
+        def aborted() -> None:
+            self._round.dropped[job] += 1
 
         entry = Entry(answer, outcome, tag, job.batch, position)
-        return Storable(entry, accepted, partial(self._settle, job), partial(self._break, job))
-
-    def _settle(self, job: Job) -> None:
-        """Note in a storing thread that a message has its outcome, or will have none."""
-        self._round.settled[job] += 1
+        return Storable(entry, accepted, aborted, partial(self._break, job))
 
     def _after_round(self) -> None:
         """Go on with the jobs of a pipeline."""
-        settled = self._round.settled
-        while settled:
-            self._settle_now(*settled.popitem())
+        stored, dropped = self._round.stored, self._round.dropped
+        while stored:
+            job, count = stored.popitem()
+            self._hand.stored(job.tag, count)
+            self._settle(job, count)
+        while dropped:
+            self._drop(*dropped.popitem())
 
-    def _settle_now(self, job: Job, count: int) -> None:
+    def _drop(self, job: Job, count: int) -> None:
+        """Note that messages will have no outcome here."""
+        self._hand.dropped(job.tag, count)
+        self._settle(job, count)
+
+    def _settle(self, job: Job, count: int) -> None:
+        """Go on with a job some of whose messages have an outcome, or will have none."""
         with self._changed:
             job.unsettled -= count
             left = job.unsettled + len(job.to_do)
-        self._hand.stored(job.tag, count)
         if job.envelope.suspicion is not None or not left:
             self._advance(job)
 
@@ -470,7 +481,7 @@ class Service:
     def _leave_hand(self, tag: str, ending: Ending) -> None:
         with self._changed:
             self._endings[ending] += 1
-        self._hand.remove(tag)
+        self._hand.remove(tag, returned=ending is Ending.GIVEN_BACK)
 
     def _put_back(self, tag: str, *, fault: bool, job: Job | None = None) -> None:
         """Give an item back; if Redis does not take it, it comes back when nobody renews it."""

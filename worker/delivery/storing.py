@@ -119,6 +119,8 @@ class Storing:
         self.trouble = Trouble("store outcomes")
         self.after_round: Callable[[], object] = lambda: None
         """Called in each storing thread after the steps of a pipeline were accepted or not."""
+        self.on_request: Callable[[float], object] = lambda _: None
+        """Called with the seconds of each pipeline."""
         self._client = client
         self._store = store
         self._replicas = replicas
@@ -335,7 +337,11 @@ class Storing:
                     ends.append((step, len(pipe)))
             if self._replicas:
                 pipe.wait(self._replicas, int(WAIT_SECONDS * 1000))
-            replies = pipe.execute(raise_on_error=False)
+            sent = time.monotonic()
+            try:
+                replies = pipe.execute(raise_on_error=False)
+            finally:
+                self.on_request(time.monotonic() - sent)
         if self._replicas:
             confirmed = replies.pop()
             if isinstance(confirmed, redis.RedisError):

@@ -46,6 +46,9 @@ Connect = Callable[[], ConnectionPool]
 OnReply = Callable[[], None]
 """Callback for each reply from Redis to a request for messages."""
 
+OnRequest = Callable[[float], object]
+"""Callback for the seconds of each request for messages."""
+
 WAIT_SECONDS = 0.5
 """Time after which an idle worker looks into all queues again, even if Redis announced nothing. The
 replies are also its signs of life."""
@@ -98,6 +101,7 @@ class Channel(redis.Channel):
         "requirements",
         "connect",
         "on_reply",
+        "on_request",
         "hand",
         "on_taken",
         "max_item_bytes",
@@ -106,6 +110,7 @@ class Channel(redis.Channel):
     requirements: Requirements
     connect: Connect
     on_reply: OnReply
+    on_request: OnRequest
     hand: Hand
     on_taken: OnTaken
     max_item_bytes: int
@@ -263,6 +268,7 @@ class Channel(redis.Channel):
             self._lacks_script = True
             reply = None
         self.hand.heard()
+        self.on_request(monotonic() - self._brpop_sent_at)
         return reply
 
     def _note(

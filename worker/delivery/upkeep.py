@@ -6,8 +6,10 @@ also without the consumer's connection, beside a busy event loop and during a dr
 Knows tags and times; nothing of what is in an item.
 """
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import redis
 
@@ -17,12 +19,15 @@ from worker.broker.keys import (
     QUEUES,
     UNACKED_INDEX,
     Namespace,
+    messages_of,
     queue_lists,
+    queue_of,
     suspects,
 )
 from worker.delivery.hand import Hand
 from worker.delivery.scripts import RECLAIM, RENEW, RESTORE
 from worker.delivery.vital import Vital
+from worker.telemetry.labels import Request
 
 BEATS = 4
 """Renewals of a message within the visibility timeout; three of them may fail."""
@@ -63,6 +68,7 @@ class Upkeep:
         self, client: redis.Redis, namespace: Namespace, hand: Hand, visibility_timeout: float
     ) -> None:
         self._client = client
+        self._namespace = namespace
         self._keys = namespace.all_keys(WITH_QUEUES)
         self._index = namespace.key(UNACKED_INDEX)
         self._hand = hand
@@ -70,6 +76,10 @@ class Upkeep:
         self._pause = min(visibility_timeout / BEATS, LONGEST_PAUSE)
         self._restore_after = time.monotonic() + min(OTHERS_SECONDS, self._pause)
         self._lost: list[str] = []
+        self.on_request: Callable[[Request, float], object] = lambda *_: None
+        """Called with the seconds of each request."""
+        self.on_restored: Callable[[str, int], object] = lambda *_: None
+        """Called with a queue, and the number of its messages that were put back."""
         self._woken = threading.Event()
         self._ended = False
         self._thread = Vital(self._run, "upkeep")
@@ -111,7 +121,8 @@ class Upkeep:
         """Restart the visibility timeout of this process's messages."""
         tags = self._hand.tags()
         if tags:
-            RENEW(self._client, (self._index,), *tags)
+            with self._timed(Request.RENEW):
+                RENEW(self._client, (self._index,), *tags)
 
     def _reclaim(self) -> None:
         """Put back what requests took whose replies never came: nobody else has these items."""
@@ -125,6 +136,22 @@ class Upkeep:
 
         It needs no lock: an item is put back by the first script that finds it.
         """
-        arguments = (self._visibility_timeout, RESTORED_AT_ONCE)
-        while RESTORE(self._client, self._keys, *arguments) == RESTORED_AT_ONCE:
-            pass
+        found = RESTORED_AT_ONCE
+        while found == RESTORED_AT_ONCE:
+            with self._timed(Request.RESTORE):
+                found, tags = RESTORE(
+                    self._client, self._keys, self._visibility_timeout, RESTORED_AT_ONCE
+                )
+            for tag in tags:
+                name = tag.decode(errors="replace")
+                queue = self._namespace.name_of(queue_of(name))
+                # The script puts what is of no queue into the first one.
+                self.on_restored(queue if queue in QUEUES else QUEUES[0], messages_of(name))
+
+    @contextlib.contextmanager
+    def _timed(self, request: Request) -> Iterator[None]:
+        sent = time.monotonic()
+        try:
+            yield
+        finally:
+            self.on_request(request, time.monotonic() - sent)

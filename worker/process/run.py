@@ -42,7 +42,7 @@ from worker.process.swap import Swap
 from worker.process.watchdog import Watchdog
 from worker.settings import Settings
 from worker.telemetry import health
-from worker.telemetry.labels import ErrorKind
+from worker.telemetry.labels import ErrorKind, Request
 from worker.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -176,9 +176,11 @@ class _Worker:
             replicas=settings.wait_replicas,
             on_error=partial(self.metrics.error, ErrorKind.REDIS),
         )
+        storing.on_request = partial(self.metrics.redis_request, Request.STORE)
         self.readiness.watch(storing.trouble.reason)
         slots = evaluator.statistics.slots
         hand = Hand(slots)
+        self.metrics.watch_hand(hand.flows)
 
         def give_up() -> None:
             storing.give_up()
@@ -203,6 +205,8 @@ class _Worker:
         )
         listener = Listener(client, self.namespace, self.name, reloader.ask)
         upkeep = Upkeep(client, self.namespace, hand, settings.visibility_timeout)
+        upkeep.on_request = self.metrics.redis_request
+        upkeep.on_restored = self.metrics.restored
         controller = self._controller(hand, service)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, shutdown.on_signal)
@@ -264,6 +268,7 @@ class _Worker:
                 "requirements": Requirements(self.settings),
                 "trouble": trouble,
                 "on_reply": on_reply,
+                "on_request": partial(self.metrics.redis_request, Request.TAKE),
                 "hand": hand,
                 "on_taken": service.take,
                 "max_item_bytes": self.settings.max_item_bytes,

@@ -2,6 +2,7 @@
 
 - `metrics`: the figures that Prometheus scrapes
 - `verdicts`: those of evaluated messages, counted for many at once
+- `flow`: what became of the messages that were taken
 - `labels`: the values of labels
 - `families`: metrics made of values at each scrape
 - `health`: serves `/metrics`, `/healthz` and `/readyz`

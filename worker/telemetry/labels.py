@@ -50,6 +50,19 @@ class Reload(StrEnum):
     """The checkpoint cannot be used; the one before serves on."""
 
 
+class Request(StrEnum):
+    """The values of the label `request` of `redis_request_seconds`."""
+
+    TAKE = "take"
+    """Asks for messages."""
+    STORE = "store"
+    """Stores outcomes and acknowledges messages."""
+    RENEW = "renew"
+    """Says that this worker still has its messages."""
+    RESTORE = "restore"
+    """Puts back what dead workers have left."""
+
+
 class State(StrEnum):
     """The values of the label `state` of `state`: what a worker is doing."""
 

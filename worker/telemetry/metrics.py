@@ -15,6 +15,7 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     GCCollector,
+    Histogram,
     PlatformCollector,
     ProcessCollector,
 )
@@ -25,9 +26,16 @@ from worker.evaluator import Evaluator
 from worker.telemetry.families import PREFIX, OnScrape
 from worker.telemetry.families import counter as _counter
 from worker.telemetry.families import gauge as _gauge
+from worker.telemetry.flow import Flow, flow_metrics
 from worker.telemetry.health import Readiness
-from worker.telemetry.labels import BOUNDS, ErrorKind, Reload, State
+from worker.telemetry.labels import BOUNDS, SENT, ErrorKind, Reload, Request, State
 from worker.telemetry.verdicts import Evaluation, VerdictFigures
+
+_MESSAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Bucket limits in messages; a task has at most 256."""
+
+_REQUEST_SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2)
+"""Bucket limits in seconds, from an idle Redis nearby to the longest that a worker waits."""
 
 DeviceMemory = Callable[[], dict[str, int]]
 """Function that reads the bytes by kind; empty if the device has no memory of its own."""
@@ -62,6 +70,24 @@ class Metrics:
         self._self_test_failures = counter(
             "self_test_failures_total", "Self-tests in which too few known pairs were solved."
         )
+        self._restored = counter(
+            "restored_total",
+            "Messages that this worker put back because another one had left them.",
+            "queue",
+        )
+        self._task_messages = Histogram(
+            f"{PREFIX}_task_messages",
+            "Messages of a task that was read; 1 of a single message.",
+            buckets=_MESSAGES,
+            registry=self.registry,
+        )
+        self._redis = Histogram(
+            f"{PREFIX}_redis_request_seconds",
+            "Seconds from sending a request to Redis until its reply or its failure.",
+            ["request"],
+            buckets=_REQUEST_SECONDS,
+            registry=self.registry,
+        )
         # They start at 0, so that the first one shows as an increase.
         for reason in RejectionReason:
             self._rejected.labels(reason)
@@ -69,6 +95,10 @@ class Metrics:
             self._errors.labels(kind)
         for result in Reload:
             self._reloads.labels(result)
+        for request in Request:
+            self._redis.labels(request)
+        for lane in SENT:
+            self._restored.labels(lane.queue)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Count a message that was evaluated."""
@@ -81,6 +111,22 @@ class Metrics:
     def duplicate(self) -> None:
         """Count a message that was answered again, and not counted again."""
         self._duplicates.inc()
+
+    def task(self, messages: int) -> None:
+        """Count a task that was read, by its number of messages."""
+        self._task_messages.observe(messages)
+
+    def restored(self, queue: str, messages: int) -> None:
+        """Count messages that were put back for a dead worker."""
+        self._restored.labels(queue).inc(messages)
+
+    def redis_request(self, request: Request, seconds: float) -> None:
+        """Add the time of a request to Redis."""
+        self._redis.labels(request).observe(seconds)
+
+    def watch_hand(self, flows: Callable[[], Mapping[str, Flow]]) -> None:
+        """Show what became of the messages that were taken, at every scrape from now on."""
+        self.registry.register(OnScrape(lambda: flow_metrics(flows())))
 
     def error(self, kind: ErrorKind) -> None:
         """Count an error."""

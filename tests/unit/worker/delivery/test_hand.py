@@ -6,9 +6,11 @@ from collections.abc import Set as AbstractSet
 import pytest
 
 from tests.support.processes import wait_for
+from worker.broker.keys import QUEUES
 from worker.delivery import hand as module
 from worker.delivery.hand import UNSTORED, Hand
 from worker.delivery.scripts import Suspects
+from worker.telemetry.flow import Flow
 
 LIVE, BACKFILL = "live", "backfill"
 BOTH = (LIVE, BACKFILL)
@@ -173,3 +175,47 @@ def test_who_waits_for_the_hand_is_woken_by_removals(hand: Told) -> None:
     waiting.join(30)
     assert seen[0] == {"a", "b"}
     assert seen[-1] == set()
+
+
+def flow(hand: Hand, queue: str = LIVE) -> Flow:
+    found = hand.flows().get(queue, Flow(0, 0, 0, 0))
+    assert found.taken == found.settled + found.returned + found.in_hand
+    return found
+
+
+def test_a_task_counts_as_one_message_until_it_is_read(hand: Told) -> None:
+    hand.put("batch", weight=256)
+    assert flow(hand) == Flow(1, 0, 0, 1)
+    hand.weigh("batch", 9)
+    assert flow(hand) == Flow(1, 0, 0, 1)
+    hand.weigh("batch", 7, missing=True)  # two have an outcome from an earlier delivery
+    assert flow(hand) == Flow(7, 0, 0, 7)
+
+
+def test_messages_are_settled_one_by_one_and_the_others_go_back(hand: Told) -> None:
+    hand.put("batch", BACKFILL, 256)
+    hand.weigh("batch", 9, missing=True)
+    hand.stored("batch", 4)
+    assert flow(hand, BACKFILL) == Flow(9, 4, 0, 5)
+    hand.dropped("batch", 2)
+    assert flow(hand, BACKFILL) == Flow(9, 4, 0, 5)
+    hand.remove("batch", returned=True)
+    assert flow(hand, BACKFILL) == Flow(9, 4, 5, 0)
+    hand.stored("batch", 3)  # too late
+    assert flow(hand, BACKFILL) == Flow(9, 4, 5, 0)
+    assert flow(hand) == Flow(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_a_batch_that_only_has_to_be_acknowledged_counts_as_one_message(
+    hand: Told, *, returned: bool
+) -> None:
+    hand.put("batch", weight=256)
+    hand.weigh("batch", 0, missing=True)
+    assert flow(hand) == Flow(1, 0, 0, 1)
+    hand.remove("batch", returned=returned)
+    assert flow(hand) == Flow(1, not returned, returned, 0)
+
+
+def test_both_queues_have_a_flow_from_the_start(hand: Told) -> None:
+    assert hand.flows() == dict.fromkeys(QUEUES, Flow(0, 0, 0, 0))

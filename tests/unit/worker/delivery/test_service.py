@@ -193,6 +193,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world.service.abandon()
     world.service.drain()
     world.storing.stop()
+    for flow in world.hand.flows().values():
+        assert flow.taken == flow.settled + flow.returned
+        assert not flow.in_hand
 
 
 def text(prompt: str = "solve", **fields: Any) -> str:

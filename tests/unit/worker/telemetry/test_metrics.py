@@ -15,8 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hrm.inference.prediction import EngineStatistics
 from tests.support.stubs import DIGEST, Checkpoint, StubEvaluator
+from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
+from worker.telemetry.flow import Flow
 from worker.telemetry.health import Readiness
-from worker.telemetry.labels import ErrorKind, Reload, State
+from worker.telemetry.labels import ErrorKind, Reload, Request, State
 from worker.telemetry.metrics import Metrics
 
 README = Path(__file__).parents[4] / "worker" / "README.md"
@@ -29,6 +31,13 @@ NAMES = {
     "truncated",
     "unread_words",
     "rejected",
+    "taken",
+    "settled",
+    "returned",
+    "in_hand",
+    "restored",
+    "task_messages",
+    "redis_request_seconds",
     "duplicates",
     "errors",
     "q_halt_correct",
@@ -91,6 +100,7 @@ def test_every_metric_of_the_design_is_there() -> None:
     metrics = watched()
     metrics.self_tested(7, 8, passed=True)
     metrics.watch_readiness(Readiness())
+    metrics.watch_hand(lambda: {LIVE_QUEUE: Flow(3, 1, 1, 1)})
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     names = {family.name for family in families}
     ours = {name.removeprefix("sqe_hrm_") for name in names if name.startswith("sqe_hrm_")}
@@ -132,6 +142,30 @@ def test_a_worker_is_ready_as_its_page_says() -> None:
     readiness.loaded()
     readiness.broker_replied()
     assert samples(metrics)["sqe_hrm_ready",] == 1
+
+
+def test_what_became_of_messages_is_of_one_moment() -> None:
+    metrics = Metrics()
+    flows = iter([{LIVE_QUEUE: Flow(9, 4, 2, 3)}])
+    metrics.watch_hand(lambda: next(flows))
+    values = samples(metrics)
+    names = ("taken_total", "settled_total", "returned_total", "in_hand")
+    assert [values[f"sqe_hrm_{name}", LIVE_QUEUE] for name in names] == [9, 4, 2, 3]
+
+
+def test_tasks_requests_and_what_was_restored_are_counted() -> None:
+    metrics = Metrics()
+    before = samples(metrics)
+    for messages in (1, 1, 256):
+        metrics.task(messages)
+    metrics.redis_request(Request.RENEW, 0.25)
+    metrics.restored(BACKFILL_QUEUE, 7)
+    added = {key: value - before[key] for key, value in samples(metrics).items() if key in before}
+    assert before.keys() == samples(metrics).keys()
+    assert added["sqe_hrm_task_messages_bucket", "1.0"] == 2
+    assert added["sqe_hrm_task_messages_sum",] == 258
+    assert added["sqe_hrm_redis_request_seconds_sum", "renew"] == 0.25
+    assert added["sqe_hrm_restored_total", BACKFILL_QUEUE] == 7
 
 
 def test_versions_are_read_without_torch() -> None:
