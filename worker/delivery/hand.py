@@ -207,7 +207,7 @@ class Hand:
                     self._returned[queue],
                     in_hand[queue],
                 )
-                for queue in {*QUEUES, *self._taken}
+                for queue in dict.fromkeys((*QUEUES, *self._taken))
             }
 
     def asked(self, unique: str) -> None:

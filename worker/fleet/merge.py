@@ -31,7 +31,7 @@ def _collect(states: Sequence[State]) -> Iterator[Metric]:
     """Read the pages of all workers at once."""
     with ThreadPoolExecutor(max_workers=len(states)) as pool:
         pages = list(pool.map(_read, states))
-    up = gauge("worker_up", "Whether this worker of a fleet answers.", {}, *LABELS)
+    up = gauge("worker_up", "1 if this worker of a fleet answers, otherwise 0.", {}, *LABELS)
     restarts = counter(
         "worker_restarts", "Times that this worker of a fleet was started again.", {}, *LABELS
     )

@@ -15,6 +15,9 @@ from schemas import SQEHRMError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
+MEMORY_KINDS = ("allocated", "reserved", "total")
+"""Kinds of bytes of a GPU's memory: used by tensors, reserved by torch, and all there are."""
+
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """A function of glibc, which keeps blocks of some megabytes; None with another C library."""
 
@@ -87,11 +90,9 @@ def memory(device: Device) -> dict[str, int]:
         return {}
     import torch  # noqa: PLC0415 - after `pin`
 
-    return {
-        "allocated": torch.cuda.memory_allocated(),
-        "reserved": torch.cuda.memory_reserved(),
-        "total": torch.cuda.get_device_properties(0).total_memory,
-    }
+    total = torch.cuda.get_device_properties(0).total_memory
+    sizes = torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), total
+    return dict(zip(MEMORY_KINDS, sizes, strict=True))
 
 
 def release(device: Device) -> None:
