@@ -98,11 +98,17 @@ class Settings(BaseModel):
     of them more. A day outlasts every redelivery, and also agents that send again after an outage.
     Workers with different values do not see each other's markers."""
 
-    failures_maxlen: Annotated[int, Field(ge=1)] = 10_000
-    """Approximate length of the failure stream. The oldest entries are dropped first."""
+    failures_maxbytes: Annotated[int, Field(ge=4 * 1024 * 1024)] = 64 * 1024 * 1024
+    """Most bytes of the failure stream, counted as the lengths of its entries' fields, which is
+    about what Redis takes for them. The oldest entries are dropped first, one part in 34 at once;
+    no entry is longer than that part of the least."""
 
-    dead_letters_maxlen: Annotated[int, Field(ge=1)] = 10_000
-    """Approximate length of the dead-letter stream. The oldest entries are dropped first."""
+    failures_per_hour: Annotated[int, Field(ge=1)] = 25
+    """Failures of one agent and pattern that are all kept in an hour. Of those beyond, the 50th,
+    100th, 200th, ... are kept with this default, and the others counted."""
+
+    dead_letters_maxbytes: Annotated[int, Field(ge=4 * 1024 * 1024)] = 64 * 1024 * 1024
+    """Most bytes of the dead-letter stream, counted likewise. The oldest are dropped first."""
 
     metrics_host: str = "127.0.0.1"
     """Address of /metrics, /healthz and /readyz. They contain no message text, but need no password

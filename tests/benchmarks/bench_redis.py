@@ -125,7 +125,9 @@ def _deliver(
     result_seconds: float | None = None,
     call: int = CALL,
 ) -> None:
-    delivery = Delivery(Settings(), worker="worker-1:4711")
+    # Every failure is kept, to be weighed.
+    settings = Settings(failures_per_hour=len(messages), failures_maxbytes=2**40)
+    delivery = Delivery(settings, worker="worker-1:4711")
     load_scripts(store)
     for first in range(0, len(messages), call):
         entries = []

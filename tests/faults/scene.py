@@ -57,8 +57,12 @@ RETRY = Retry(
 )
 """How the ledger's own client waits for a Redis that comes back."""
 
-LENGTHS = {"failures_maxlen": 1_000_000, "dead_letters_maxlen": 1_000_000}
-"""Lengths of the streams, so that none of their entries is dropped."""
+LENGTHS = {
+    "failures_maxbytes": 10**10,
+    "failures_per_hour": 1_000_000,
+    "dead_letters_maxbytes": 10**10,
+}
+"""Limits of the streams, so that every record is kept."""
 
 
 def kind(number: int) -> str:

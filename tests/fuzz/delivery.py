@@ -228,8 +228,7 @@ def _site() -> Iterator[Site]:
                 folder,
                 url,
                 max_item_bytes=MAX_ITEM_BYTES,
-                dead_letters_maxlen=1_000_000,
-                failures_maxlen=1_000_000,
+                dead_letters_maxbytes=10**10,
             )
         )
         yield Site(store, client, worker.wait_until_ready())

@@ -23,6 +23,7 @@ from worker.broker.keys import (
     CANARIES,
     COUNTED,
     DEAD_LETTERS,
+    EVIDENCE,
     FAILURES,
     FAULTS,
     NO_NAMESPACE,
@@ -148,6 +149,7 @@ def monitor(as_monitor: str, namespace: Namespace) -> None:
         reading = Reader(store, namespace)()
         assert reading is not None
         assert reading.streams["failures"].entries == 1
+        assert reading.stream_bytes["failures"] > 1000
         assert sum(reading.agents.values()) == 2
         assert reading.ready[LIVE_QUEUE] == reading.oldest[LIVE_QUEUE] == 0
         assert reading.memory_used
@@ -165,6 +167,8 @@ def monitor(as_monitor: str, namespace: Namespace) -> None:
 NAMES = {
     "queue": QUEUES,
     "agents": (AGENTS,),
+    "evidence": (EVIDENCE,),
+    "marks": (f"{EVIDENCE}:1", f"{FAILURES}:marks", f"{DEAD_LETTERS}:marks"),
     "batched": (BATCHED,),
     "canaries": (CANARIES,),
     "other list": (*queue_lists(LIVE_QUEUE)[1:], suspects(LIVE_QUEUE)),
@@ -262,7 +266,8 @@ def test_a_viewer_may_read_the_streams_and_count_what_waits_and_nothing_else(
         "unacked": {"HLEN", "MEMORY|USAGE"},
         "faults": {"HLEN", "MEMORY|USAGE"},
         **{
-            kind: {"MEMORY|USAGE"} for kind in ("marker", "agents", "batched", "canaries", "reload")
+            kind: {"MEMORY|USAGE"}
+            for kind in ("marker", "agents", "batched", "canaries", "evidence", "marks", "reload")
         },
     }
 
@@ -282,6 +287,7 @@ def test_the_monitor_may_count_and_send_canaries_and_nothing_else(
         "index": {"ZRANGE"},
         "agents": {"HGETALL"},
         "batched": {"HGETALL"},
+        "evidence": {"HGETALL"},
         "canaries": {"SADD", "SREM", "SMEMBERS"},
     }
 

@@ -45,8 +45,7 @@ class Site:
     """Delivery rules and the threads that send."""
 
     def __init__(self, client: redis.Redis, **settings: int) -> None:
-        lengths = {"failures_maxlen": 100, "dead_letters_maxlen": 100}
-        self.rules = Delivery(Settings(**(lengths | settings)), worker="w:1")
+        self.rules = Delivery(Settings(**settings), worker="w:1")
         self.errors: list[None] = []
         self.aborted: list[None] = []
         self.storing = Storing(
@@ -276,13 +275,6 @@ def test_the_outcomes_of_a_batch_are_noted_until_it_is_finished(
     site.finish(batch, list(noted.values()))
     assert site.noted(batch) == {}
     assert store.exists(result("batch-1")) == keep_result
-
-
-def test_streams_stay_near_their_length(site: Site, store: redis.Redis) -> None:
-    for number in range(40):
-        site.deliver(*(refusal(site, f"{number}/{place}") for place in range(20)))
-    # Redis trims whole nodes of 100 entries.
-    assert 100 <= store.xlen(DEAD_LETTERS) <= 200
 
 
 def test_an_outage_is_waited_out(tmp_path: Path) -> None:

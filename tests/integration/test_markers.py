@@ -8,7 +8,7 @@ import redis
 
 from tests.support.markers import DAY, store_markers
 from tests.support.processes import wait_for
-from worker.broker.keys import AGENTS, CANARIES, COUNTED, NOTED, attempt
+from worker.broker.keys import AGENTS, CANARIES, COUNTED, EVIDENCE, NOTED, attempt
 from worker.delivery.markers import marker_of
 from worker.delivery.scripts import STORE
 
@@ -135,13 +135,13 @@ def test_an_entry_that_is_refused_leaves_no_marker_and_the_others_counted(
     store: redis.Redis,
 ) -> None:
     store.set("stream", "no stream")
-    entry = ("stream", 99, "*", "a", 1)
+    entry = ("stream", 99, 1, "", "*", "a", 1)
     outcomes = [
         each
         for number, extra in enumerate(((), entry, ()))
         for each in (marker_of(b"%d" % number), "", "", "", 1000, 0, len(extra), *extra, "")
     ]
-    keys = (*NOTED, COUNTED, attempt("test"), AGENTS, CANARIES)
+    keys = (*NOTED, COUNTED, attempt("test"), AGENTS, CANARIES, EVIDENCE)
     for _ in range(2):
         first, refused, last = STORE(store, keys, DAY, "token", 9, *outcomes)
         assert (first, last) == (1, 1)

@@ -17,6 +17,7 @@ from worker.broker.keys import (
     BACKFILL_QUEUE,
     BATCHED,
     DEAD_LETTERS,
+    EVIDENCE,
     FAILURES,
     LIVE_QUEUE,
     QUEUES,
@@ -60,6 +61,8 @@ def test_an_empty_redis_has_zeros(store: redis.Redis) -> None:
     zeros = dict.fromkeys(QUEUES, 0)
     assert (reading.ready, reading.unacked, reading.oldest, reading.stalest) == (zeros,) * 4
     assert reading.streams == {"failures": Stream(), "dead_letters": Stream()}
+    assert reading.stream_bytes == {"failures": 0, "dead_letters": 0}
+    assert reading.left_out == 0
     assert reading.agents == {}
     assert reading.memory_used
     assert reading.memory_max == 0
@@ -148,6 +151,24 @@ def test_a_stream_says_how_far_it_reaches_back(store: redis.Redis) -> None:
     assert (streams["failures"].entries, streams["failures"].added) == (2, 2)
     assert streams["failures"].oldest_seconds == pytest.approx(3600, abs=5)
     assert streams["dead_letters"] == Stream(entries=0, added=1)
+
+
+@pytest.mark.parametrize("namespace", ["", "staging"])
+def test_a_streams_bytes_are_those_added_without_those_dropped(
+    store: redis.Redis, namespace: str
+) -> None:
+    key = Namespace(namespace).key
+    fields: dict[Any, Any] = {
+        key(FAILURES) + " added": 900,
+        key(FAILURES) + " dropped": 400,
+        key(DEAD_LETTERS) + " added": 7,
+        key(DEAD_LETTERS) + " dropped": "rubbish",
+        "left_out": 13,
+    }
+    store.hset(key(EVIDENCE), mapping=fields)
+    reading = read(store, namespace)
+    assert reading.stream_bytes == {"failures": 500, "dead_letters": 7}
+    assert reading.left_out == 13
 
 
 def test_agents_are_read_and_rubbish_is_not(store: redis.Redis) -> None:

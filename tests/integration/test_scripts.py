@@ -16,6 +16,7 @@ from worker.broker.keys import (
     CANARIES,
     COUNTED,
     DEAD_LETTERS,
+    EVIDENCE,
     FAULTS,
     LIVE_QUEUE,
     NOTED,
@@ -175,8 +176,8 @@ def test_a_fault_before_any_message_is_evaluated_is_blamed_on_none(store: redis.
 
 
 def store_letter(store: redis.Redis, unique: str, token: str) -> int:
-    names = (*NOTED, COUNTED, attempt(token), AGENTS, CANARIES)
-    letter = (DEAD_LETTERS, 99, "*", "a", 1)
+    names = (*NOTED, COUNTED, attempt(token), AGENTS, CANARIES, EVIDENCE)
+    letter = (DEAD_LETTERS, 99, 1, "", "*", "a", 1)
     entry = ("", tag_of(unique), "", "", 9, 0, len(letter), *letter, "")
     (reply,) = STORE(store, names, 9, token, 9, *entry)
     first: int = reply
@@ -353,11 +354,11 @@ def test_what_a_request_took_whose_reply_was_lost_goes_back_without_a_fault(
 
 def store_outcomes(store: redis.Redis, *streams: str, position: str = "") -> list[Any]:
     """Store outcomes, the last of which ends the item that `take` takes, or is a message of it."""
-    names = [*NOTED, COUNTED, attempt("name"), AGENTS, CANARIES]
+    names = [*NOTED, COUNTED, attempt("name"), AGENTS, CANARIES, EVIDENCE]
     arguments: list[Any] = [9, "token", 9]
     for number, stream in enumerate(streams):
         is_last = number == len(streams) - 1
-        entry = (stream, 99, "*", "a", 1)
+        entry = (stream, 99, 1, "", "*", "a", 1)
         names += [f"result-{number}"]
         place = position if is_last else ""
         names += ["parts"] if place else []

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import redis
 
-from worker.broker.keys import AGENTS, CANARIES, COUNTED, NOTED, attempt
+from worker.broker.keys import AGENTS, CANARIES, COUNTED, EVIDENCE, NOTED, attempt
 from worker.delivery.scripts import STORE
 
 DAY = 86_400
@@ -26,6 +26,6 @@ def store_markers(
         For each marker, 1 if it was not remembered, otherwise 0.
     """
     outcomes = [each for marker in markers for each in (marker, "", "", "", 1000, 0, 0, "")]
-    keys = (*NOTED, COUNTED, attempt("test"), AGENTS, CANARIES)
+    keys = (*NOTED, COUNTED, attempt("test"), AGENTS, CANARIES, EVIDENCE)
     reply: list[int] = STORE(store, keys, seconds, token or uuid.uuid4().hex, 9, *outcomes)
     return reply

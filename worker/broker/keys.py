@@ -54,6 +54,10 @@ FAILURES = "sqe:failures"
 DEAD_LETTERS = "sqe:dead-letters"
 """Capped stream of refused messages, each once, with the reason and the original bytes."""
 
+EVIDENCE = "sqe:evidence"
+"""Hash of the bytes of the two streams, and of the failures that were left out. It is also the
+beginning of the names of the hashes with an hour's failures by agent and pattern, which expire."""
+
 RELOAD = "sqe:reload"
 """Channel in which the workers of a namespace are asked to reload their checkpoints."""
 

@@ -1,7 +1,7 @@
 """The two streams that operators read, failures and dead letters, as typed records.
 
 Knows how a record becomes the fields of a stream entry, and back. `worker.delivery.outcomes`
-decides when a record is stored and how many are kept.
+decides when a record is stored, and `worker.delivery.evidence` which are kept.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ PAGE = 100
 """Entries per XRANGE. An entry is a few kilobytes, or up to 100 if its message was large."""
 
 KEPT_BYTES = 64 * 1024
-"""Longest body or message that an entry keeps whole, so that a stream of 10,000 entries takes less
-than 1 GB whatever is sent. The longest real message has 2 kB."""
+"""Longest body or message that an entry keeps whole, so that one of them is a small part of its
+stream's bytes. The longest real message has 2 kB."""
 
 KEPT_CHARACTERS = 4096
 """Characters that are kept of prompt and completion of a longer message. The model reads only the
@@ -58,6 +58,9 @@ class Failure(BaseModel):
     """Length of the message's JSON text, if prompt and completion were cut."""
     original_sha1: str | None = None
     """SHA-1 of the message's JSON text, if prompt and completion were cut."""
+    left_out: int = 0
+    """Failures of the same agent and pattern in the same hour that were not kept between the one
+    before and this one. The script that adds the entry knows, so it is only read."""
 
     @classmethod
     def of(cls, verdict: Verdict, message: SQEMessage) -> Self:
@@ -157,6 +160,7 @@ def _failure(fields: dict[str, bytes]) -> Failure:
         message=SQEMessage.model_validate_json(fields["message"]),
         original_bytes=int(fields["original_bytes"]) if "original_bytes" in fields else None,
         original_sha1=fields["original_sha1"].decode() if "original_sha1" in fields else None,
+        left_out=int(fields.get("left_out", 0)),
     )
 
 

@@ -16,6 +16,7 @@
 - `storing`: sends what is done to Redis, and sends again what Redis did not accept
 - `vital`: threads whose end is the end of the worker
 - `upkeep`: renews deliveries, and puts back those of dead workers
+- `evidence`: which failures and dead letters the streams keep, in how many bytes
 - `markers`: what Redis remembers of counted messages, in few bytes
 - `requirements`: the version and the permissions that a worker needs of Redis
 - `trouble`: what Redis does not accept at the moment, for readiness and the log

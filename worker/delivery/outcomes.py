@@ -23,6 +23,7 @@ from worker.broker.contract import CLIENT_MODULE
 from worker.broker.streams import KEPT_BYTES, Failure, Original, fields_of, stream_of
 from worker.delivery.agents import figures_of
 from worker.delivery.envelope import Envelope, Refusal
+from worker.delivery.evidence import group_of
 from worker.delivery.markers import marker_of
 from worker.delivery.scripts import FINISH, MARK, PUT_BACK, STORE
 from worker.delivery.suspicion import Suspicion
@@ -51,6 +52,8 @@ class Answer:
     """Its addition to the figures of its agent, from `figures_of`; empty for nothing."""
     record: Failure | DeadLetter | None = None
     """The record for a stream; None for a solved message."""
+    group: str = ""
+    """The failures with which it shares what is kept, from `group_of`; empty to keep it always."""
     result_seconds: float | None = None
     """Seconds for which the sender wants the outcome to be kept; None for the default."""
 
@@ -140,6 +143,7 @@ class Delivery:
             result_ids=_distinct(verdict.message_id, task_id),
             of_agent=figures_of(verdict) if live else "",
             record=None if verdict.solved else Failure.of(verdict, message),
+            group="" if verdict.solved else group_of(verdict, live=live),
             result_seconds=result_seconds,
         )
 
@@ -211,7 +215,8 @@ class Delivery:
             name: Text that no attempt under way has; one that has ended may have had it.
         """
         settings, now = self._settings, datetime.now(UTC).isoformat()
-        names = [*keys.NOTED, keys.COUNTED, keys.attempt(name), keys.AGENTS, keys.CANARIES]
+        figures = (keys.AGENTS, keys.CANARIES, keys.EVIDENCE)
+        names = [*keys.NOTED, keys.COUNTED, keys.attempt(name), *figures]
         arguments: list[str | bytes | int] = [
             settings.counted_expires,
             token,
@@ -226,7 +231,7 @@ class Delivery:
             names += map(keys.result, result_ids)
             if batch is not None:
                 names.append(batch.key)
-            stream = self._stream_arguments(answer.record)
+            stream = self._stream_arguments(answer)
             arguments += [
                 answer.marker,
                 entry.tag,
@@ -259,13 +264,15 @@ class Delivery:
             return 1000 * default
         return max(1, round(1000 * min(result_seconds, longest)))
 
-    def _stream_arguments(self, record: Failure | DeadLetter | None) -> list[str | bytes | int]:
+    def _stream_arguments(self, answer: Answer) -> list[str | bytes | int]:
+        record, settings = answer.record, self._settings
         if record is None:
             return []
         dead = isinstance(record, DeadLetter)
-        length = self._settings.dead_letters_maxlen if dead else self._settings.failures_maxlen
+        longest = settings.dead_letters_maxbytes if dead else settings.failures_maxbytes
         fields = itertools.chain.from_iterable(fields_of(record).items())
-        return [self._key(stream_of(record)), length, "*", *fields]
+        stream = self._key(stream_of(record))
+        return [stream, longest, settings.failures_per_hour, answer.group, "*", *fields]
 
 
 def _distinct(*ids: str | None) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from worker.broker.keys import (
     CANARIES,
     COUNTED,
     DEAD_LETTERS,
+    EVIDENCE,
     FAILURES,
     FAULTS,
     QUEUES,
@@ -33,6 +34,7 @@ from worker.broker.keys import (
 )
 from worker.broker.tls import is_refused_certificate
 from worker.broker.version import check_redis_version
+from worker.delivery.evidence import MARKED
 from worker.delivery.scripts import Script
 from worker.settings import Settings
 
@@ -44,6 +46,9 @@ _ANY = "*"
 
 _LISTS = tuple(key for queue in QUEUES for key in (*queue_lists(queue), suspects(queue)))
 _MARKERS = f"{COUNTED}:{_ANY}"
+_HOURS = f"{EVIDENCE}:{_ANY}"
+_STREAMS = (FAILURES, DEAD_LETTERS)
+_MARKS = tuple(stream + MARKED for stream in _STREAMS)
 
 NEEDED: dict[str, tuple[str, ...]] = {
     # The scripts that move items, and the backlog.
@@ -51,16 +56,16 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "RPOP": _LISTS,
     "LLEN": _LISTS,
     "LPUSH": _LISTS,
-    "RPUSH": _LISTS,
+    "RPUSH": (*_LISTS, *_MARKS),
     "HGET": (UNACKED, FAULTS),
     "HGETALL": (partial(_ANY),),
-    "HSET": (UNACKED, FAULTS, partial(_ANY), AGENTS),
+    "HSET": (UNACKED, FAULTS, partial(_ANY), AGENTS, EVIDENCE),
     "HDEL": (UNACKED, FAULTS, AGENTS, BATCHED),
     "HKEYS": (UNACKED,),
     "HEXISTS": (UNACKED, FAULTS, AGENTS),
-    "HINCRBY": (AGENTS, BATCHED),
+    "HINCRBY": (AGENTS, BATCHED, EVIDENCE, _HOURS),
     "EXISTS": (FAULTS, *_LISTS),
-    "EXPIRE": (FAULTS, partial(_ANY)),
+    "EXPIRE": (FAULTS, partial(_ANY), _HOURS),
     "ZADD": (UNACKED_INDEX,),
     "ZREM": (UNACKED_INDEX,),
     "ZRANGE": (UNACKED_INDEX,),
@@ -75,7 +80,9 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "SET": (attempt(_ANY), result(_ANY)),
     "GET": (attempt(_ANY),),
     "DEL": (partial(_ANY),),
-    "XADD": (FAILURES, DEAD_LETTERS),
+    "XADD": _STREAMS,
+    "XTRIM": _STREAMS,
+    "LPOP": _MARKS,
     "PUBLISH": (result(_ANY), reload_answers(_ANY)),
     # Requests to reload.
     "SUBSCRIBE": (RELOAD,),
@@ -111,6 +118,7 @@ _ARGUMENTS = {
     "EXPIREAT": ["1"],
     "SET": [""],
     "XADD": ["*", "", ""],
+    "XTRIM": ["MINID", "0"],
     "PUBLISH": [""],
 }
 """The arguments that follow the key of a complete command."""

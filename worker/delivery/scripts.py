@@ -15,6 +15,7 @@ from redis.exceptions import NoScriptError
 from worker.broker.contract import MAX_BATCH, MESSAGES
 from worker.broker.keys import LIVE_QUEUE, queue_lists
 from worker.delivery.agents import AGENTS, Counted
+from worker.delivery.evidence import EVIDENCE
 from worker.delivery.markers import MARKERS
 from worker.delivery.suspicion import FAULTS_BEFORE_SUSPICION, NOT_ALONE
 
@@ -263,19 +264,21 @@ STORE = Script(f"""#!lua flags=allow-oom
 -- Stores outcomes: the markers that they were counted, entries in the streams, the results. Then
 -- it acknowledges their items, or notes those of a batch, so that another delivery of the batch
 -- does not evaluate their messages again.
--- KEYS: unacked, its index, faults, markers, the caller's last attempt, agents, canaries, then for
--- each outcome the keys of its results, and that of its batch's outcomes.
+-- KEYS: unacked, its index, faults, markers, the caller's last attempt, agents, canaries, evidence,
+-- then for each outcome the keys of its results, and that of its batch's outcomes.
 -- ARGV: seconds a marker lives, token of this attempt, seconds that a batch's outcomes live, then
 -- for each outcome: its marker, or nothing; the tag of the item that ends with it, or nothing; its
 -- position in a batch, or nothing; the outcome to note there; milliseconds its results live; their
--- number; the results; the number of arguments that follow; a stream, its length, the entry's
--- fields; what it adds to the figures of its agent (`worker.delivery.agents`), or nothing.
+-- number; the results; the number of arguments that follow; those of a record for a stream
+-- (`worker.delivery.evidence`); what it adds to the figures of its agent
+-- (`worker.delivery.agents`), or nothing.
 -- Returns: for each outcome 1 if it is the first of its message, 2 if that is a canary, 0 if it is
 -- not the first, or why it is not stored.
 {_NOW}
 {_ACKNOWLEDGE}
 {MARKERS}
 {AGENTS}
+{EVIDENCE}
 -- The token, and the places of the outcomes that this attempt counted: if it is repeated because
 -- the reply was lost, they still count.
 local noted
@@ -293,7 +296,7 @@ local function store(argument, key, results, fields, is_first)
   end
   if is_first and fields > 0 then
     local first = argument + 7 + results
-    call('XADD', ARGV[first], 'MAXLEN', '~', unpack(ARGV, first + 1, first + fields - 1))
+    keep(first, first + fields - 1)
   end
   if ARGV[argument + 2] ~= '' then
     local parts = KEYS[key + results + 1]
@@ -301,7 +304,7 @@ local function store(argument, key, results, fields, is_first)
     call('EXPIRE', parts, ARGV[3])
   end
 end
-local argument, key, added = 4, 7, 0
+local argument, key, added = 4, 8, 0
 local places, tags, replies = {{}}, {{}}, {{}}
 while argument <= #ARGV do
   local place = #replies + 1
@@ -340,6 +343,7 @@ if #places > 0 then
   call('SET', KEYS[5], noted, 'EX', ARGV[1])
 end
 pcall(count_agents)
+pcall(count_left_out)
 if added > 0 then grow(added) end
 for _, tag in ipairs(tags) do acknowledge(tag) end
 return replies

@@ -122,6 +122,18 @@ def _families(reading: Reading) -> Iterable[Metric]:
         {(name,): stream.oldest_seconds for name, stream in streams.items()},
         "stream",
     )
+    yield gauge(
+        "stream_bytes",
+        "Bytes of the fields of the entries that the stream keeps.",
+        {(name,): float(count) for name, count in reading.stream_bytes.items()},
+        "stream",
+    )
+    if reading.left_out is not None:
+        yield counter(
+            "failures_left_out",
+            "Failures that the stream did not keep: their agent and pattern had their share.",
+            {(): float(reading.left_out)},
+        )
     yield counter(
         "stream_added",
         "Entries that were ever added to the stream.",

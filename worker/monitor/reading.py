@@ -21,6 +21,7 @@ from worker.broker.keys import (
     AGENTS,
     BATCHED,
     DEAD_LETTERS,
+    EVIDENCE,
     FAILURES,
     QUEUES,
     UNACKED_INDEX,
@@ -30,6 +31,7 @@ from worker.broker.keys import (
     suspects,
 )
 from worker.delivery.agents import MOST_AGENTS, OTHER_AGENTS
+from worker.delivery.evidence import ADDED, DROPPED, LEFT_OUT
 from worker.delivery.waits import CLOCK_SKEW, LONGEST_WAIT
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,11 @@ class Reading:
     """0 for no limit."""
     agents: dict[AgentFigure, int] = field(default_factory=dict)
     """Live messages evaluated, each counted once."""
+    stream_bytes: dict[str, int] = field(default_factory=dict)
+    """Lengths of the entries' fields, by stream; for a while also of entries that an operator
+    removed."""
+    left_out: int | None = None
+    """Failures that the stream did not keep."""
 
 
 class Reader:
@@ -120,6 +127,7 @@ class Reader:
                 pipe.eval_ro(ENQUEUED, len(names), *names)
                 pipe.zrange(key(UNACKED_INDEX), 0, MAX_TAGS - 1, withscores=True)
                 pipe.hgetall(key(AGENTS))
+                pipe.hgetall(key(EVIDENCE))
                 for stream in STREAMS.values():
                     pipe.xinfo_stream(key(stream))
                 replies = pipe.execute(raise_on_error=False)
@@ -133,6 +141,7 @@ class Reader:
         lengths = [self._part(next(parts), "LLEN") for _ in names]
         batched, enqueued = self._part(next(parts), "HGETALL"), self._part(next(parts), "EVAL_RO")
         tags, agents = self._part(next(parts), "ZRANGE"), self._part(next(parts), "HGETALL")
+        evidence = self._part(next(parts), "HGETALL")
         unacked, stalest = self._unacked(tags, now)
         return Reading(
             self._ready(lengths, batched or {}),
@@ -143,6 +152,8 @@ class Reader:
             memory and int(memory["used_memory"]),
             memory and int(memory["maxmemory"]),
             _agents(agents or {}),
+            {} if evidence is None else self._stream_bytes(evidence),
+            None if evidence is None else _integer(evidence.get(LEFT_OUT.encode())),
         )
 
     def _part(self, reply: Any, command: str) -> Any:  # noqa: ANN401 - any reply
@@ -200,6 +211,15 @@ class Reader:
             messages[queue] = messages.get(queue, 0) + count
             stalest[queue] = max(stalest.get(queue, 0.0), now - renewed)
         return messages, stalest
+
+    def _stream_bytes(self, evidence: dict[bytes, bytes]) -> dict[str, int]:
+        def read(stream: str, end: str) -> int:
+            return _integer(evidence.get((self._namespace.key(stream) + end).encode()))
+
+        return {
+            name: max(0, read(stream, ADDED) - read(stream, DROPPED))
+            for name, stream in STREAMS.items()
+        }
 
 
 def _age(text: bytes, now: float) -> float | None:

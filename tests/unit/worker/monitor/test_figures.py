@@ -16,6 +16,8 @@ READING = Reading(
     unacked={"sqe.evaluate": 2},
     stalest={"sqe.evaluate": 0.5},
     streams={"failures": Stream(5, 7, 60.0)},
+    stream_bytes={"failures": 9000},
+    left_out=11,
     memory_used=100,
     memory_max=0,
     agents={("planner", "ci_cd", "true", "solved"): 4},
@@ -31,6 +33,8 @@ EXPECTED = {
     "stream_entries": {("failures",): 5},
     "stream_added_total": {("failures",): 7},
     "stream_oldest_seconds": {("failures",): 60},
+    "stream_bytes": {("failures",): 9000},
+    "failures_left_out_total": {(): 11},
     "redis_memory_used_bytes": {(): 100},
     "redis_memory_max_bytes": {(): 0},
     "agent_evaluations_total": {
@@ -71,3 +75,4 @@ def test_what_could_not_be_read_is_missing() -> None:
     assert found["redis_up"] == {(): 1}
     assert "redis_memory_used_bytes" not in found
     assert "queue_messages" not in found
+    assert "failures_left_out_total" not in found
