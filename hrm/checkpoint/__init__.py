@@ -6,6 +6,7 @@
 - `config`: configurations, from files or from the tensors' shapes
 - `record`: the training record: pairs, and what was accepted for them; needs no torch
 - `figures`: how good the weights were measured to be, by halting rule; needs no torch
+- `solved`: which accepted texts the weights are recorded to solve; needs no torch
 - `pairs`: the accepted pairs as tokens, which training further replays
 - `checkpoint`: weights, configuration, training record and figures as one object
 - `inspection`: contents and statistics of a checkpoint

@@ -47,9 +47,10 @@ from hrm.checkpoint.names import (
     promoted_path,
     weights_file,
 )
-from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedPairs, unusable_pairs
+from hrm.checkpoint.pairs import AcceptedPairs
 from hrm.checkpoint.record import TRAINING_PAIRS, TrainingRecord, pair_hash, read_record
 from hrm.checkpoint.registry import Promoted
+from hrm.checkpoint.solved import ACCEPTED_PAIRS, unusable_pairs
 from hrm.data.config import ConversionConfig
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM

@@ -3,22 +3,29 @@
 A checkpoint folder holds them in `accepted.pairs`, so that training further can replay them and a
 promotion can tell what would be lost; a worker tests itself with a few of them. Knows examples,
 hashes and tensors; nothing of weights, but for the digest of those by which the pairs were found
-solved.
+solved. `hrm.checkpoint.solved` names the parts of the file that are read without torch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from hrm.checkpoint.names import CheckpointError
 from hrm.checkpoint.record import Answers, pair_hash, target_hash
+from hrm.checkpoint.solved import (
+    HEADER,
+    TEXT_HASHES,
+    PairsHeader,
+    flags_of,
+    unusable_pairs,
+)
 from hrm.data.conversion import difficulty_of, solution_steps
 from hrm.data.files import replaced_file
 from hrm.data.texts import HASH_CHARACTERS, TextHashes
@@ -30,11 +37,6 @@ from schemas import (
     HRMExample,
 )
 
-ACCEPTED_PAIRS = "accepted.pairs"
-"""File in a checkpoint folder that holds its `AcceptedPairs`: tensors as safetensors, with a
-header. It is not named like weights, so that nobody takes it for them."""
-
-_HEADER = "accepted_pairs"
 _HASH_BYTES = HASH_CHARACTERS // 2
 
 
@@ -92,18 +94,6 @@ def _with_row(accepted: AcceptedExample, answers: Answers) -> HRMExample:
     return accepted.example.model_copy(update={"puzzle_id": rows[accepted.target]})
 
 
-class _Header(BaseModel):
-    """The header of the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = 1
-    vocabulary: int
-    """Number of tokens of the conversion."""
-    solved_by: str | None = None
-    """Digest of the weights that the solved flags are of; None if there are no flags."""
-
-
 @dataclass(frozen=True, eq=False)
 class AcceptedPairs:
     """N accepted examples, each once, in the order in which training takes them.
@@ -145,7 +135,7 @@ class AcceptedPairs:
             _cut(columns[f"{side}_tokens"], columns[f"{side}_lengths"])
             for side in ("input", "target")
         )
-        hashes = self.columns["text_hashes"].contiguous().numpy().tobytes().hex()
+        hashes = self.columns[TEXT_HASHES].contiguous().numpy().tobytes().hex()
         for number, (puzzle, tokens, target) in enumerate(
             zip(columns["puzzle_ids"], inputs, targets, strict=True)
         ):
@@ -219,12 +209,12 @@ class AcceptedPairs:
         """Write the file atomically. Raises `CheckpointError` if it cannot be written."""
         tensors = {name: column.contiguous() for name, column in self.columns.items()}
         if self.solved is not None:
-            tensors |= {_flags(rule): self.solved[rule].to(torch.uint8) for rule in HaltedBy}
-        header = _Header(
+            tensors |= {flags_of(rule): self.solved[rule].to(torch.uint8) for rule in HaltedBy}
+        header = PairsHeader(
             vocabulary=self.vocabulary,
             solved_by=None if self.solved is None else self.solved_by,
         )
-        content = save(tensors, {_HEADER: header.model_dump_json()})
+        content = save(tensors, {HEADER: header.model_dump_json()})
         try:
             with replaced_file(file) as sink:
                 sink.write(content)
@@ -246,7 +236,7 @@ class AcceptedPairs:
         """
         try:
             with safe_open(file, framework="pt") as stored:
-                header = _Header.model_validate_json((stored.metadata() or {}).get(_HEADER, ""))
+                header = PairsHeader.model_validate_json((stored.metadata() or {}).get(HEADER, ""))
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except FileNotFoundError:
             return None
@@ -257,7 +247,7 @@ class AcceptedPairs:
         columns = {name: tensors[name] for name in _COLUMNS}
         if header.solved_by is None:
             return cls(vocabulary, columns)
-        flags = {rule: tensors[_flags(rule)].bool() for rule in HaltedBy}
+        flags = {rule: tensors[flags_of(rule)].bool() for rule in HaltedBy}
         return cls(vocabulary, columns, header.solved_by, flags)
 
 
@@ -265,7 +255,7 @@ _COLUMNS: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "puzzle_ids": (torch.int64, ()),
     "input_lengths": (torch.int32, ()),
     "target_lengths": (torch.int32, ()),
-    "text_hashes": (torch.uint8, (len(TextHashes._fields), _HASH_BYTES)),
+    TEXT_HASHES: (torch.uint8, (len(TextHashes._fields), _HASH_BYTES)),
     "text_lengths": (torch.int32, (2,)),
     "unread_words": (torch.int32, (2,)),
     "alternative": (torch.bool, ()),
@@ -283,11 +273,6 @@ _SHORTEST = 2
 _LONGEST = {"input": MAX_SEQUENCE_LENGTH, "target": MAX_TARGET_LENGTH}
 
 
-def _flags(rule: HaltedBy) -> str:
-    """Name of the uint8 (N,) tensor that says which pairs are solved under `rule`."""
-    return f"solved.{rule}"
-
-
 def _columns(held: Sequence[AcceptedExample]) -> dict[str, Tensor]:
     examples = [each.example for each in held]
     hashes = bytearray.fromhex("".join(text for each in held for text in each.texts))
@@ -295,7 +280,7 @@ def _columns(held: Sequence[AcceptedExample]) -> dict[str, Tensor]:
         "puzzle_ids": [each.puzzle_id for each in examples],
         "input_lengths": [len(each.input_sequence) for each in examples],
         "target_lengths": [len(each.target_sequence) for each in examples],
-        "text_hashes": hashes,
+        TEXT_HASHES: hashes,
         "text_lengths": [
             (each.metadata.prompt_length, each.metadata.completion_length) for each in examples
         ],
@@ -319,13 +304,13 @@ def _cut(tokens: list[int], lengths: list[int]) -> Iterator[tuple[int, ...]]:
         yield tuple(tokens[start:end])
 
 
-def _problem(tensors: Mapping[str, Tensor], header: _Header, vocabulary: int) -> str | None:
+def _problem(tensors: Mapping[str, Tensor], header: PairsHeader, vocabulary: int) -> str | None:
     """Why the content of a file cannot be the accepted pairs of a checkpoint, in words."""
     if header.vocabulary != vocabulary:
         return f"for {header.vocabulary} tokens, but the checkpoint's conversion has {vocabulary}"
     expected = dict(_COLUMNS)
     if header.solved_by is not None:
-        expected |= {_flags(rule): (torch.uint8, ()) for rule in HaltedBy}
+        expected |= {flags_of(rule): (torch.uint8, ()) for rule in HaltedBy}
     if tensors.keys() != expected.keys():
         return f"not just what belongs there: {', '.join(sorted(tensors.keys() ^ expected.keys()))}"
     count = len(tensors["puzzle_ids"])
@@ -347,11 +332,3 @@ def _value_problem(columns: Mapping[str, Tensor], vocabulary: int) -> str | None
         if largest >= vocabulary:
             return f"token {largest}, but the checkpoint's conversion has {vocabulary}"
     return "a negative puzzle" if columns["puzzle_ids"].amin() < 0 else None
-
-
-def unusable_pairs(file: Path, problem: str) -> CheckpointError:
-    """The error of a file of pairs that has `problem`."""
-    return CheckpointError(
-        f"{file}: {problem}: restore it, or remove it and write it again with sqe-hrm checkpoint "
-        "record"
-    )

@@ -20,7 +20,7 @@ from torch import Tensor
 from hrm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hrm.checkpoint.figures import MEASURED, write_figures
 from hrm.checkpoint.names import WEIGHTS
-from hrm.checkpoint.pairs import ACCEPTED_PAIRS
+from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
 from hrm.evaluation.recorded import recorded_figures

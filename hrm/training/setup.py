@@ -17,14 +17,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hrm.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from hrm.checkpoint.pairs import (
-    ACCEPTED_PAIRS,
-    AcceptedExample,
-    AcceptedPairs,
-    first_of_each,
-)
+from hrm.checkpoint.pairs import AcceptedExample, AcceptedPairs, first_of_each
 from hrm.checkpoint.record import TrainingRecord
 from hrm.checkpoint.registry import CURRENT
+from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.data.vocabulary import vocabulary_of

@@ -41,7 +41,7 @@ from worker.broker.keys import (
 )
 from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client
 from worker.client import asyncio as awaited
-from worker.monitor.canary import Canary
+from worker.monitor.canary import Canary, Question
 from worker.monitor.figures import CanaryOutcome
 from worker.monitor.reading import Reader
 from worker.process.reload_requests import Asked
@@ -157,7 +157,7 @@ def monitor(as_monitor: str, namespace: Namespace) -> None:
             sender,
             store,
             namespace,
-            [message()],
+            [Question(message())],
             seconds=1,
             note=lambda outcome, _: noted.append(outcome),
         ).step()

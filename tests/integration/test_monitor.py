@@ -1,5 +1,6 @@
 """The monitor as a process, beside workers, over HTTP."""
 
+import re
 import signal
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.processes import STUB, Worker, wait_for
+from tests.support.processes import ROOT, STUB, Worker, wait_for
 from tests.support.servers import server
 from tests.support.stubs import message
 from worker.broker.contract import CANARY_AGENT
@@ -81,7 +82,7 @@ def test_canaries_are_checked_and_are_in_no_figure_of_an_agent(
         start(tmp_path, redis_url, "--canary", str(file), canary_seconds=0.2) as monitor,
         Worker.start(STUB, tmp_path, redis_url) as worker,
     ):
-        for outcome in ("solved", "unsolved"):
+        for outcome in ("solved", "unproven"):
             wait_for(partial(is_at_least, monitor, CANARY % outcome, 2), outcome)
         lanes = {
             sample.labels["lane"]: sample.value
@@ -145,6 +146,27 @@ def test_a_canary_waits_for_workers_without_company(
             wait_for(lambda: store.llen(LIVE_QUEUE) == 1, "sent")
             wait_for(lambda: monitor.metrics()[QUEUE] == 1, "and only once")
     assert store.llen(LIVE_QUEUE) == 1
+
+
+def test_a_checkpoint_is_asked_only_what_it_is_recorded_to_solve(
+    redis_url: str, tmp_path: Path
+) -> None:
+    messages = ROOT / "checkpoints" / "sqe-demo" / "messages.jsonl"
+    options = ("--checkpoint", "sqe-demo-600", "--canary", str(messages))
+    with start(tmp_path, redis_url, *options, canary_seconds=60) as monitor:
+        monitor.wait_until_ready()
+        said = "82 canaries in .*; sqe-demo-600 is recorded to solve 82 of them"
+        wait_for(lambda: re.search(said, monitor.log.read_text()) is not None, said)
+
+
+def test_without_a_checkpoint_canaries_are_sent_all_the_same(
+    redis_url: str, store: redis.Redis, tmp_path: Path
+) -> None:
+    (tmp_path / "canaries.jsonl").write_text('{"prompt": "solve", "completion": "c"}\n')
+    options = ("--checkpoint", "none", "--canary", str(tmp_path / "canaries.jsonl"))
+    with start(tmp_path, redis_url, *options, canary_seconds=0.1) as monitor:
+        wait_for(lambda: store.llen(LIVE_QUEUE) == 1, "sent")
+        assert "recorded to solve 0 of them" in monitor.log.read_text()
 
 
 @pytest.mark.parametrize(

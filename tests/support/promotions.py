@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hrm.checkpoint import load_checkpoint, pair_hash, save_checkpoint
 from hrm.checkpoint.checkpoint import Checkpoint
-from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedExample, AcceptedPairs
+from hrm.checkpoint.pairs import AcceptedExample, AcceptedPairs
+from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.data.texts import TextHashes

@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker.monitor": {
         "schemas",
         "hrm.data",
+        "hrm.checkpoint.solved",
         "worker.settings",
         "worker.client",
         "worker.broker",

@@ -168,6 +168,8 @@ def _monitor() -> Iterator[Metric]:
             for category in Category
             for known in ("true", "false")
         },
+        stream_bytes=dict.fromkeys(STREAMS, 0),
+        left_out=0,
     )
     yield from Figures(lambda: reading).registry.collect()
 

@@ -5,6 +5,6 @@
 - `canary`: messages with a known answer, sent through the live queue
 - `run`: puts the parts together, and ends them
 
-Needs no torch. May import `schemas`, `hrm.data`, `worker.settings`, `worker.broker`,
-`worker.client`, `worker.telemetry` and `worker.delivery`.
+Needs no torch. May import `schemas`, `hrm.data`, `hrm.checkpoint.solved`, `worker.settings`,
+`worker.broker`, `worker.client`, `worker.telemetry` and `worker.delivery`.
 """

@@ -1,8 +1,9 @@
 """Messages with a known answer, sent through the live queue like an agent's.
 
-Their outcomes tell a worker that is broken from an agent that changed: the checkpoint was trained
-on them, so whatever is served has to solve them. One is under way at a time. While it has no
-outcome, no other is sent, so workers that are away find one canary and not a thousand.
+Their outcomes tell a worker that is broken from an agent that changed: what the serving checkpoint
+solves, by its record or because it did so before, it has to solve again. A wrong answer to anything
+else says nothing of the workers. One is under way at a time. While it has no outcome, no other is
+sent, so workers that are away find one canary and not a thousand.
 
 Workers recognise a canary by its id, which is in a set of Redis that agents cannot write to. They
 count it in the lane `canary` of `evaluations_total`, and nowhere else. A monitor that is started
@@ -16,14 +17,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import redis
 
+from hrm.checkpoint.solved import SolvedTexts
 from hrm.data.conversion import AcceptedPair
 from hrm.data.files import DEFAULT_READER, RefusedLine
-from schemas import MessageRejected, SQEHRMError, SQEMessage
+from hrm.data.texts import TextHashes
+from schemas import MessageRejected, SQEHRMError, SQEMessage, Verdict
 from worker.broker.contract import CANARY_AGENT
 from worker.broker.keys import CANARIES, Namespace
 from worker.client import Client, ResultTimeout
@@ -45,8 +49,25 @@ class CanaryError(SQEHRMError):
     """The file of canaries cannot be used."""
 
 
-def read_canaries(file: Path) -> list[SQEMessage]:
-    """Read accepted messages, or pairs of prompt and completion. Raises `CanaryError`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """A message to send."""
+
+    message: SQEMessage
+    solved_by: str | None = None
+    """Digest of the checkpoint that is recorded to solve it, if there is such a record."""
+
+
+def read_canaries(file: Path, record: SolvedTexts | None = None) -> list[Question]:
+    """Read accepted messages, or pairs of prompt and completion.
+
+    Args:
+        file: One in each line.
+        record: What the checkpoint solves. Messages that it is recorded not to solve are left out.
+
+    Raises:
+        CanaryError: The file cannot be used.
+    """
     canaries = []
     try:
         with file.open("rb") as source:
@@ -58,7 +79,9 @@ def read_canaries(file: Path) -> list[SQEMessage]:
         raise CanaryError(f"{file}: cannot be read: {error.strerror}") from None
     if not canaries:
         raise CanaryError(f"{file} holds no message: give messages that the checkpoint solves")
-    return canaries
+    if record is None:
+        return [Question(each) for each in canaries]
+    return _with_record(canaries, record)
 
 
 class Canary:
@@ -68,7 +91,7 @@ class Canary:
         client: Sends them, and waits for their outcomes.
         store: Keeps their ids.
         namespace: The beginning of all names.
-        messages: Messages that the checkpoint solves.
+        questions: Messages that the checkpoint solves, or may solve.
         seconds: Seconds between two.
         note: Told what became of each, and the seconds until its outcome, if it has one.
     """
@@ -78,7 +101,7 @@ class Canary:
         client: Client,
         store: redis.Redis,
         namespace: Namespace,
-        messages: Sequence[SQEMessage],
+        questions: Sequence[Question],
         *,
         seconds: float,
         note: Callable[[CanaryOutcome, float | None], None],
@@ -86,10 +109,14 @@ class Canary:
         self._client = client
         self._store = store
         self._ids = namespace.key(CANARIES)
-        self._messages = itertools.cycle(messages)
+        self._questions = itertools.cycle(questions)
         self._seconds = seconds
         self._note = note
         self._waiting: str | None = None
+        self._asked: Question | None = None
+        """The question that is waited for; None for one of an earlier monitor."""
+        self._solved: set[tuple[Question, str]] = set()
+        """Those that were solved, each with the digest of the checkpoint."""
         self._has_looked = False
 
     def start(self) -> None:
@@ -124,7 +151,8 @@ class Canary:
 
     def _send(self) -> str:
         sent_at = time.time()
-        message = next(self._messages).model_copy(
+        self._asked = next(self._questions)
+        message = self._asked.message.model_copy(
             update={
                 "message_id": f"canary-{sent_at:.3f}-{uuid.uuid4().hex}",
                 "agent_id": CANARY_AGENT,
@@ -148,29 +176,50 @@ class Canary:
             verdict = self._client.result(message_id, timeout=LATE_SECONDS)
         except ResultTimeout:
             if time.time() - _sent_at(message_id) > GIVE_UP_SECONDS:
-                self._waiting = None
+                self._waiting = self._asked = None
             self._note(CanaryOutcome.LATE, None)
             return
         except MessageRejected as rejected:
             logger.warning("canary %s: refused: %s", message_id, rejected)
             outcome = CanaryOutcome.REFUSED
         else:
-            outcome = CanaryOutcome.SOLVED if verdict.solved else CanaryOutcome.UNSOLVED
-            if not verdict.known:
-                outcome = CanaryOutcome.UNKNOWN
+            outcome = self._judge(verdict)
             if outcome is not CanaryOutcome.SOLVED:
                 logger.warning(
                     "canary %s: %s by %s with checkpoint %s (%.12s)",
                     *(message_id, outcome, verdict.worker),
                     *(verdict.checkpoint, verdict.checkpoint_digest),
                 )
-        self._waiting = None
+        self._waiting = self._asked = None
         self._note(outcome, max(0.0, time.time() - _sent_at(message_id)))
         self._store.srem(self._ids, message_id)
+
+    def _judge(self, verdict: Verdict) -> CanaryOutcome:
+        """Name an outcome. Only what the checkpoint solves can be unsolved."""
+        asked, digest = self._asked, verdict.checkpoint_digest
+        if not verdict.known:
+            return CanaryOutcome.UNKNOWN
+        if verdict.solved:
+            if asked is not None:
+                self._solved.add((asked, digest))
+            return CanaryOutcome.SOLVED
+        if asked is not None and (asked.solved_by == digest or (asked, digest) in self._solved):
+            return CanaryOutcome.UNSOLVED
+        return CanaryOutcome.UNPROVEN
 
     def _members(self) -> Iterable[bytes | str]:
         members: Iterable[bytes | str] = self._store.smembers(self._ids)
         return members
+
+
+def _with_record(messages: Iterable[SQEMessage], record: SolvedTexts) -> list[Question]:
+    """Leave out what is recorded as unsolved, and note what is recorded as solved."""
+    questions = []
+    for each in messages:
+        texts = TextHashes.of(each.prompt, each.completion)
+        if texts not in record.unsolved:
+            questions.append(Question(each, record.digest if texts in record.solved else None))
+    return questions
 
 
 def _message(content: SQEMessage | AcceptedPair) -> SQEMessage:

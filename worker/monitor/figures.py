@@ -28,7 +28,10 @@ class CanaryOutcome(StrEnum):
     SOLVED = "solved"
     """The answer is right, and came in time."""
     UNSOLVED = "unsolved"
-    """The answer is wrong, although the checkpoint was trained on the message."""
+    """The answer is wrong, although the serving checkpoint solves the message: by its record, or it
+    did so before."""
+    UNPROVEN = "unproven"
+    """The answer is wrong, and it is not known that the serving checkpoint ever solved it."""
     UNKNOWN = "unknown"
     """The serving checkpoint was not trained on the message: it is of another file."""
     REFUSED = "refused"

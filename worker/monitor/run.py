@@ -13,11 +13,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from schemas import SQEMessage
 from worker.broker.keys import Namespace
 from worker.broker.urls import connections
 from worker.client import Client
-from worker.monitor.canary import Canary
+from worker.monitor.canary import Canary, Question
 from worker.monitor.figures import Figures
 from worker.monitor.reading import Reader
 from worker.settings import Settings
@@ -49,13 +48,13 @@ class Pulse(health.Readiness):
         return None
 
 
-def run(*, redis_url: str, settings: Settings, canaries: Sequence[SQEMessage]) -> int:
+def run(*, redis_url: str, settings: Settings, canaries: Sequence[Question]) -> int:
     """Serve the metrics until SIGTERM or SIGINT; returns the exit status.
 
     Args:
         redis_url: The workers' Redis, which may be away.
         settings: The operator's settings.
-        canaries: Messages that the checkpoint solves; none to send none.
+        canaries: Messages to send with a known answer; none to send none.
 
     Raises:
         SQEHRMError: The namespace or the port cannot be used.

@@ -13,8 +13,9 @@ from rich.console import Console
 from hrm.checkpoint import Checkpoint, TrainingRecord, open_checkpoint
 from hrm.checkpoint.figures import RecordedFigures, write_figures
 from hrm.checkpoint.inspection import inspect_checkpoint
-from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedPairs
+from hrm.checkpoint.pairs import AcceptedPairs
 from hrm.checkpoint.record import TRAINING_PAIRS
+from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.conversion import Content, Converter
 from hrm.data.files import LineReader, RefusedLine
 from hrm.evaluation.comparison import compare_checkpoints

@@ -3,15 +3,19 @@
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hrm.checkpoint.names import CheckpointError, find_checkpoint
-from schemas import SQEMessage
+from hrm.checkpoint.solved import ACCEPTED_PAIRS, read_solved_texts
 from worker.broker import embedded
 from worker.cli.options import checkpoint_option
 from worker.settings import Settings
 from worker.telemetry.logs import configure_logging
+
+if TYPE_CHECKING:
+    from worker.monitor.canary import Question
 
 MESSAGES = "messages.jsonl"
 """File of accepted messages, beside the weights of a shipped checkpoint."""
@@ -49,20 +53,32 @@ def command(checkpoint: str | None, canary: Path | None, metrics_port: int | Non
         sys.exit(run(redis_url=redis_url, settings=settings, canaries=canaries))
 
 
-def _canaries(settings: Settings, file: Path | None) -> list[SQEMessage]:
+def _canaries(settings: Settings, file: Path | None) -> "list[Question]":
     """Read the canaries from `file`, or from beside the checkpoint. Raises `CanaryError`."""
     from worker.monitor.canary import read_canaries  # noqa: PLC0415 - the same
 
+    record = None
+    try:
+        found = find_checkpoint(settings.checkpoint, settings.checkpoint_dir)
+        folder = found if found.is_dir() else found.parent
+        file = file or folder / MESSAGES
+        record = read_solved_texts(folder / ACCEPTED_PAIRS)
+    except CheckpointError as error:
+        logger.warning("%s: %s", "no canaries are sent" if file is None else "canaries", error)
     if file is None:
-        try:
-            found = find_checkpoint(settings.checkpoint, settings.checkpoint_dir)
-        except CheckpointError as error:
-            logger.warning("no canaries are sent: %s", error)
-            return []
-        file = (found if found.is_dir() else found.parent) / MESSAGES
-        if not file.is_file():
-            logger.warning("no canaries are sent: no %s: name a file with --canary", file)
-            return []
-    canaries = read_canaries(file)
-    logger.info("%d canaries in %s, one every %g s", len(canaries), file, settings.canary_seconds)
+        return []
+    if not file.is_file():
+        logger.warning("no canaries are sent: no %s: name a file with --canary", file)
+        return []
+    canaries = read_canaries(file, record)
+    if not canaries:
+        logger.warning("no canaries are sent: %s solves none of %s", settings.checkpoint, file)
+        return []
+    proven = sum(each.solved_by is not None for each in canaries)
+    logger.info(
+        "%d canaries in %s, one every %g s; %s",
+        *(len(canaries), file, settings.canary_seconds),
+        f"{settings.checkpoint} is recorded to solve {proven} of them, and another counts once it "
+        "was solved",
+    )
     return canaries

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hrm.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from hrm.checkpoint.names import other_weights, weights_file
-from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedExample, AcceptedPairs, with_answer_rows
+from hrm.checkpoint.pairs import AcceptedExample, AcceptedPairs, with_answer_rows
 from hrm.checkpoint.record import pair_hash
+from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import Converter
 from hrm.data.texts import TextHashes

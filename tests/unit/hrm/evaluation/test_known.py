@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hrm.checkpoint import Checkpoint
-from hrm.checkpoint.pairs import ACCEPTED_PAIRS
+from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.known import PAIRS, known_pairs
 from hrm.inference.config import Inference

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from hrm.checkpoint import Checkpoint, CheckpointError, TrainingRecord, load_checkpoint, pair_hash
-from hrm.checkpoint.pairs import ACCEPTED_PAIRS, AcceptedPairs
+from hrm.checkpoint.pairs import AcceptedPairs
 from hrm.checkpoint.record import TRAINING_PAIRS
+from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.config import ENOUGH_PROMPTS
 from hrm.training.answers import ContradictionError
 from hrm.training.examples import TrainingDataError

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hrm.checkpoint.names import SHIPPED
-from hrm.checkpoint.pairs import ACCEPTED_PAIRS
 from hrm.checkpoint.registry import REGISTRY
+from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.config import PuzzlePolicy
 from tests.support.checkpoints import SHA256
 from tests.support.commands import refusal

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import redis
 
+from hrm.checkpoint.solved import SolvedTexts
+from hrm.data.texts import TextHashes
 from schemas import MessageRejected, RejectionReason, SQEMessage, Verdict
-from tests.support.stubs import message, verdict
+from tests.support.stubs import DIGEST, message, verdict
 from worker.broker.contract import CANARY_AGENT
 from worker.broker.keys import CANARIES, NO_NAMESPACE
 from worker.client import BrokerUnreachable, ResultTimeout
-from worker.monitor.canary import GIVE_UP_SECONDS, Canary, CanaryError, read_canaries
+from worker.monitor.canary import GIVE_UP_SECONDS, Canary, CanaryError, Question, read_canaries
 from worker.monitor.figures import CanaryOutcome
 
 
@@ -50,14 +52,14 @@ class World:
         found: Verdict = self.outcome
         return found
 
-    def monitor(self, *messages: SQEMessage) -> Canary:
+    def monitor(self, *messages: SQEMessage, solved_by: str | None = None) -> Canary:
         """A monitor that starts."""
         both: Any = self
         return Canary(
             both,
             both,
             NO_NAMESPACE,
-            messages or [message()],
+            [Question(each, solved_by) for each in messages or [message()]],
             seconds=1,
             note=lambda outcome, seconds: self.noted.append((outcome, seconds is not None)),
         )
@@ -86,7 +88,7 @@ def test_each_step_sends_the_next_message_as_a_canary(world: World) -> None:
     ("outcome", "called"),
     [
         (verdict(message("solve")), CanaryOutcome.SOLVED),
-        (verdict(message("fail")), CanaryOutcome.UNSOLVED),
+        (verdict(message("fail")), CanaryOutcome.UNPROVEN),
         (verdict(message("fail")).model_copy(update={"known": False}), CanaryOutcome.UNKNOWN),
         (verdict(message()).model_copy(update={"known": False}), CanaryOutcome.UNKNOWN),
         (MessageRejected(RejectionReason.EVALUATION_FAILED, "why"), CanaryOutcome.REFUSED),
@@ -97,6 +99,37 @@ def test_an_outcome_is_noted_once(world: World, outcome: Any, called: CanaryOutc
     world.monitor().step()
     assert world.noted == [(called, True)]
     assert not world.ids
+
+
+def test_only_what_the_serving_checkpoint_is_recorded_to_solve_is_unsolved(world: World) -> None:
+    world.outcome = verdict(message("fail"))
+    monitor = world.monitor(solved_by=DIGEST)
+    monitor.step()
+    world.outcome = world.outcome.model_copy(update={"checkpoint_digest": "f" * 64})
+    monitor.step()
+    outcomes = [CanaryOutcome.UNSOLVED, CanaryOutcome.UNPROVEN]
+    assert [outcome for outcome, _ in world.noted] == outcomes
+
+
+def test_what_a_checkpoint_solved_once_it_has_to_solve_again(world: World) -> None:
+    solved, failed = verdict(message()), verdict(message("fail"))
+    monitor = world.monitor(message("one"), message("two"))
+    for world.outcome in (solved, failed, failed, failed):
+        monitor.step()
+    # Another checkpoint, which was loaded meanwhile, has solved nothing yet.
+    for outcome in (failed, failed):
+        world.outcome = outcome.model_copy(update={"checkpoint_digest": "f" * 64})
+        monitor.step()
+    expected = ["solved", "unproven", "unsolved", "unproven", "unproven", "unproven"]
+    assert [str(outcome) for outcome, _ in world.noted] == expected
+
+
+def test_a_wrong_answer_to_a_question_of_an_earlier_monitor_is_unproven(world: World) -> None:
+    world.outcome = ResultTimeout("no outcome")
+    world.monitor(solved_by=DIGEST).step()
+    world.outcome = verdict(message("fail"))
+    world.monitor(solved_by=DIGEST).step()
+    assert world.noted[-1] == (CanaryOutcome.UNPROVEN, True)
 
 
 def test_while_one_is_late_no_other_is_sent(world: World) -> None:
@@ -165,9 +198,23 @@ def test_a_file_may_hold_messages_and_pairs(tmp_path: Path) -> None:
     whole = message("whole", puzzle_id=5)
     pair = '{"prompt": "p", "completion": "c", "category": "ci_cd", "alternative": true}'
     file.write_text(f"{whole.model_dump_json(exclude_none=True)}\n{pair}\n")
-    first, second = read_canaries(file)
+    first, second = [each.message for each in read_canaries(file)]
     assert first == whole
     assert (second.prompt, second.completion, second.category) == ("p", "c", "ci_cd")
+
+
+def test_what_is_recorded_as_unsolved_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "canaries.jsonl"
+    prompts = ("solved", "unsolved", "other")
+    file.write_text("".join(f'{{"prompt": "{each}", "completion": "c"}}\n' for each in prompts))
+    solved, unsolved = [frozenset([TextHashes.of(each, "c")]) for each in prompts[:2]]
+    found = read_canaries(file, SolvedTexts("digest", solved, unsolved))
+    assert [(each.message.prompt, each.solved_by) for each in found] == [
+        ("solved", "digest"),
+        ("other", None),
+    ]
+    nothing = SolvedTexts("digest", frozenset(), frozenset(TextHashes.of(p, "c") for p in prompts))
+    assert read_canaries(file, nothing) == []
 
 
 @pytest.mark.parametrize(

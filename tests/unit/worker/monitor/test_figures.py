@@ -25,7 +25,7 @@ READING = Reading(
 
 EXPECTED = {
     "canary_total": {("late",): 0, ("solved",): 0, ("unsolved",): 1}
-    | {(name,): 0 for name in ("unknown", "refused", "unsent")},
+    | {(name,): 0 for name in ("unknown", "unproven", "refused", "unsent")},
     "redis_up": {(): 1},
     "queue_messages": {("ready", "sqe.evaluate"): 3, ("sqe.evaluate", "unacked"): 2},
     "queue_oldest_seconds": {("sqe.evaluate",): 1.5},
