@@ -30,7 +30,7 @@ needs 4.5 s (`worker.process.shutdown`)."""
 
 AGAIN_IN_VAIN = frozenset({1, 2})
 """Exit statuses of a worker that could not start, for a reason that each start would have: what it
-was given cannot be used, or it was called wrongly."""
+was given cannot be used, its device computes wrongly, or it was called wrongly."""
 
 KILLED = 128
 """Added to the number of the signal that ended a worker, as shells do."""
@@ -139,7 +139,6 @@ class Supervisor:
         self._looked = clock()
         self._signals: list[signal.Signals] = []
         self._kill_at: float | None = None
-        self._failure: End | None = None
 
     @property
     def is_stopping(self) -> bool:
@@ -248,8 +247,8 @@ class Supervisor:
                 logger.error("%s %s", place.member.name, place.ended)
             return
         if status in AGAIN_IN_VAIN and not place.was_ready:
-            self._failure = End(status, f"{place.member.name}: {child.last_line}")
-            self._stop(now)
+            # The others go on: their devices, for example, may be sound.
+            self._give_up(place, f"cannot start: {child.last_line}")
             return
         self._plan(place, 0.0 if since is None else now - since, now)
 
@@ -257,21 +256,22 @@ class Supervisor:
         """Decide when the place gets its next worker."""
         pause = place.restarts.ended(ready_seconds)
         if pause is None:
-            place.is_given_up = True
-            place.ended = (
-                f"given up after {MOST_EARLY_ENDS} ends in a row before it was ready for "
-                f"{EARLY_SECONDS:g} s; it last {place.ended}"
+            self._give_up(
+                place,
+                f"{MOST_EARLY_ENDS} ends in a row before it was ready for {EARLY_SECONDS:g} s; "
+                f"it last {place.ended}",
             )
-            logger.error("%s: %s", place.member.name, place.ended)
             return
         place.start_at = now + pause
         logger.warning("%s %s; starting it again in %g s", place.member.name, place.ended, pause)
 
+    def _give_up(self, place: _Place, reason: str) -> None:
+        place.is_given_up, place.ended = True, f"given up: {reason}"
+        logger.error("%s: %s", place.member.name, place.ended)
+
     def _end(self) -> End | None:
         if any(place.child is not None for place in self._places):
             return None
-        if self._failure is not None:
-            return self._failure
         status = max(place.status for place in self._places)
         if self.is_stopping:
             return End(status)

@@ -93,7 +93,7 @@ def command(
     With --checkpoints, several checkpoints answer as one, under a name and a digest of their own.
 
     With --devices, this process starts the workers, starts them again when they end, and passes
-    signals on. It ends at once if one cannot start.
+    signals on. One that cannot start is given up, and the others go on.
 
     Exit status: 0 once everything in hand is finished, 1 if the worker cannot start, 2 if it was
     called wrongly, 75 if it could not go on and has to be started again.

@@ -116,7 +116,7 @@ def test_a_worker_that_ends_early_again_and_again_is_given_up_and_the_others_go_
     assert world.step(1000) is None
     assert len(world.started) == 6
     given_up = (
-        "given up after 5 ends in a row before it was ready for 60 s; "
+        "given up: 5 ends in a row before it was ready for 60 s; "
         "it last ended with status 75, last said: hello"
     )
     assert world.reasons() == [None, given_up]
@@ -141,7 +141,7 @@ def test_a_fleet_of_which_no_worker_is_left_ends_with_the_reason() -> None:
     assert end is not None
     assert end.status == 134
     assert end.reason is not None
-    assert end.reason.startswith("no worker is left: cpu/0: given up after 5 ends in a row")
+    assert end.reason.startswith("no worker is left: cpu/0: given up: 5 ends in a row")
 
 
 def test_a_process_that_the_system_refuses_is_tried_again(
@@ -160,16 +160,37 @@ def test_a_process_that_the_system_refuses_is_tried_again(
 
 
 @pytest.mark.parametrize("status", [1, 2])
-def test_a_reason_that_each_start_would_have_ends_everything_at_once(status: int) -> None:
-    world = World("cpux3")
-    world.ready("cpu/1")
-    broken = world.child("cpu/2")
-    broken.status, broken.last_line = status, "no checkpoint 'x'"
+def test_a_worker_that_cannot_start_is_given_up_at_once_and_the_others_go_on(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World("cuda:0,cuda:1,cuda:2")
+    world.ready("cuda:1")
+    broken = world.child("cuda:2")
+    broken.status, broken.last_line = status, "cuda:2 solves 0 of 8 known pairs"
     assert world.step() is None
-    assert [child.signals for child in world.started] == [[signal.SIGTERM], [signal.SIGTERM], []]
-    world.child("cpu/0").status, world.child("cpu/1").status = TERMINATED, 0
-    assert world.step() == End(status, "cpu/2: no checkpoint 'x'")
+    assert world.step(1000) is None
     assert len(world.started) == 3
+    assert [child.signals for child in world.started] == [[], [], []]
+    reason = "given up: cannot start: cuda:2 solves 0 of 8 known pairs"
+    assert f"cuda:2: {reason}" in caplog.text
+    assert world.reasons() == ["starting", None, reason]
+    assert world.supervisor.not_complete_reason() == "1 of 3 workers are ready"
+    world.ready("cuda:0")
+    assert world.supervisor.not_complete_reason() is None
+    world.signal(signal.SIGTERM)
+    world.child("cuda:0").status = world.child("cuda:1").status = 0
+    assert world.step() == End(status), "not all is well"
+
+
+def test_a_fleet_of_which_no_worker_can_start_ends_with_the_reason() -> None:
+    world = World("cpux2")
+    for name in ("cpu/1", "cpu/0"):
+        child = world.child(name)
+        assert world.step() is None
+        child.status, child.last_line = 1, "no checkpoint 'x'"
+    reason = "no worker is left: cpu/0: given up: cannot start: no checkpoint 'x'"
+    assert world.step() == End(1, reason)
+    assert len(world.started) == 2
 
 
 def test_a_worker_that_was_ready_once_is_started_again_even_if_it_then_cannot_start() -> None:
