@@ -1,0 +1,124 @@
+"""The alerts: rules, cases, runbook and guide agree.
+
+Prometheus' own `promtool` reads the files. Debian 12 has Prometheus
+2.42, Compose runs 3, so the rules keep to what both have; what 2.42 does not know fails here.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.debian import program
+from worker.cli.main import COMMANDS
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "rules" / "sqe_hrm.yml"
+CASES = sorted((DEPLOY / "prometheus" / "tests").glob("*.yml"))
+
+
+def _yaml(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    return yaml.safe_load(file.read_text())
+
+
+GROUPS = _yaml(RULES)["groups"]
+ALERTS = {rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule}
+RECORDED = {rule["record"] for group in GROUPS for rule in group["rules"] if "record" in rule}
+
+ENTRIES = dict(
+    section.split("\n", maxsplit=1)
+    for section in (DEPLOY / "RUNBOOK.md").read_text().split("\n## ")[1:]
+)
+"""The runbook's entries by heading."""
+
+SEVERITIES = {"critical", "warning", "info"}
+
+
+def run(*command: str) -> str:
+    """Run a program, and return what it printed; fails with that if it ends with an error."""
+    done = subprocess.run(
+        [program(command[0]), *command[1:]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_its_configuration_and_the_rules() -> None:
+    run("promtool", "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
+
+
+@pytest.mark.parametrize("cases", CASES, ids=lambda file: file.stem)
+def test_alerts_fire_and_stay_silent_as_their_cases_say(cases: Path) -> None:
+    run("promtool", "test", "rules", str(cases))
+
+
+def test_every_alert_has_a_case_that_fires_and_one_that_stays_silent() -> None:
+    fires: set[str] = set()
+    silent: set[str] = set()
+    for file in CASES:
+        for test in _yaml(file)["tests"]:
+            for case in test.get("alert_rule_test", ()):
+                (fires if case["exp_alerts"] else silent).add(case["alertname"])
+    assert fires == ALERTS.keys()
+    assert silent == ALERTS.keys()
+
+
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+def test_cases_evaluate_the_groups_in_the_order_of_the_rules(file: Path) -> None:
+    assert _yaml(file)["group_eval_order"] == [group["name"] for group in GROUPS]
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_has_a_severity_a_summary_a_runbook_entry_and_a_row_in_the_guide(
+    alert: str,
+) -> None:
+    rule = ALERTS[alert]
+    assert rule["labels"].keys() == {"severity"}
+    assert rule["labels"]["severity"] in SEVERITIES
+    assert rule["annotations"]["summary"].endswith(".")
+    assert rule["annotations"]["runbook"] == f"deploy/RUNBOOK.md#{alert.lower()}"
+    parts = re.findall(r"^\*\*(\w+)(?:\.\*\*|\*\* )", ENTRIES[alert], re.MULTILINE)
+    assert parts == ["Means", "Look", "Do", "Ends"]
+    rows = re.findall(r"^\| (`SQEHRM.*?`) \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    assert f"`{alert}`" in ", ".join(rows).split(", ")
+
+
+def test_the_runbook_and_the_guide_have_no_other_alerts() -> None:
+    assert ENTRIES.keys() == ALERTS.keys()
+    for page in ("RUNBOOK.md", "README.md"):
+        assert set(re.findall(r"SQEHRM\w+", (DEPLOY / page).read_text())) <= ALERTS.keys(), page
+
+
+def _blocks(language: str) -> list[str]:
+    text = (DEPLOY / "RUNBOOK.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_prometheus_takes_every_query_of_the_runbook(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"look:{place}", "expr": query} for place, query in enumerate(_blocks("promql"))
+    ]
+    assert len(rules) >= 15
+    for query in _blocks("promql"):
+        recorded = set(re.findall(r"\b\w+:[\w:]+", query))
+        assert recorded <= RECORDED, query
+    file = tmp_path / "look.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "look", "rules": rules}]}))
+    run("promtool", "check", "rules", str(file))
+
+
+def test_every_command_of_the_runbook_exists() -> None:
+    services = _yaml(DEPLOY / "compose.yaml")["services"]
+    commands = "".join(_blocks("sh")).splitlines()
+    assert commands
+    for line in commands:
+        words = line.split()
+        if words[0] == "sqe-hrm":
+            assert words[1] in COMMANDS, line
+        else:
+            assert words[:4] == ["docker", "compose", "-f", "deploy/compose.yaml"], line
+            assert words[4] in {"exec", "logs", "ps"}, line
+            assert services.keys() & set(words[5:]), line
