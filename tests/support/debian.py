@@ -15,6 +15,7 @@ import pytest
 
 PACKAGES = {
     "promtool": "prometheus",
+    "amtool": "prometheus-alertmanager",
 }
 """Debian's package of each program."""
 

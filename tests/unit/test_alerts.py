@@ -1,6 +1,6 @@
-"""The alerts: rules, cases, runbook and guide agree.
+"""The alerts: rules, cases, runbook and guide agree, and who is told of them.
 
-Prometheus' own `promtool` reads the files. Debian 12 has Prometheus
+Prometheus' own `promtool` and Alertmanager's `amtool` read the files. Debian 12 has Prometheus
 2.42, Compose runs 3, so the rules keep to what both have; what 2.42 does not know fails here.
 """
 
@@ -18,6 +18,7 @@ from worker.cli.main import COMMANDS
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "sqe_hrm.yml"
 CASES = sorted((DEPLOY / "prometheus" / "tests").glob("*.yml"))
+ALERTMANAGER = DEPLOY / "alertmanager" / "alertmanager.yml"
 
 
 def _yaml(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -34,7 +35,8 @@ ENTRIES = dict(
 )
 """The runbook's entries by heading."""
 
-SEVERITIES = {"critical", "warning", "info"}
+SEVERITIES = {"critical": "page", "warning": "ticket", "info": "notes"}
+"""The receiver of each severity."""
 
 
 def run(*command: str) -> str:
@@ -88,7 +90,7 @@ def test_every_alert_has_a_severity_a_summary_a_runbook_entry_and_a_row_in_the_g
 
 def test_the_runbook_and_the_guide_have_no_other_alerts() -> None:
     assert ENTRIES.keys() == ALERTS.keys()
-    for page in ("RUNBOOK.md", "README.md"):
+    for page in ("RUNBOOK.md", "README.md", "alertmanager/alertmanager.yml"):
         assert set(re.findall(r"SQEHRM\w+", (DEPLOY / page).read_text())) <= ALERTS.keys(), page
 
 
@@ -122,3 +124,31 @@ def test_every_command_of_the_runbook_exists() -> None:
             assert words[:4] == ["docker", "compose", "-f", "deploy/compose.yaml"], line
             assert words[4] in {"exec", "logs", "ps"}, line
             assert services.keys() & set(words[5:]), line
+
+
+def test_alertmanager_takes_its_configuration() -> None:
+    run("amtool", "check-config", str(ALERTMANAGER))
+
+
+def test_alertmanager_takes_the_examples_of_receivers(tmp_path: Path) -> None:
+    text, count = re.subn(r"^(    )# ", r"\1", ALERTMANAGER.read_text(), flags=re.MULTILINE)
+    assert count > 2
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(text)
+    assert {"webhook_configs", "email_configs"} <= {
+        key for receiver in _yaml(file)["receivers"] for key in receiver
+    }
+    run("amtool", "check-config", str(file))
+
+
+def test_nobody_is_told_until_a_receiver_has_an_address() -> None:
+    receivers = _yaml(ALERTMANAGER)["receivers"]
+    assert receivers == [{"name": name} for name in SEVERITIES.values()]
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_is_told_by_its_severity(alert: str) -> None:
+    severity = ALERTS[alert]["labels"]["severity"]
+    labels = (f"alertname={alert}", f"severity={severity}", "agent=planner", "instance=w")
+    route = ("config", "routes", "test", f"--config.file={ALERTMANAGER}")
+    assert run("amtool", *route, *labels).strip() == SEVERITIES[severity]

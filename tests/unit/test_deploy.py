@@ -133,7 +133,7 @@ def test_every_image_is_pinned_to_a_minor_version_at_least() -> None:
     services = COMPOSE["services"].values()
     built = {service["image"] for service in services if "build" in service}
     pulled = {service["image"] for service in services} - built
-    assert len(pulled) == 3
+    assert len(pulled) == 4
     for image in pulled:
         assert re.search(r":v?\d+\.\d+", image), image
 
@@ -246,6 +246,16 @@ def test_all_files_agree_on_the_metrics_port() -> None:
     port = Settings().monitor_port
     assert monitor["static_configs"] == [{"targets": [f"monitor:{port}"]}]
     assert f"127.0.0.1:{port}/readyz" in COMPOSE["services"]["monitor"]["healthcheck"]["test"][-1]
+
+
+def test_prometheus_sends_its_alerts_to_the_alertmanager_of_the_compose_file() -> None:
+    (alertmanager,) = PROMETHEUS["alerting"]["alertmanagers"]
+    assert alertmanager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
+    service = COMPOSE["services"]["alertmanager"]
+    assert service["ports"] == ["127.0.0.1:9093:9093"]
+    (config,) = (each for each in service["command"] if each.startswith("--config.file="))
+    file = config.removeprefix("--config.file=")
+    assert f"./alertmanager/alertmanager.yml:{file}:ro" in service["volumes"]
 
 
 def test_prometheus_reaches_workers_which_listen_on_loopback_by_default() -> None:
