@@ -1,10 +1,11 @@
 """A stand-in for the evaluator: real messages in, verdicts out, and no model between them.
 
-The prompt says what happens: `solve`, `fail`, `hit` (solved from a cache), `nan` (no finite
-answer), `bug` (an unexpected error), `bug-until FILE` (one unless the file exists), `bug-once FILE`
-(one unless the file exists, which is then made), `hold FILE` (wait until the file exists),
-`hang FILE` (unless the file exists, the engine hangs for ever), `die` (the process ends as if it
-were killed). `take SECONDS ` before any of them is the time that the engine needs.
+The prompt says what happens: `solve`, `fail`, `fail-while FILE` (solved once there is no such
+file), `hit` (solved from a cache), `nan` (no finite answer), `bug` (an unexpected error),
+`bug-until FILE` (one unless the file exists), `bug-once FILE` (one unless the file exists, which is
+then made), `hold FILE` (wait until the file exists), `hang FILE` (unless the file exists, the
+engine hangs for ever), `die` (the process ends as if it were killed). `take SECONDS ` before any of
+them is the time that the engine needs.
 """
 
 import os
@@ -77,7 +78,8 @@ def verdict(
     worker: str = "stub",
     checkpoint: Named = STUB,
 ) -> Verdict:
-    solved = not split(of.prompt)[1].startswith("fail")
+    _, action, file = split(of.prompt)
+    solved = not (Path(file).exists() if action == "fail-while" else action.startswith("fail"))
     return Verdict(
         message_id=of.message_id,
         agent_id=of.agent_id,
@@ -101,7 +103,7 @@ def verdict(
         q_continue=-1.0,
         q_flips=0,
         difficulty=Difficulty.EASY,
-        category=Category.OTHER,
+        category=of.category or Category.OTHER,
         failure_pattern=None if solved else FailurePattern.NEAR_MISS,
         timings=Timings(queue=queued, convert=0.001, inference=0.01, total=0.011 + (queued or 0)),
         device="cpu",
