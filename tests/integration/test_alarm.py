@@ -61,8 +61,8 @@ class Deployment:
             monitor = [sample for family in families for sample in family.samples]
             self.history.scrape(
                 {
-                    ("sqe-hrm-worker", "worker:9108"): self.worker.scrape().samples,
-                    ("sqe-hrm-monitor", "monitor:9109"): monitor,
+                    ("production/workers", "10.0.0.7:9108"): self.worker.scrape().samples,
+                    ("production/monitor", "10.0.0.8:9109"): monitor,
                 }
             )
 

@@ -23,7 +23,13 @@ PROGRAM = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager"
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Alertmanager is not installed")
 
-DOWN = ("SQEHRMNoWorker", "SQEHRMOldestMessage", "SQEHRMQueueGrowing", "SQEHRMCanaryMissing")
+DOWN = (
+    "SQEHRMNoWorker",
+    "SQEHRMWorkerNotReady",
+    "SQEHRMOldestMessage",
+    "SQEHRMQueueGrowing",
+    "SQEHRMCanaryMissing",
+)
 """Alerts that fire, among others, while no worker is up."""
 
 

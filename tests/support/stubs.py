@@ -168,7 +168,9 @@ class StubEvaluator:
     halting = HaltedBy.MAX_STEPS
     recorded_rate = (0.956, 1.0, 1.0)
     trained_on: date | None = date(2026, 11, 22)
-    training_tokens: ClassVar[dict[str, float]] = {"test": 0.75, "agent": 0.25}
+    training_tokens: ClassVar[dict[str, float]] = dict.fromkeys(
+        (VOCABULARY_1.token_names[token] for token in COMPLETION), 0.25
+    )
     token_names = VOCABULARY_1.token_names
 
     def __init__(

@@ -14,6 +14,7 @@ import yaml
 
 from tests.support.debian import program
 from worker.cli.main import COMMANDS
+from worker.telemetry.families import LONG_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "sqe_hrm.yml"
@@ -94,6 +95,16 @@ def test_the_runbook_and_the_guide_have_no_other_alerts() -> None:
         assert set(re.findall(r"SQEHRM\w+", (DEPLOY / page).read_text())) <= ALERTS.keys(), page
 
 
+def test_the_rules_name_no_scrape_job_or_instance() -> None:
+    assert not re.search(r"\b(job|instance)\s*[=!]", RULES.read_text())
+
+
+def test_the_objective_of_latency_is_the_bound_of_a_bucket() -> None:
+    bounds = set(re.findall(r'le="([^"]*)"', RULES.read_text()))
+    assert len(bounds) == 1
+    assert bounds <= {str(float(bound)) for bound in LONG_SECONDS}
+
+
 def _blocks(language: str) -> list[str]:
     text = (DEPLOY / "RUNBOOK.md").read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -104,12 +115,25 @@ def test_prometheus_takes_every_query_of_the_runbook(tmp_path: Path) -> None:
         {"record": f"look:{place}", "expr": query} for place, query in enumerate(_blocks("promql"))
     ]
     assert len(rules) >= 15
+    exposed = set(re.findall(r"^\| `(\w+)` \|", (DEPLOY / "METRICS.md").read_text(), re.MULTILINE))
     for query in _blocks("promql"):
-        recorded = set(re.findall(r"\b\w+:[\w:]+", query))
-        assert recorded <= RECORDED, query
+        names = set(re.findall(r"[\w:]*sqe_hrm_[\w:]+", query))
+        assert {name for name in names if ":" in name} <= RECORDED, query
+        raw = {name.removesuffix("_bucket") for name in names if ":" not in name}
+        assert {name.removeprefix("sqe_hrm_") for name in raw} <= exposed, query
     file = tmp_path / "look.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "look", "rules": rules}]}))
     run("promtool", "check", "rules", str(file))
+
+
+def test_every_link_of_the_runbook_leads_to_a_heading() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", (DEPLOY / "RUNBOOK.md").read_text())
+    assert links
+    for page, anchor in links:
+        text = (DEPLOY / (page or "RUNBOOK.md")).read_text()
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+        assert not anchor or anchor in anchors, (page, anchor)
 
 
 def test_every_command_of_the_runbook_exists() -> None:

@@ -279,7 +279,7 @@ def test_a_checkpoint_shows_what_its_live_figures_are_compared_with() -> None:
     for bound, value in bounds.items():
         key = ("sqe_hrm_checkpoint_baseline_solved_ratio", *sorted((bound, "stub")))
         assert values[key] == value
-    assert values["sqe_hrm_checkpoint_training_token_ratio", "stub", "test"] == 0.75
+    assert values["sqe_hrm_checkpoint_training_token_ratio", "stub", "test"] == 0.25
 
 
 def test_without_recorded_figures_there_is_nothing_to_compare_with() -> None:
