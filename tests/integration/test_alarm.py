@@ -16,7 +16,7 @@ from tests.support.history import History
 from tests.support.processes import STUB, Worker
 from worker.broker.keys import NO_NAMESPACE
 from worker.client import Client
-from worker.monitor.canary import Canary
+from worker.monitor.canary import Canary, Question
 from worker.monitor.figures import Figures
 from worker.monitor.reading import Reader
 
@@ -79,7 +79,7 @@ def deployment(client: Client, store: redis.Redis, url: str, folder: Path) -> It
     figures = Figures(Reader(store, NO_NAMESPACE))
     fault = folder / "fault"
     known = SQEMessage.create(agent_id="any", prompt=f"fail-while {fault}", completion="done")
-    canary = Canary(client, store, NO_NAMESPACE, [known], seconds=60, note=figures.canary)
+    canary = Canary(client, store, NO_NAMESPACE, [Question(known)], seconds=60, note=figures.canary)
     with Worker.start(STUB, folder, url) as worker:
         worker.wait_until_ready()
         yield Deployment(client, worker, figures, canary, fault, History())
