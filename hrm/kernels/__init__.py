@@ -13,7 +13,7 @@ import torch
 from hrm.kernels import cpu, cuda
 from hrm.model.network import HRM, Linear
 
-__all__ = ["accelerate", "describe", "fastest_dtype"]
+__all__ = ["accelerate", "describe", "fastest_dtype", "product_dtype"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,25 +22,35 @@ FASTER = 1.3
 
 _described: WeakKeyDictionary[HRM, str] = WeakKeyDictionary()
 
+_product_dtypes: WeakKeyDictionary[HRM, torch.dtype] = WeakKeyDictionary()
 
-def accelerate(network: HRM) -> HRM:
+
+def accelerate(network: HRM, *, int8: bool = False) -> HRM:
     """Replace the blocks of `network` by their fastest form on its device, and return `network`.
 
     The result is for inference only, and must stay on its device: weights lose their gradients and
     are cast to the forward dtype, and weights of replaced blocks leave the state dict. If there is
     no faster form, the blocks stay as they are. A line in the log says which form is used, and why.
+
+    Args:
+        network: The network.
+        int8: Whether the levels' linear maps compute in int8, which rounds more coarsely than
+            bfloat16, if the device can. Everything else keeps the forward dtype, float32.
     """
     if network in _described:
         return network
     _cast(network)
-    match network.H_init.device.type:
+    device = network.H_init.device.type
+    dtype = torch.int8 if int8 and _has_int8(network, device) else network.forward_dtype
+    match device:
         case "cpu":
-            used = cpu.accelerate(network)
+            used = cpu.accelerate(network, dtype)
         case "cuda":
             used = cuda.accelerate(network)
-        case device:
+        case _:
             used = f"plain torch, because there is no faster form for {device}"
-    _described[network] = f"{used}; {_name(network.forward_dtype)}"
+    _product_dtypes[network] = dtype
+    _described[network] = f"{used}; {_name(dtype)}"
     logger.info("kernels: %s", describe(network))
     return network
 
@@ -48,6 +58,11 @@ def accelerate(network: HRM) -> HRM:
 def describe(network: HRM) -> str:
     """Description of the blocks' form, for example `C++ (g++ 12.2.0); bfloat16`."""
     return _described.get(network, f"plain torch; {_name(network.forward_dtype)}")
+
+
+def product_dtype(network: HRM) -> torch.dtype:
+    """Dtype of the products in the levels of `network`: its forward dtype, or int8."""
+    return _product_dtypes.get(network, network.forward_dtype)
 
 
 def fastest_dtype(device: torch.device | str) -> torch.dtype:
@@ -71,6 +86,14 @@ def fastest_dtype(device: torch.device | str) -> torch.dtype:
     dtype = torch.bfloat16 if fast else torch.float32
     logger.info("dtype %s: %s", _name(dtype), reason)
     return dtype
+
+
+def _has_int8(network: HRM, device: str) -> bool:
+    """Whether the levels can compute in int8; otherwise a line in the log says why not."""
+    reason = cpu.without_int8(network) if device == "cpu" else f"there is no int8 for {device}"
+    if reason:
+        logger.warning("dtype %s, not int8: %s", _name(network.forward_dtype), reason)
+    return not reason
 
 
 def _cast(network: HRM) -> None:

@@ -61,7 +61,7 @@ ARGUMENTS = {
 `…_bfloat16`.
 
 `level` and `product` exist only for dtypes in which their matrix product is the fastest on this
-processor.
+processor, and as `…_int8` if it has instructions for it.
 """
 
 
@@ -219,7 +219,7 @@ def _open(library: Path) -> ctypes.CDLL:
     """Load `library` and declare its functions' argument types. Raises `OSError`."""
     opened = ctypes.CDLL(str(library))
     for name, arguments in ARGUMENTS.items():
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32", "bfloat16", "int8"):
             function = getattr(opened, f"{name}_{dtype}", None)
             if function is not None:
                 function.argtypes, function.restype = arguments, None

@@ -74,7 +74,9 @@ template <typename T, int DIM> struct Head {
           score<L, HALF>(four, keys + j, DEPTH, width, rows + j);
         for (; j < width; j += W) score<L, 1>(four, keys + j, DEPTH, width, rows + j);
       }
-      float inverse[QUERIES];
+      // In loops of their own, so that reductions of several queries overlap.
+      float highest[QUERIES], inverse[QUERIES];
+      Vector share_sums[QUERIES];
       for (int i = 0; i < QUERIES; i++) {
         const float* row = scores + i * width;
         Vector top = load(row);
@@ -82,16 +84,20 @@ template <typename T, int DIM> struct Head {
           const Vector x = load(row + j);
           top = x > top ? x : top;
         }
-        const float highest = greatest(top);
+        highest[i] = greatest(top);
+      }
+      for (int i = 0; i < QUERIES; i++) {
+        const float* row = scores + i * width;
         Vector sum = {};
         for (int j = 0; j < width; j += W) {
-          Vector share = exponential<T>(load(row + j) - highest);
+          Vector share = exponential<T>(load(row + j) - highest[i]);
           if (j + W == width) share *= real;
           sum += share;
           to_lanes(&share, 1, shares + i * width + j / L::WIDTH);
         }
-        inverse[i] = 1.0f / total(sum);
+        share_sums[i] = sum;
       }
+      for (int i = 0; i < QUERIES; i++) inverse[i] = 1.0f / total(share_sums[i]);
       for (int part = 0; part < real_queries; part += ROWS)
         for (int j = 0; j < DIM; j += C * W) {
           Vector mixed[ROWS][C];
@@ -177,7 +183,7 @@ void add_norm(const T* x, const T* y, T* out, int64_t rows, int size, float eps,
 }
 
 template <typename T> inline Vector gated(Vector gate, Vector up) {
-  return gate / (1.0f + exponential<T>(-gate)) * up;
+  return gate * reciprocal(1.0f + exponential<T>(-gate)) * up;
 }
 
 // out = silu(gate) * up. gate_up: (rows, 2, size), out: (rows, size), size a multiple of 16.
@@ -191,12 +197,40 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int size, int threads) {
   });
 }
 
+// A lane of four bytes, those of rows from 0 to 255, those of weights from -127 to 127. A panel
+// begins with two rows of its own: an integer for each output, with which its sum starts, and the
+// scale of its weights.
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
+#define HAS_INT8
+struct Quad {
+  using Lane = uint32_t;
+  using Sum = Integers;
+  static constexpr int WIDTH = 4, HEADER = 2;
+  static Integers start(const Lane* panel) { return *reinterpret_cast<const Integers*>(panel); }
+  static Integers multiply_add(Integers sum, uint32_t left, Vector right) {
+#ifdef __AVX512VNNI__
+    return (Integers)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(int(left)),
+                                         (__m512i)right);
+#else
+    return (Integers)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(int(left)),
+                                             (__m256i)right);
+#endif
+  }
+};
+#endif
+
+inline Vector as_numbers(Vector sums) { return sums; }
+inline Vector as_numbers(Integers sums) { return __builtin_convertvector(sums, Vector); }
+
 // Multiplies M rows of x by a panel of weights, whose lanes lie in rows of PANEL, and calls
 // done(row, sums) for each row.
 template <typename L, int M, typename Done>
 inline void tile(const typename L::Lane* x, int64_t stride, const typename L::Lane* panel,
                  int depth, int row, const Done& done) {
-  Vector sums[M][COLUMNS] = {};
+  typename L::Sum sums[M][COLUMNS];
+  for (int j = 0; j < COLUMNS; j++)
+    for (int i = 0; i < M; i++) sums[i][j] = L::start(panel + j * W);
+  panel += L::HEADER * PANEL;
   x += row * stride;
   for (int c = 0; c < depth; c++) {
     Vector weights[COLUMNS];
@@ -217,8 +251,8 @@ inline void tile(const typename L::Lane* x, int64_t stride, const typename L::La
 template <typename L, typename Done>
 void product(const typename L::Lane* x, int64_t stride, int first, int end,
              const typename L::Lane* weights, int depth, int panels, const Done& done) {
-  for (int panel = 0; panel < panels; panel++, weights += int64_t(depth) * PANEL) {
-    const auto rows = [&](int row, const Vector* sums) { done(row, panel, sums); };
+  for (int panel = 0; panel < panels; panel++, weights += int64_t(L::HEADER + depth) * PANEL) {
+    const auto rows = [&](int row, const typename L::Sum* sums) { done(row, panel, sums); };
     int row = first;
     for (; row + TILE <= end; row += TILE) tile<L, TILE>(x, stride, weights, depth, row, rows);
     switch (end - row) {
@@ -255,16 +289,94 @@ class Barrier {
   std::atomic<int> arrived{0}, rounds{0};
 };
 
+// How a level multiplies: rows of T as they are.
+template <typename T> struct Exact {
+  using State = T;  // of the level's state, and of what is added to a block's products
+  using Inner = T;  // of what a block keeps between its products
+  using L = typename LaneOf<T>::Type;
+
+  Exact(char*, int, int) {}
+
+  static size_t bytes(int, int) { return 0; }
+
+  // Takes `count` numbers as row `row` of the next product.
+  void take(int, const T*, int) {}
+
+  template <typename Done>
+  void multiply(const T* rows, int stride, int first, int end, const typename L::Lane* weights,
+                int inputs, int panels, const Done& done) const {
+    product<L>(reinterpret_cast<const typename L::Lane*>(rows), stride / L::WIDTH, first, end,
+               weights, inputs / L::WIDTH, panels, done);
+  }
+};
+
+#ifdef HAS_INT8
+// Rounds `count` numbers to bytes, 128 for 0, and returns their scale: `quantised` of int8.py.
+template <typename T> inline float rounded(const T* from, uint8_t* to, int count) {
+  Integers top = {};  // magnitudes as bits, in which order a NaN is the greatest
+  for (int i = 0; i < count; i += W) {
+    const Integers bits = (Integers)load(from + i) & 0x7fffffff;
+    top = bits > top ? bits : top;
+  }
+  const float found = greatest(top), largest = found < 1e-30f ? 1e-30f : found;
+  const float factor = 127.0f / largest;
+  constexpr float ROUNDING = 12582912.0f + 128.0f;  // leaves the byte in the lowest bits
+  for (int i = 0; i < count; i += W)
+    store_bytes(to + i, (Bits)(load(from + i) * factor + ROUNDING));
+  return largest / 127.0f;
+}
+
+// Rows rounded to int8, each with a scale of its own.
+template <typename T> struct Rounded {
+  using State = float;
+  using Inner = T;
+  using L = Quad;
+
+  const int row_bytes;
+  float* const scales;
+  uint8_t* const rows;
+
+  Rounded(char* memory, int length, int longest)
+      : row_bytes(int(aligned(longest))),
+        scales(reinterpret_cast<float*>(memory)),
+        rows(reinterpret_cast<uint8_t*>(memory) + aligned(sizeof(float) * length)) {}
+
+  static size_t bytes(int length, int longest) {
+    return aligned(sizeof(float) * length) + length * aligned(longest);
+  }
+
+  template <typename From> void take(int row, const From* numbers, int count) {
+    scales[row] = rounded(numbers, rows + int64_t(row) * row_bytes, count);
+  }
+
+  template <typename Done>
+  void multiply(const void*, int, int first, int end, const uint32_t* weights, int inputs,
+                int panels, const Done& done) const {
+    const int depth = inputs / L::WIDTH;
+    product<L>(reinterpret_cast<const uint32_t*>(rows), row_bytes / 4, first, end, weights, depth,
+               panels, [&](int row, int panel, const Integers* sums) {
+                 const uint32_t* header = weights + int64_t(L::HEADER + depth) * PANEL * panel;
+                 Vector numbers[COLUMNS];
+                 for (int j = 0; j < COLUMNS; j++)
+                   numbers[j] = as_numbers(sums[j]) * load(as_floats(header + PANEL + j * W)) *
+                                scales[row];
+                 done(row, panel, numbers);
+               });
+  }
+};
+#endif
+
 // The weights of a block as panels, made by `Packing` in cpu.py.
 template <typename Lane> struct Weights {
   const Lane *qkv, *o, *gate_up, *down;
 };
 
 // The blocks of a level, and memory for one example in them. Rows are padded to whole panels; no
-// result depends on the padding.
-template <typename T> struct Level {
-  using L = typename LaneOf<T>::Type;
-  using Lane = typename L::Lane;
+// result depends on the padding. Operands: how it multiplies, `Exact` or `Rounded`.
+template <typename Operands> struct Level {
+  using T = typename Operands::Inner;
+  using State = typename Operands::State;
+  using Lane = typename Operands::L::Lane;
 
   struct Part {  // the rows of one thread
     int first, end, thread, threads;
@@ -279,7 +391,9 @@ template <typename T> struct Level {
   const int wide_stride = std::max(filled_up(3 * size), filled_up(2 * inner) / 2);
   const Memory memory;
   Barrier barrier;
-  T *x, *wide;  // (length, stride), and (length, wide_stride) for results of the wider products
+  Operands operands;
+  State* x;  // (length, stride)
+  T* wide;  // (length, wide_stride), for results of the wider products
   float* sums;  // (length, stride)
   char *keys_and_values[2], *scratch;  // for each head; for each thread
 
@@ -287,16 +401,18 @@ template <typename T> struct Level {
         int dim, int inner, float eps, int threads)
       : weights(weights), cosines(rotary), sines(rotary + length * dim), blocks(blocks),
         length(length), heads(heads), dim(dim), inner(inner), eps(eps),
-        memory(aligned(sizeof(T) * length * stride) + aligned(sizeof(T) * length * wide_stride) +
+        memory(Operands::bytes(length, std::max(size, inner)) +
+               aligned(sizeof(State) * length * stride) + aligned(sizeof(T) * length * wide_stride) +
                aligned(sizeof(float) * length * stride) + 2 * heads * head.bytes +
-               threads * head.scratch_bytes) {
-    char* next = memory.start;
+               threads * head.scratch_bytes),
+        operands(memory.start, length, std::max(size, inner)) {
+    char* next = memory.start + Operands::bytes(length, std::max(size, inner));
     const auto take = [&](size_t bytes) {
       char* const taken = next;
       next += aligned(bytes);
       return taken;
     };
-    x = reinterpret_cast<T*>(take(sizeof(T) * length * stride));
+    x = reinterpret_cast<State*>(take(sizeof(State) * length * stride));
     wide = reinterpret_cast<T*>(take(sizeof(T) * length * wide_stride));
     sums = reinterpret_cast<float*>(take(sizeof(float) * length * stride));
     for (char*& one : keys_and_values) one = take(heads * head.bytes);
@@ -308,8 +424,8 @@ template <typename T> struct Level {
   // All threads call this for the same examples in the same order, number 0 first. Of the other
   // threads' rows, a thread needs only the keys and values. The last block computes nothing else of
   // rows that are not wanted.
-  void run(int64_t number, const T* z, const T* injection, T* out, int wanted, int thread,
-           int threads) {
+  void run(int64_t number, const State* z, const State* injection, State* out, int wanted,
+           int thread, int threads) {
     const auto bound = [=](int part) {  // even, since values are stored in pairs
       return part == threads ? length : length * part / threads / 2 * 2;
     };
@@ -318,6 +434,7 @@ template <typename T> struct Level {
       const int64_t from = int64_t(row) * size, to = int64_t(row) * stride;
       for (int i = 0; i < size; i += W)
         store(x + to + i, load(z + from + i) + load(injection + from + i));
+      operands.take(row, x + to, size);
     }
     for (int block = 0; block < blocks; block++) {
       // Two buffers in turn, since other threads may still read those of the previous block.
@@ -352,6 +469,7 @@ template <typename T> struct Level {
                   query, wide_stride, own.first, own.end,
                   scratch + part.thread * head.scratch_bytes);
     }
+    take_wide(own, size);
     add_product(own, weights.o, size);
   }
 
@@ -363,7 +481,13 @@ template <typename T> struct Level {
                for (int j = 0; j < COLUMNS / 2; j++)
                  store(to + j * W, gated<T>(sum[j], sum[j + COLUMNS / 2]));
              });
+    take_wide(part, inner);
     add_product(part, weights.down, inner);
+  }
+
+  void take_wide(const Part& part, int count) {
+    for (int row = part.first; row < part.end; row++)
+      operands.take(row, wide + int64_t(row) * wide_stride, count);
   }
 
   // sums = x + weights times the first `depth` of each row of `wide`
@@ -376,49 +500,53 @@ template <typename T> struct Level {
              });
   }
 
-  template <typename Done>
-  static void multiply(const T* rows, int stride, const Part& part, const Lane* weights, int inputs,
-                       int outputs, const Done& done) {
-    product<L>(reinterpret_cast<const Lane*>(rows), stride / L::WIDTH, part.first, part.end,
-               weights, inputs / L::WIDTH, filled_up(outputs) / PANEL, done);
+  template <typename Row, typename Done>
+  void multiply(const Row* rows, int stride, const Part& part, const Lane* weights, int inputs,
+                int outputs, const Done& done) const {
+    operands.multiply(rows, stride, part.first, part.end, weights, inputs,
+                      filled_up(outputs) / PANEL, done);
   }
 
-  void normalise(const Part& part, T* out, int out_stride) {
-    for (int row = part.first; row < part.end; row++)
-      normalised(sums + int64_t(row) * stride, out + int64_t(row) * out_stride, size, eps);
+  void normalise(const Part& part, State* out, int out_stride) {
+    for (int row = part.first; row < part.end; row++) {
+      State* to = out + int64_t(row) * out_stride;
+      normalised(sums + int64_t(row) * stride, to, size, eps);
+      operands.take(row, to, size);
+    }
   }
 };
 
 // out = z + injection after all blocks; z and injection are (batch, length, heads * dim), and out
 // has the first `wanted` rows of each example. weights: four for each block.
-template <typename T>
-void level(const T* z, const T* injection, T* out, const void* weights, const float* rotary,
-           int64_t batch, int blocks, int length, int wanted, int heads, int dim, int inner,
-           float eps, int threads) {
-  Level<T> one(static_cast<const Weights<typename Level<T>::Lane>*>(weights), rotary, blocks,
-               length, heads, dim, inner, eps, threads);
+template <typename Operands>
+void level(const void* z, const void* injection, void* out, const void* weights,
+           const float* rotary, int64_t batch, int blocks, int length, int wanted, int heads,
+           int dim, int inner, float eps, int threads) {
+  using State = typename Operands::State;
+  Level<Operands> one(static_cast<const Weights<typename Operands::L::Lane>*>(weights), rotary,
+                      blocks, length, heads, dim, inner, eps, threads);
   const int64_t row = int64_t(heads) * dim, size = length * row;
   on_threads(threads, [&](int thread, int threads) {
     for (int64_t i = 0; i < batch; i++)
-      one.run(i, z + i * size, injection + i * size, out + i * wanted * row, wanted, thread,
-              threads);
+      one.run(i, static_cast<const State*>(z) + i * size,
+              static_cast<const State*>(injection) + i * size,
+              static_cast<State*>(out) + i * wanted * row, wanted, thread, threads);
   });
 }
 
-// A matrix product alone, for measurements; a level computes its own. x: (rows, inputs), out:
-// (rows, outputs), float, padded to whole panels.
-template <typename T>
-void product_alone(const T* x, const void* weights, float* out, int64_t rows, int inputs,
+// A matrix product alone, for measurements; a level computes its own. x: (rows, inputs), of the
+// numbers in L's lanes; out: (rows, outputs), float, padded to whole panels.
+template <typename L>
+void product_alone(const void* x, const void* weights, float* out, int64_t rows, int inputs,
                    int outputs, int threads) {
-  using L = typename LaneOf<T>::Type;
   using Lane = typename L::Lane;
   const int panels = (outputs + PANEL - 1) / PANEL;
   parallel(rows, threads, [=](int64_t first, int64_t end) {
-    product<L>(reinterpret_cast<const Lane*>(x), inputs / L::WIDTH, int(first), int(end),
+    product<L>(static_cast<const Lane*>(x), inputs / L::WIDTH, int(first), int(end),
                static_cast<const Lane*>(weights), inputs / L::WIDTH, panels,
-               [=](int row, int panel, const Vector* sum) {
+               [=](int row, int panel, const typename L::Sum* sums) {
                  float* to = out + (int64_t(row) * panels + panel) * PANEL;
-                 for (int j = 0; j < COLUMNS; j++) store(to + j * W, sum[j]);
+                 for (int j = 0; j < COLUMNS; j++) store(to + j * W, as_numbers(sums[j]));
                });
   });
 }
@@ -443,23 +571,30 @@ EXPORT(float, float32)
 EXPORT(uint16_t, bfloat16)
 
 // Left out for dtypes in which another library's products may be faster: see cpu.py.
-#define EXPORT_LEVEL(T, NAME)                                                                   \
-  extern "C" void level_##NAME(const T* z, const T* injection, T* out, const void* weights,     \
-                               const float* rotary, int64_t batch, int blocks, int length,      \
-                               int wanted, int heads, int dim, int inner, float eps,            \
-                               int threads) {                                                   \
-    level(z, injection, out, weights, rotary, batch, blocks, length, wanted, heads, dim, inner, \
-          eps, threads);                                                                        \
+#define EXPORT_LEVEL(NAME, OPERANDS)                                                                 \
+  extern "C" void level_##NAME(const void* z, const void* injection, void* out,                 \
+                               const void* weights, const float* rotary, int64_t batch,         \
+                               int blocks, int length, int wanted, int heads, int dim,          \
+                               int inner, float eps, int threads) {                             \
+    level<OPERANDS>(z, injection, out, weights, rotary, batch, blocks, length, wanted, heads, \
+                       dim, inner, eps, threads);                                               \
   }                                                                                             \
-  extern "C" void product_##NAME(const T* x, const void* weights, float* out, int64_t rows,     \
+  extern "C" void product_##NAME(const void* x, const void* weights, float* out, int64_t rows,  \
                                  int inputs, int outputs, int threads) {                        \
-    product_alone(x, weights, out, rows, inputs, outputs, threads);                             \
+    product_alone<OPERANDS::L>(x, weights, out, rows, inputs, outputs, threads);             \
   }                                                                                             \
-  extern "C" const int panel_##NAME = PANEL, lane_##NAME = LaneOf<T>::Type::WIDTH;
+  extern "C" const int panel_##NAME = PANEL, lane_##NAME = OPERANDS::L::WIDTH;
 
 #if defined(__AVX__) && defined(__FMA__)
-EXPORT_LEVEL(float, float32)
+EXPORT_LEVEL(float32, Exact<float>)
 #endif
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-EXPORT_LEVEL(uint16_t, bfloat16)
+EXPORT_LEVEL(bfloat16, Exact<uint16_t>)
+#endif
+#ifdef HAS_INT8  // with the fastest attention
+#ifdef __AVX512BF16__
+EXPORT_LEVEL(int8, Rounded<uint16_t>)
+#else
+EXPORT_LEVEL(int8, Rounded<float>)
+#endif
 #endif

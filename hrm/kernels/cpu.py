@@ -21,12 +21,17 @@ from hrm.kernels.compiler import (
     is_switched_off,
     kernels,
 )
+from hrm.kernels.int8 import quantised
 from hrm.model.network import HRM, Block, Level, Linear
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""Dtypes that have C++ kernels, and the suffix of their function names."""
+"""Dtypes of activations that have C++ kernels, and the suffix of their function names."""
+
+PRODUCT_DTYPES = {**DTYPES, torch.int8: "int8"}
+"""Dtypes of a level's products that have C++ kernels, and the suffix of their function names.
+Around products of int8, the level's state is float32."""
 
 HEAD_DIMS = (16, 32, 64, 128)
 """Head sizes that the C++ attention supports."""
@@ -47,10 +52,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, from glibc's malloc.h."""
 
 
-def accelerate(network: HRM) -> str:
+def accelerate(network: HRM, dtype: torch.dtype) -> str:
     """Replace the levels of `network`, or parts of them, by faster forms.
 
     The weights of `network` must have its forward dtype.
+
+    Args:
+        network: The network.
+        dtype: That of the levels' products: the forward dtype, or int8 if `without_int8` returns
+            None.
 
     Returns:
         A description of the form that is used now.
@@ -58,7 +68,6 @@ def accelerate(network: HRM) -> str:
     keep_freed_memory()
     if is_switched_off():
         return f"plain torch, because {SWITCH} is off"
-    dtype = network.forward_dtype
     unfit = unsupported_reason(network)
     found = KernelsUnavailableError(unfit) if unfit else kernels()
     if isinstance(found, Kernels):
@@ -110,6 +119,21 @@ def unsupported_reason(network: HRM) -> str | None:
     return None
 
 
+def without_int8(network: HRM) -> str | None:
+    """Reason why the levels of `network` cannot multiply in int8 here, or None."""
+    if is_switched_off():
+        return f"{SWITCH} is off"
+    unfit = unsupported_reason(network)
+    if unfit:
+        return unfit
+    found = kernels()
+    if isinstance(found, KernelsUnavailableError):
+        return str(found)
+    if not has_level(found, torch.int8):
+        return "this processor has no products of int8 (AVX-512 VNNI or AVX-VNNI)"
+    return None
+
+
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether torch can pack weights of `dtype` here.
@@ -155,29 +179,37 @@ def has_level(kernels: Kernels, dtype: torch.dtype) -> bool:
     It leaves bfloat16 to oneDNN if the processor has matrix units for it (AMX), or no instructions
     for it at all.
     """
-    return hasattr(kernels.library, f"level_{DTYPES[dtype]}")
+    return hasattr(kernels.library, f"level_{PRODUCT_DTYPES[dtype]}")
 
 
 class Packing:
-    """The layout in which the C++ reads a product's weights in `dtype`; needs `has_level`."""
+    """The layout in which the C++ reads the weights of a product in `dtype`; needs `has_level`."""
 
     def __init__(self, dtype: torch.dtype, kernels: Kernels) -> None:
+        self.dtype = dtype
         self.panel, self.lane = (
-            c_int.in_dll(kernels.library, f"{size}_{DTYPES[dtype]}").value
+            c_int.in_dll(kernels.library, f"{size}_{PRODUCT_DTYPES[dtype]}").value
             for size in ("panel", "lane")
         )
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """Pack (outputs, inputs) as (panels, inputs / lane, panel, lane), contiguous.
+        """Pack (outputs, inputs) as 32-bit lanes (panels, rows, panel), contiguous.
 
-        The last panel is padded with zeros.
+        A row has the lanes of neighbouring inputs. In int8, two rows come before them: the integers
+        with which sums start, and the scales of the outputs. The last panel is padded with zeros.
         """
-        missing = -len(weight) % self.panel
-        filled = F.pad(weight, (0, 0, 0, missing)) if missing else weight
-        # A lane has 32 bits, which torch moves seven times as fast as its two halves.
-        lanes = filled.view(torch.int32).view(-1, self.panel, filled.shape[1] // self.lane)
-        packed = lanes.transpose(1, 2).contiguous().view(weight.dtype)
-        return packed.view(*packed.shape[:2], self.panel, self.lane)
+        if self.dtype != torch.int8:
+            return self._panels(weight.to(self.dtype)).contiguous()
+        values, scales = quantised(weight)
+        # Rows of activations are unsigned, with 128 for 0.
+        starts = -128 * values.sum(1, keepdim=True, dtype=torch.int32)
+        return torch.cat([self._panels(part) for part in (starts, scales, values)], dim=1)
+
+    def _panels(self, rows: Tensor) -> Tensor:
+        """Rearrange (outputs, inputs) as 32-bit lanes (panels, inputs / lane, panel)."""
+        # Torch moves lanes seven times as fast as their parts.
+        lanes = F.pad(rows.contiguous().view(torch.int32), (0, 0, 0, -len(rows) % self.panel))
+        return lanes.view(-1, self.panel, lanes.shape[1]).transpose(1, 2)
 
 
 def interleaved(gate_up: Tensor, size: int) -> Tensor:
@@ -207,21 +239,27 @@ class FusedLevel(nn.Module):
     Needs a network for which `unsupported_reason` returns None, and `has_level`. The weights are
     neither parameters nor in a state dict. Threads share the rows of an example; with enough
     examples, `hrm.inference.threads` gives each thread examples of its own.
+
+    Args:
+        level: Its weights are copied.
+        dtype: Dtype of products, and of the level's state, which is float32 for int8.
+        kernels: The C++.
     """
 
     def __init__(self, level: Level, dtype: torch.dtype, kernels: Kernels) -> None:
         super().__init__()
         blocks = [block for block in level.layers if isinstance(block, Block)]
         attention = blocks[0].self_attn
-        self.dtype, self.eps, self.blocks = dtype, blocks[0].eps, len(blocks)
+        self.dtype = torch.float32 if dtype == torch.int8 else dtype
+        self.eps, self.blocks = blocks[0].eps, len(blocks)
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.inner = blocks[0].mlp.down_proj.weight.shape[1]
-        self._level = getattr(kernels.library, f"level_{DTYPES[dtype]}")
+        self._level = getattr(kernels.library, f"level_{PRODUCT_DTYPES[dtype]}")
         self._pack = Packing(dtype, kernels)
         self._weights = [
             packed
             for block in blocks
-            for packed in self._packed([weight.detach().to(dtype) for weight in weights_of(block)])
+            for packed in self._packed([weight.detach() for weight in weights_of(block)])
         ]
         self._pointers = (c_void_p * len(self._weights))(*(w.data_ptr() for w in self._weights))
 
@@ -231,7 +269,7 @@ class FusedLevel(nn.Module):
         return [self._pack(weight) for weight in (qkv, o, gates_and_ups, down)]
 
     def refresh(self, blocks: Iterable[Sequence[Tensor]]) -> None:
-        """Take over new weights: `weights_of` each block, in the level's dtype."""
+        """Take over new weights: `weights_of` each block."""
         packed = [each for weights in blocks for each in self._packed(weights)]
         for own, new in zip(self._weights, packed, strict=True):
             own.copy_(new)

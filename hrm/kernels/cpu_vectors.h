@@ -15,10 +15,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <thread>
 #include <vector>
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__AVXVNNI__)
 #include <immintrin.h>
 #endif
 
@@ -58,7 +59,9 @@ constexpr int TILE = 6, PANEL = COLUMNS * W;
 
 using Vector = float __attribute__((vector_size(4 * W), aligned(4), may_alias));
 using Bits = uint32_t __attribute__((vector_size(4 * W), aligned(4), may_alias));
+using Integers = int32_t __attribute__((vector_size(4 * W), aligned(4), may_alias));
 using HalfBits = uint16_t __attribute__((vector_size(2 * W), aligned(2), may_alias));
+using Bytes = uint8_t __attribute__((vector_size(W), aligned(1), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 
@@ -81,6 +84,15 @@ inline void store(uint16_t* to, Vector x) {  // rounds to the nearest, ties to e
 #endif
 }
 
+// Stores the lowest byte of each number.
+inline void store_bytes(uint8_t* to, Bits x) {
+#ifdef __AVX512F__
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+#else
+  *reinterpret_cast<Bytes*>(to) = __builtin_convertvector(x, Bytes);
+#endif
+}
+
 inline float total(Vector x) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps((__m512)x);
@@ -98,6 +110,30 @@ inline float greatest(Vector x) {
   for (int width = W / 2; width; width /= 2)
     for (int i = 0; i < width; i++) x[i] = x[i + width] > x[i] ? x[i + width] : x[i];
   return x[0];
+#endif
+}
+
+// The greatest of numbers from 0 that are given as their bits; a NaN is greater than all.
+inline float greatest(Integers x) {
+#ifdef __AVX512F__
+  const int bits = _mm512_reduce_max_epi32((__m512i)x);
+#else
+  for (int width = W / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) x[i] = std::max(x[i], x[i + width]);
+  const int bits = x[0];
+#endif
+  float number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
+// 1 / x, to a unit in the last place.
+inline Vector reciprocal(Vector x) {
+#ifdef __AVX512F__
+  const Vector near = (Vector)_mm512_rcp14_ps((__m512)x);
+  return near * (2.0f - x * near);
+#else
+  return 1.0f / x;
 #endif
 }
 
@@ -138,16 +174,22 @@ template <typename T> inline Vector exponential(Vector x) {
   return p * (Vector)(((Bits)shifted << 23) + 0x3f800000);
 }
 
-// Content of a 32-bit lane of attention's operands: a float, or two bfloat16 that are neighbours
-// along the summed dimension.
+// Content of a 32-bit lane of a product's operands: a float, or two bfloat16 that are neighbours
+// along the summed dimension. HEADER: rows of a panel of weights that come before the weights, and
+// say how sums start.
 struct Single {
   using Lane = float;
-  static constexpr int WIDTH = 1;
+  using Sum = Vector;
+  static constexpr int WIDTH = 1, HEADER = 0;
+  static Vector start(const float*) { return Vector{}; }
   static Vector multiply_add(Vector sum, float left, Vector right) { return sum + left * right; }
 };
 template <typename T> struct LaneOf { using Type = Single; };
 
 inline const float* as_floats(const float* lanes) { return lanes; }
+inline const float* as_floats(const uint32_t* lanes) {
+  return reinterpret_cast<const float*>(lanes);
+}
 inline void to_lanes(const Vector* from, int vectors, float* to) {
   for (int j = 0; j < vectors; j++) store(to + j * W, from[j]);
 }
@@ -157,7 +199,9 @@ inline void values_to_lanes(const T* value, const T*, float* to) { store(to, loa
 #ifdef __AVX512BF16__
 struct Pair {
   using Lane = uint32_t;
-  static constexpr int WIDTH = 2;
+  using Sum = Vector;
+  static constexpr int WIDTH = 2, HEADER = 0;
+  static Vector start(const uint32_t*) { return Vector{}; }
   static Vector multiply_add(Vector sum, uint32_t left, Vector right) {
     return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(left)),
                                     (__m512bh)right);
@@ -165,9 +209,6 @@ struct Pair {
 };
 template <> struct LaneOf<uint16_t> { using Type = Pair; };
 
-inline const float* as_floats(const uint32_t* lanes) {
-  return reinterpret_cast<const float*>(lanes);
-}
 inline void to_lanes(const Vector* from, int vectors, uint32_t* to) {
   for (int j = 0; j < vectors; j++) store(reinterpret_cast<uint16_t*>(to) + j * W, from[j]);
 }

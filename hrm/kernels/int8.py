@@ -28,7 +28,8 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = x.float()
     largest = wide.abs().amax(-1, keepdim=True).clamp(min=SMALLEST)
-    return (wide * (LARGEST / largest)).round().to(torch.int8), largest / LARGEST
+    steps = wide.double() * (LARGEST / largest)  # rounded once, as by fused instructions
+    return steps.round().to(torch.int8), largest / LARGEST
 
 
 class Int8Linear(nn.Module):

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from hrm import kernels
 from hrm.checkpoint import load_checkpoint
 from hrm.data.conversion import AcceptedPair, Converter
-from hrm.kernels import accelerate, compiler, cpu, describe, fastest_dtype
+from hrm.kernels import accelerate, compiler, cpu, describe, fastest_dtype, product_dtype
 from hrm.kernels.compiler import Kernels, KernelsUnavailableError
+from hrm.kernels.int8 import emulate, quantised
 from hrm.model.batch import Batch, encode
 from hrm.model.network import HRM, Block, Level, Linear, rotary_table
 from hrm.model.reference_loop import LoopOutput, evaluate_batch
@@ -216,18 +217,28 @@ def test_blocks_with_packed_products_compute_the_same(built: Kernels) -> None:
         )
 
 
+PRODUCTS = [(1, 16, 16), (101, 64, 48), (7, 48, 200)]
+"""Numbers of rows, inputs and outputs."""
+
+
+def product(kernels: Kernels, dtype: torch.dtype, x: Tensor, weight: Tensor) -> Tensor:
+    """The product alone of C++, with its padding."""
+    packed = cpu.Packing(dtype, kernels)(weight)
+    output = torch.full((len(x), packed.shape[0] * packed.shape[2]), torch.nan)
+    function = getattr(kernels.library, f"product_{cpu.PRODUCT_DTYPES[dtype]}")
+    function(x.data_ptr(), packed.data_ptr(), output.data_ptr(), *x.shape, len(weight), 2)
+    return output
+
+
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 16, 16), (101, 64, 48), (7, 48, 200)])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), PRODUCTS)
 def test_a_product_alone_equals_torchs(
     built: Kernels, dtype: torch.dtype, rows: int, inputs: int, outputs: int
 ) -> None:
     if not cpu.has_level(built, dtype):
         pytest.skip(f"oneDNN has the products in {dtype} on this processor")
     x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
-    packed = cpu.Packing(dtype, built)(weight)
-    output = torch.full((rows, packed.shape[0] * packed.shape[2]), torch.nan)
-    function = getattr(built.library, f"product_{cpu.DTYPES[dtype]}")
-    function(x.data_ptr(), packed.data_ptr(), output.data_ptr(), rows, inputs, outputs, 2)
+    output = product(built, dtype, x, weight)
     torch.testing.assert_close(output[:, :outputs], x.float() @ weight.float().T)
     assert not output[:, outputs:].any()
 
@@ -275,6 +286,14 @@ def test_tensors_of_other_shapes_or_dtypes_are_refused(
     for table in (None, rotary[:, :8], rotary.double(), rotary[..., :16], rotary_table(10, 32, 1)):
         with pytest.raises(ValueError, match="rotary"):
             fast(z, injection, table)
+
+
+def test_levels_in_int8_take_float32_alone(with_int8: Kernels) -> None:
+    _, _, fast = int8_levels(with_int8, torch.float32)
+    z, injection = inputs(2, 9, 64)
+    for other in (z.bfloat16(), z.char(), z[..., :32]):
+        with pytest.raises(ValueError, match="not \\(B, T, 64\\)"):
+            fast(other, injection, rotary_table(9, 32, 1e4))
 
 
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
@@ -386,6 +405,185 @@ def test_torchs_number_of_threads_is_used(
     assert seen == [threads] * (1 if form == "level" else 4)
 
 
+# A level in int8
+
+
+@pytest.fixture(scope="module")
+def with_int8(built: Kernels) -> Kernels:
+    if not cpu.has_level(built, torch.int8):
+        pytest.skip("this processor has no products of int8")
+    return built
+
+
+@pytest.fixture(scope="module")
+def exact_attention(with_int8: Kernels) -> Kernels:
+    """Kernels whose attention is float32 also on processors with bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache_home = Path(with_int8.library._name).parents[1]
+        patch.setenv("XDG_CACHE_HOME", str(cache_home))
+        patch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-mno-avx512bf16"))
+        kernels = compiler.load()
+    assert not cpu.has_level(kernels, torch.bfloat16)
+    return kernels
+
+
+VNNI = """
+#include <immintrin.h>
+static inline __m256i stand_in(__m256i sums, __m256i left, __m256i right) {
+  int lanes[8];
+  __builtin_memcpy(lanes, &sums, 32);
+  for (int i = 0; i < 32; i++)
+    lanes[i / 4] += reinterpret_cast<unsigned char*>(&left)[i] *
+                    reinterpret_cast<signed char*>(&right)[i];
+  return _mm256_loadu_si256(reinterpret_cast<__m256i*>(lanes));
+}
+#define __AVXVNNI__ 1
+#define _mm256_dpbusd_avx_epi32 stand_in
+"""
+"""A header that stands in for the instruction of processors with AVX-VNNI alone."""
+
+
+@pytest.fixture(scope="module")
+def narrow_int8(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """Kernels as on a processor with AVX-VNNI, whose instruction has a stand-in."""
+    if "avx2" not in compiler._processor().split():
+        pytest.skip("this processor has no avx2")
+    folder = tmp_path_factory.mktemp("narrow")
+    header = folder / "vnni.h"
+    header.write_text(VNNI, encoding="utf-8")
+    changed = {"-O3": "-O1", "-march=native": "-march=x86-64-v3"}
+    # Without expensive ones, the compiler does not fuse multiplications and additions.
+    flags = [*(changed.get(f, f) for f in compiler.FLAGS), "-fexpensive-optimizations"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setattr(compiler, "FLAGS", (*flags, f"-include{header}"))
+        return compiler.load()
+
+
+def int8_levels(
+    kernels: Kernels,
+    inner: torch.dtype,
+    **sizes: Any,  # noqa: ANN401
+) -> tuple[Level, Level, nn.Module]:
+    """A plain level, its emulation in int8, and its form in C++."""
+    plain, _ = levels(kernels, "blocks", **sizes)
+    emulated = copy.deepcopy(plain)
+    emulate(emulated, inner)
+    return plain, emulated, cpu.FusedLevel(plain, torch.int8, kernels)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), PRODUCTS)
+@pytest.mark.parametrize("form", ["with_int8", "narrow_int8"])
+def test_products_of_int8_are_exact(
+    request: pytest.FixtureRequest, form: str, rows: int, inputs: int, outputs: int
+) -> None:
+    values = torch.randint(-127, 128, (rows, inputs))
+    weight = torch.randn(outputs, inputs)
+    x = (values + 128).to(torch.uint8)
+    output = product(request.getfixturevalue(form), torch.int8, x, weight)
+    assert torch.equal(output[:, :outputs], (values @ quantised(weight)[0].long().T).float())
+    assert not output[:, outputs:].any()
+
+
+INT8_SHAPES = {
+    "sizes": st.fixed_dictionaries(
+        {
+            "heads": st.integers(1, 5),
+            "head_dim": st.sampled_from(cpu.HEAD_DIMS),
+            "layers": st.integers(1, 3),
+            "expansion": st.sampled_from([1.0, 2.0, 4.0]),
+        }
+    ),
+    "batch": st.integers(1, 5),
+    "length": st.integers(1, 130),
+    "threads": st.integers(1, 4),
+    "size": st.sampled_from([0.0, 1e-3, 1.0]),
+}
+
+
+def int8_outputs(
+    kernels: Kernels,
+    inner: torch.dtype,
+    sizes: dict[str, Any],
+    batch: int,
+    length: int,
+    threads: int,
+    size: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs of `int8_levels` for random inputs of a magnitude of `size`."""
+    plain, emulated, fast = int8_levels(kernels, inner, **sizes)
+    rotary = rotary_table(length, sizes["head_dim"], 1e4)
+    z, injection = size * torch.stack(inputs(batch, length, sizes["heads"] * sizes["head_dim"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        output = fast(z, injection, rotary)
+    assert output.dtype == torch.float32
+    return plain(z, injection, rotary), emulated(z, injection, rotary), output
+
+
+@pytest.mark.parametrize("form", ["exact_attention", "narrow_int8"])
+@given(**INT8_SHAPES)
+@settings(max_examples=30, deadline=None)
+def test_a_block_in_int8_equals_its_emulation(
+    request: pytest.FixtureRequest,
+    form: str,
+    sizes: dict[str, Any],
+    **shape: Any,  # noqa: ANN401
+) -> None:
+    """Up to float32's rounding, by which one number in many thousands becomes another integer.
+
+    That changes a row of a block, but all rows of the next one.
+    """
+    kernels = request.getfixturevalue(form)
+    one_block = {**sizes, "layers": 1, "heads": min(sizes["heads"], 3)}
+    _, emulated, output = int8_outputs(kernels, torch.float32, one_block, **shape)
+    error = (output - emulated).abs().amax(-1).flatten()
+    assert error.max() < 0.2
+    assert (error > 1e-5).sum() <= 3 + len(error) / 2
+
+
+@given(**INT8_SHAPES)
+@settings(max_examples=40, deadline=None)
+def test_a_level_in_int8_rounds_no_worse_than_its_emulation(
+    with_int8: Kernels,
+    sizes: dict[str, Any],
+    **shape: Any,  # noqa: ANN401
+) -> None:
+    plain, emulated, output = int8_outputs(with_int8, torch.bfloat16, sizes, **shape)
+    error, emulated_error = (output - plain).abs(), (emulated - plain).abs()
+    assert error.max() < 0.5
+    assert error.mean() <= 1.3 * emulated_error.mean()
+
+
+def test_neither_threads_nor_neighbours_change_an_example_in_int8(
+    with_int8: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, fast = int8_levels(with_int8, torch.float32, heads=3)
+    rotary = rotary_table(101, 32, 1e4)
+    spread = torch.randn(101, 4, 2, 96)[:, :, 0].transpose(0, 1)
+    injection = torch.randn(96).expand(4, 101, 96)
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        output = fast(spread, injection, rotary)
+        for i in range(4):
+            alone = fast(spread[i : i + 1], injection[i : i + 1], rotary, 7)
+            assert torch.equal(alone[0], output[i, :7])
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7FC001FF, -0x3FFFFF])
+def test_a_nan_stays_in_its_example_in_int8(with_int8: Kernels, bits: int) -> None:
+    _, _, fast = int8_levels(with_int8, torch.float32)
+    rotary = rotary_table(17, 32, 1e4)
+    clean, injection = inputs(3, 17, 64)
+    expected = fast(clean, injection, rotary)
+    for position in (0, 8, 16):
+        z = clean.clone()
+        z[1, position, 3] = torch.tensor([bits], dtype=torch.int32).view(torch.float32)[0]
+        output = fast(z, injection, rotary)
+        assert output[1].isnan().all()
+        assert torch.equal(output[[0, 2]], expected[[0, 2]])
+
+
 # The network
 
 
@@ -434,6 +632,53 @@ def test_every_network_works(
         assert reason in describe(fast)
     else:
         assert built.compiler.label in describe(fast)
+
+
+@pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
+def test_a_network_computes_in_int8(with_int8: Kernels, head_dim: int) -> None:
+    plain = network(head_dim=head_dim)
+    fast = accelerate(copy.deepcopy(plain), int8=True)
+    assert describe(fast) == f"C++ ({with_int8.compiler.label}); int8"
+    assert product_dtype(fast) == torch.int8
+    assert fast.forward_dtype == torch.float32
+    emulated = copy.deepcopy(plain)
+    for level in (emulated.H_level, emulated.L_level):
+        emulate(level)
+    assert_same_step(emulated, fast, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing", "reason"),
+    [
+        ({"pos_encodings": "learned"}, None, "there is no C++ for learned positions"),
+        ({"head_dim": 24}, None, "there is no C++ for heads of 24"),
+        ({}, "switch", "SQE_CPU_KERNELS is off"),
+        ({}, "compiler", "CXX names a program that does not exist"),
+        ({}, "instruction", "this processor has no products of int8"),
+    ],
+)
+def test_what_cannot_be_int8_is_float32_and_the_log_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fields: dict[str, Any],
+    missing: str | None,
+    reason: str,
+) -> None:
+    if missing == "switch":
+        monkeypatch.setenv(compiler.SWITCH, "off")
+    if missing == "compiler":
+        monkeypatch.setenv("CXX", "no-such-program")
+    if missing == "instruction":
+        has_level = cpu.has_level
+        monkeypatch.setattr(
+            cpu, "has_level", lambda built, dtype: dtype != torch.int8 and has_level(built, dtype)
+        )
+    plain = network(**fields)
+    fast = accelerate(copy.deepcopy(plain), int8=True)
+    assert caplog.messages[0].startswith(f"dtype float32, not int8: {reason}")
+    assert product_dtype(fast) == torch.float32
+    assert describe(fast).endswith("; float32")
+    assert_same_step(plain, fast)
 
 
 def test_networks_in_other_dtypes_stay_plain() -> None:
@@ -493,8 +738,9 @@ def demo_answers(demo: tuple[HRM, Batch]) -> dict[HaltedBy, LoopOutput]:
 
 def fast_demo(demo: tuple[HRM, Batch], dtype: torch.dtype) -> HRM:
     fast = copy.deepcopy(demo[0])
-    fast.forward_dtype = dtype
-    return accelerate(fast)
+    int8 = dtype == torch.int8
+    fast.forward_dtype = torch.float32 if int8 else dtype
+    return accelerate(fast, int8=int8)
 
 
 @pytest.mark.usefixtures("form")
@@ -512,7 +758,7 @@ def test_the_demo_takes_the_same_steps(built: Kernels, demo: tuple[HRM, Batch]) 
             torch.testing.assert_close(ours, state, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", cpu.DTYPES)
+@pytest.mark.parametrize("dtype", cpu.PRODUCT_DTYPES)
 @pytest.mark.parametrize("halting", HaltedBy)
 def test_the_demo_answers_the_same(
     built: Kernels,
@@ -528,6 +774,8 @@ def test_the_demo_answers_the_same(
     labels = demo[1].labels
     given = labels >= 0
     assert len(labels) == 84
+    if dtype == torch.int8:
+        assert torch.equal(ours.steps, theirs.steps)
     if dtype == torch.float32:
         assert torch.equal(ours.predictions, theirs.predictions)
         assert torch.equal(ours.steps, theirs.steps)
@@ -792,5 +1040,6 @@ def test_a_gpus_dtype_follows_from_its_compute_capability(
 def test_other_devices_use_float32() -> None:
     assert fastest_dtype("mps") == torch.float32
     meta = HRM(config()).to("meta")
-    assert "there is no faster form for meta" in describe(accelerate(meta))
+    assert "there is no faster form for meta" in describe(accelerate(meta, int8=True))
+    assert product_dtype(meta) == torch.float32
     assert isinstance(meta.L_level, Level)
