@@ -249,8 +249,8 @@ class Evaluator:
 
     @property
     def dtype(self) -> str:
-        """The dtype of activations."""
-        return str(self._engine.forward_dtype).removeprefix("torch.")
+        """The dtype of activations, or int8 if the levels multiply in it."""
+        return str(self._engine.dtype).removeprefix("torch.")
 
     @property
     def halting(self) -> HaltedBy:

@@ -103,9 +103,9 @@ class CachedPredictor:
         return self._predictor.max_steps
 
     @property
-    def forward_dtype(self) -> torch.dtype:
-        """The dtype of the predictor's activations."""
-        return self._predictor.forward_dtype
+    def dtype(self) -> torch.dtype:
+        """The predictor's dtype."""
+        return self._predictor.dtype
 
     def submit(
         self, example: HRMExample, *, max_steps: int | None = None, urgent: bool = True

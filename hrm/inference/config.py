@@ -22,7 +22,9 @@ class Inference:
     slots: int
     halting: HaltedBy = HaltedBy.MAX_STEPS
     max_steps: int | None = None
-    forward_dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32
+    """Dtype of activations; int8: of the levels' linear maps alone, if the device can, around
+    float32."""
     threads: int | None = None
     """Number of CPU threads; None: as many as torch uses."""
     cached_predictions: int = 0
@@ -64,7 +66,9 @@ class Inference:
 
     def network(self, checkpoint: Checkpoint, device: torch.device | str) -> HRM:
         """Build the checkpoint's network on `device`, for inference only."""
-        return accelerate(checkpoint.build(device=device, forward_dtype=self.forward_dtype))
+        int8 = self.dtype == torch.int8
+        forward_dtype = torch.float32 if int8 else self.dtype
+        return accelerate(checkpoint.build(device=device, forward_dtype=forward_dtype), int8=int8)
 
     def cached(self, predictor: Predictor, config: HRMConfig) -> Predictor:
         """Return `predictor`, whose examples fit `config`, behind a cache if there is to be one."""

@@ -57,6 +57,7 @@ from hrm.inference.prediction import (
     Prediction,
 )
 from hrm.inference.threads import end_openmp_threads
+from hrm.kernels import product_dtype
 from hrm.model.batch import check_fits
 from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample, SQEHRMError
@@ -195,9 +196,9 @@ class Engine:
         return max(self._limits)
 
     @property
-    def forward_dtype(self) -> torch.dtype:
-        """The dtype of activations."""
-        return self.networks[0].forward_dtype
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations, or int8 if the levels multiply in it."""
+        return product_dtype(self.networks[0])
 
     @property
     def statistics(self) -> EngineStatistics:

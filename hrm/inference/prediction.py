@@ -97,7 +97,7 @@ class Predictor(Protocol):
     @property
     def max_steps(self) -> int: ...  # noqa: D102
     @property
-    def forward_dtype(self) -> "torch.dtype": ...  # noqa: D102
+    def dtype(self) -> "torch.dtype": ...  # noqa: D102
     def submit(  # noqa: D102
         self, example: HRMExample, *, max_steps: int | None = None, urgent: bool = True
     ) -> Future[Prediction]: ...

@@ -1,6 +1,9 @@
 """The engine and the plain loop at full width, with every example computed for every ACT step."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -10,7 +13,7 @@ from hrm.inference.engine import Engine
 from hrm.kernels import accelerate
 from hrm.model.network import HRM, Levels, State
 from schemas import HaltedBy
-from tests.benchmarks.limit import GPU_SIZE, arithmetic, fastest_product
+from tests.benchmarks.limit import GPU_SIZE, Product, arithmetic, fastest_product
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import engine_run, interleaved, loop_run, median_ratio
 from tests.benchmarks.setting import (
@@ -18,6 +21,7 @@ from tests.benchmarks.setting import (
     THREADS,
     Setting,
     dtype_name,
+    engine_dtypes,
     random_examples,
     random_network,
 )
@@ -29,12 +33,13 @@ def run(setting: Setting) -> str:
     config, steps = setting.config, setting.config.halt_max_steps
     operations = arithmetic(config, steps)
     rows = [
-        _row(dtype, slots, _rates(setting, dtype, slots, count))
-        for dtype in DTYPES
+        row
         for slots, count in ((setting.slots, setting.examples), (1, setting.single_examples))
+        for row in _rows(slots, _rates(setting, slots, count))
     ]
     loops = ["plain loop", *(["compiled loop"] if setting.is_cuda else [])]
     header = ["dtype", "slots", *loops, "engine", *(f"engine / {loop}" for loop in loops)]
+    header += [f"engine / {dtype_name(dtype)}'s" for dtype in DTYPES]
     return paragraphs(
         f"D {config.hidden_size}, {config.H_layers} + {config.L_layers} layers, random "
         f"weights, {steps} ACT steps per example; {setting.examples:,} examples per run, "
@@ -43,7 +48,9 @@ def run(setting: Setting) -> str:
         table([*header, "limit", "engine / limit"], rows),
         "The limit is the rate of examples if nothing but their matrix products "
         f"({operations / 1e9:.1f} GFLOP each) took time, at the speed of {_product_name(setting)}, "
-        f"measured alone for {setting.seconds} s in every round.",
+        f"measured alone for {setting.seconds} s in every round. In int8, attention's products and "
+        "the token head's, which stay as they are, are counted as if they were of int8 too. The "
+        "plain loop has no int8; float32's stands beside it.",
     )
 
 
@@ -53,27 +60,58 @@ def _product_name(setting: Setting) -> str:
     return "the fastest of the network's products, in torch's forms and the engine's"
 
 
-def _rates(setting: Setting, dtype: torch.dtype, slots: int, count: int) -> list[list[float]]:
-    """Rates of the plain loop, the compiled loop (on a GPU), the engine and the limit, by round."""
+@dataclass(frozen=True)
+class Rates:
+    """Rates in one dtype, by round."""
+
+    loops: Sequence[Sequence[float]]
+    """The plain loop's and, on a GPU, the compiled one's."""
+    engine: Sequence[float]
+    limit: Sequence[float]
+
+
+def _rates(setting: Setting, slots: int, count: int) -> dict[torch.dtype, Rates]:
     examples = random_examples(setting.config, count)
     operations = arithmetic(setting.config, setting.config.halt_max_steps)
-    product = fastest_product(setting.config, dtype, setting.device, 2 * setting.seconds)
-    plain = [random_network(setting, dtype)]
-    if setting.is_cuda:
-        plain.append(_compiled(random_network(setting, dtype)))
-    network = accelerate(random_network(setting, dtype))
     in_flight = 1 if slots == 1 else None
 
-    def engine_rate() -> float:
+    def loop_rate(loop: HRM) -> float:
+        return loop_run(loop, examples, slots, HaltedBy.MAX_STEPS).rate
+
+    def engine_rate(network: HRM) -> float:
         with closing(Engine(network, slots=slots, threads=THREADS)) as engine:
             return engine_run(engine, examples, in_flight).rate
 
-    loops = [
-        lambda loop=loop: loop_run(loop, examples, slots, HaltedBy.MAX_STEPS).rate for loop in plain
-    ]
-    return interleaved(
-        [*loops, engine_rate, lambda: product.rate(setting.seconds) / operations], setting.rounds
-    )
+    def limit(product: Product) -> float:
+        return product.rate(setting.seconds) / operations
+
+    contestants: dict[tuple[torch.dtype, str], Callable[[], float]] = {}
+    for dtype in engine_dtypes(setting.config, setting.device):
+        int8 = dtype == torch.int8
+        forward_dtype = torch.float32 if int8 else dtype
+        network = accelerate(random_network(setting, forward_dtype), int8=int8)
+        product = fastest_product(setting.config, dtype, setting.device, 2 * setting.seconds)
+        contestants[dtype, "engine"] = partial(engine_rate, network)
+        contestants[dtype, "limit"] = partial(limit, product)
+        if not int8:
+            contestants[dtype, "plain"] = partial(loop_rate, random_network(setting, dtype))
+        if setting.is_cuda:
+            compiled = _compiled(random_network(setting, dtype))
+            contestants[dtype, "compiled"] = partial(loop_rate, compiled)
+    measured = interleaved(list(contestants.values()), setting.rounds)
+    rates = dict(zip(contestants, measured, strict=True))
+    return {
+        dtype: Rates(
+            [
+                rates.get((dtype, loop)) or rates[torch.float32, loop]
+                for loop in ("plain", *(["compiled"] if setting.is_cuda else []))
+            ],
+            own,
+            rates[dtype, "limit"],
+        )
+        for (dtype, name), own in rates.items()
+        if name == "engine"
+    }
 
 
 def _compiled(network: HRM) -> HRM:
@@ -90,13 +128,16 @@ def _compiled(network: HRM) -> HRM:
     return network
 
 
-def _row(dtype: torch.dtype, slots: int, rates: list[list[float]]) -> list[str]:
-    *loops, engine, limit = rates
+def _rows(slots: int, rates: Mapping[torch.dtype, Rates]) -> list[list[str]]:
     return [
-        dtype_name(dtype),
-        str(slots),
-        *(f"{median(own):,.1f}" for own in (*loops, engine)),
-        *(f"{median_ratio(engine, loop):.2f}" for loop in loops),
-        f"{median(limit):,.1f}",
-        f"{median_ratio(engine, limit):.0%}".replace("%", " %"),
+        [
+            dtype_name(dtype),
+            str(slots),
+            *(f"{median(each):,.1f}" for each in (*own.loops, own.engine)),
+            *(f"{median_ratio(own.engine, loop):.2f}" for loop in own.loops),
+            *(f"{median_ratio(own.engine, rates[other].engine):.2f}" for other in DTYPES),
+            f"{median(own.limit):,.1f}",
+            f"{median_ratio(own.engine, own.limit):.0%}".replace("%", " %"),
+        ]
+        for dtype, own in rates.items()
     ]

@@ -1,4 +1,4 @@
-"""Frequency with which answers in bfloat16 differ from those in float32."""
+"""Frequency with which answers in bfloat16 and int8 differ from those in float32."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,16 @@ from schemas import HaltedBy, HRMExample
 from tests.benchmarks.page import paragraphs, table
 from tests.benchmarks.runs import Run, engine_run
 from tests.benchmarks.setting import (
-    DTYPES,
     THREADS,
     Setting,
     accepted_messages,
+    dtype_name,
+    engine_dtypes,
     known_examples,
     random_examples,
 )
 
-TITLE = "bfloat16 against float32"
+TITLE = "bfloat16 and int8 against float32"
 
 CHANGED_WORDS = 0.2
 """Share of a prompt's words that is replaced in a changed prompt, at least one word."""
@@ -39,19 +40,26 @@ def run(setting: Setting) -> str:
         "changed prompts": _changed_prompts(checkpoint, setting.unknown),
         "random tokens": random_examples(checkpoint.config, setting.unknown),
     }
+    dtypes = engine_dtypes(checkpoint.config, setting.device)
     rows = []
     for halting in HaltedBy:
-        float32, bfloat16 = (_runs(setting, checkpoint, groups, halting, each) for each in DTYPES)
+        float32, *others = (_runs(setting, checkpoint, groups, halting, each) for each in dtypes)
         rows += [
-            [str(halting), name, *_differences(float32[name], bfloat16[name], examples)]
+            [
+                dtype_name(dtype),
+                str(halting),
+                name,
+                *_differences(float32[name], other[name], examples),
+            ]
+            for dtype, other in zip(dtypes[1:], others, strict=True)
             for name, examples in groups.items()
         ]
-    header = ["rule", "examples", "predictions", "step counts", "tokens"]
+    header = ["dtype", "rule", "examples", "predictions", "step counts", "tokens"]
     return paragraphs(
         f"{checkpoint.name}: numbers of differences, with 95 % Wilson intervals. A prediction is "
         "compared over the target's length. Tokens of one prediction depend on each other, so for "
         "them only the share is given.",
-        table(header, rows, left=2),
+        table(header, rows, left=3),
     )
 
 
@@ -81,7 +89,7 @@ def _runs(
     halting: HaltedBy,
     dtype: torch.dtype,
 ) -> dict[str, Run]:
-    inference = Inference(slots=setting.slots, halting=halting, forward_dtype=dtype)
+    inference = Inference(slots=setting.slots, halting=halting, dtype=dtype)
     network = inference.network(checkpoint, setting.device)
     with closing(Engine(network, slots=setting.slots, halting=halting, threads=THREADS)) as engine:
         return {name: engine_run(engine, examples) for name, examples in groups.items()}

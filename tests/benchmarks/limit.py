@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrm.kernels.compiler import Kernels, kernels
-from hrm.kernels.cpu import DTYPES, Packing, has_level
+from hrm.kernels.cpu import PRODUCT_DTYPES, Packing, has_level
+from hrm.kernels.int8 import quantised
 from hrm.model.config import HRMConfig
 
 BATCHES = (1, 8, 32)
@@ -71,16 +72,28 @@ def _on_cpu(config: HRMConfig, dtype: torch.dtype) -> Iterator[Product]:
     for batch in BATCHES:
         rows = batch * (config.puzzle_emb_len + config.seq_len)
         for inputs, outputs in linear_shapes(config):
-            x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
-            operations = 2 * rows * inputs * outputs
-            yield Product(operations, partial(F.linear, x, weight), "cpu")
-            if _is_packed(dtype):
-                packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-                yield Product(operations, partial(_packed_linear, x, packed), "cpu")
-            found = kernels()
-            if isinstance(found, Kernels) and has_level(found, dtype):
-                packed = Packing(dtype, found)(weight)
-                yield Product(operations, partial(_product, found, x, packed), "cpu")
+            x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+            for form in (*_in_torch(x, weight, dtype), *_in_cpp(x, weight, dtype)):
+                yield Product(2 * rows * inputs * outputs, form, "cpu")
+
+
+def _in_torch(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Iterator[Callable[[], Tensor]]:
+    if dtype == torch.int8:
+        yield partial(torch._int_mm, quantised(x)[0], quantised(weight)[0].T)
+        return
+    x, weight = x.to(dtype), weight.to(dtype)
+    yield partial(F.linear, x, weight)
+    if _is_packed(dtype):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
+        yield partial(_packed_linear, x, packed)
+
+
+def _in_cpp(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Iterator[Callable[[], Tensor]]:
+    found = kernels()
+    if isinstance(found, Kernels) and has_level(found, dtype):
+        rows = quantised(x)[0].short().add(128).byte() if dtype == torch.int8 else x.to(dtype)
+        function = getattr(found.library, f"product_{PRODUCT_DTYPES[dtype]}")
+        yield partial(_product, function, rows, Packing(dtype, found)(weight))
 
 
 def _is_packed(dtype: torch.dtype) -> bool:
@@ -94,10 +107,10 @@ def _packed_linear(x: Tensor, packed: Tensor) -> Tensor:
     return product
 
 
-def _product(kernels: Kernels, x: Tensor, packed: Tensor) -> Tensor:
+def _product(function: Callable[..., None], x: Tensor, packed: Tensor) -> Tensor:
     rows, inputs = x.shape
     output = torch.empty(rows, packed.shape[0] * packed.shape[2])
-    getattr(kernels.library, f"product_{DTYPES[x.dtype]}")(
+    function(
         x.data_ptr(),
         packed.data_ptr(),
         output.data_ptr(),

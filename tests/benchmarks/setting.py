@@ -10,6 +10,7 @@ import torch
 
 from hrm.checkpoint import Checkpoint, load_checkpoint
 from hrm.data.conversion import Converter
+from hrm.kernels.cpu import without_int8
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 from schemas import Difficulty, ExampleMetadata, HRMExample
@@ -21,7 +22,7 @@ FULL_WIDTH = HRMConfig(num_puzzle_identifiers=1000)
 """Sizes of the v9 checkpoints, with fewer puzzles, which cost only memory."""
 
 DTYPES = (torch.float32, torch.bfloat16)
-
+"""Dtypes of activations."""
 
 THREADS = torch.get_num_threads()
 """CPU threads for everything that is measured."""
@@ -144,6 +145,13 @@ def hardware(device: str) -> str:
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def engine_dtypes(config: HRMConfig, device: str) -> tuple[torch.dtype, ...]:
+    """Dtypes in which engines compute networks of `config` on `device`, float32 first."""
+    if device != "cpu" or without_int8(HRM(config)):
+        return DTYPES
+    return (*DTYPES, torch.int8)
 
 
 def random_network(setting: Setting, dtype: torch.dtype) -> HRM:

@@ -50,7 +50,7 @@ class StubPredictor:
     statistics = EngineStatistics(slots=4, busy_slots=1, waiting=2, steps=5, occupied=9)
     halting = HaltedBy.Q
     max_steps = 4
-    forward_dtype = torch.bfloat16
+    dtype = torch.bfloat16
     seq_len = 6
 
     def __init__(self) -> None:

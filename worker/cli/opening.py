@@ -44,7 +44,7 @@ def open_evaluator(
         slots=batch_size_on(device, batch_size),
         halting=HaltedBy(halting),
         max_steps=max_steps,
-        forward_dtype=dtype_of(dtype, device.torch_name),
+        dtype=dtype_of(dtype, device.torch_name),
         cached_predictions=cached_predictions,
     )
     return Evaluator(

@@ -235,11 +235,12 @@ def dtype_option(*, default: str) -> Decorator:
     """`--dtype`. A name that `hrm.inference.config.dtype_of` knows."""
     return click.option(
         "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16"]),
+        type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
         default=default,
         show_default=True,
         help="Data type of activations. bfloat16 is faster on devices that support it, and less "
-        "exact; auto picks the faster one.",
+        "exact; auto picks the faster of it and float32. int8 is that of matrix products alone, "
+        "on processors that have them, and falls back to float32.",
     )
 
 

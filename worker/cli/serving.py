@@ -140,7 +140,7 @@ class Serving:
             slots=self.settings.slots or default,
             halting=halting,
             max_steps=self.max_steps,
-            forward_dtype=self._dtype,
+            dtype=self._dtype,
             threads=threads,
             cached_predictions=self.settings.cached_predictions,
         )

@@ -80,7 +80,7 @@ def command(
         slots=batch_size_on(pinned, batch_size),
         halting=HaltedBy(halting),
         max_steps=max_steps,
-        forward_dtype=dtype_of(dtype, pinned.torch_name),
+        dtype=dtype_of(dtype, pinned.torch_name),
     )
     evaluation = EnsembleEvaluation(
         data_path,

@@ -50,7 +50,7 @@ class Reciter:
     statistics = EngineStatistics(slots=2)
     halting = HaltedBy.Q
     max_steps = 4
-    forward_dtype = torch.float32
+    dtype = torch.float32
 
     def __init__(self, accepted: list[HRMExample]) -> None:
         self.asked = 0

@@ -291,7 +291,7 @@ def test_everything_else_comes_from_the_predictor(
     stub: StubPredictor, cache: CachedPredictor
 ) -> None:
     assert (cache.halting, cache.max_steps) == (HaltedBy.Q, 4)
-    assert cache.forward_dtype is torch.bfloat16
+    assert cache.dtype is torch.bfloat16
     assert cache.statistics == stub.statistics
 
 

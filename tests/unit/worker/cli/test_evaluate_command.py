@@ -101,6 +101,11 @@ def test_bfloat16_is_used_and_said(data: Path) -> None:
     assert report_of(evaluate(data, "--json", "--dtype", "bfloat16")).setting.dtype == "bfloat16"
 
 
+def test_float32_is_used_and_said_where_int8_does_not_fit(data: Path) -> None:
+    """The checkpoint's attention heads are too small for the kernels."""
+    assert report_of(evaluate(data, "--json", "--dtype", "int8")).setting.dtype == "float32"
+
+
 def test_the_fastest_dtype_is_used_where_that_is_asked_for(data: Path) -> None:
     dtype = report_of(evaluate(data, "--json", "--dtype", "auto")).setting.dtype
     assert dtype in {"float32", "bfloat16"}
