@@ -63,6 +63,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         backfill=1000,
         singles=500,
         batched=5120,
+        halting_messages=50,
         unknown=3,
         messages=20,
         training_batch=2,

@@ -1,11 +1,14 @@
-"""Prometheus metrics that are made of values at each scrape, and what all metrics have in common.
+"""Prometheus metrics of many values at once or at each scrape, and what all metrics share.
 
 Knows names and numbers; nothing of what they mean.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
-from prometheus_client import disable_created_metrics
+from prometheus_client import Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -20,6 +23,17 @@ LONG_SECONDS = (
     *(20, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800),
 )
 """Bucket limits in seconds, from one step of a GPU to a backlog of eight hours."""
+
+
+class Distribution(Histogram):
+    """A histogram that many values are added to at once."""
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Add `values`: one operation of a bucket for all that fall into it."""
+        self._sum.inc(sum(values))
+        places = Counts(map(partial(bisect_left, self._upper_bounds), values))
+        for place, count in places.items():
+            self._buckets[place].inc(count)
 
 
 class OnScrape(Collector):

@@ -10,21 +10,21 @@ Knows verdicts and numbers. Label values come from fixed lists: never a message'
 import itertools
 import math
 import threading
-from bisect import bisect_left
 from collections import Counter as Counts
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import Metric
 
 from schemas import Category, Difficulty, FailurePattern, PromptMatch, TextCheck, Timings, Verdict
 from worker.evaluator import Evaluator
-from worker.telemetry.families import LONG_SECONDS, PREFIX, OnScrape
-from worker.telemetry.labels import BOOLEANS, OUTCOMES, SENT, Lane
+from worker.telemetry.families import Distribution, OnScrape
+from worker.telemetry.labels import BOOLEANS, OUTCOMES, Lane
+from worker.telemetry.verdict_families import VerdictFamilies
 
 KEPT_CHECKPOINTS = 2
 """Checkpoints to show in counters: the one that serves, and the one before, of which the last
@@ -36,20 +36,6 @@ AT_ONCE = 256
 KINDS = 1024
 """Kinds of verdicts whose counters are kept at hand, since finding them takes longer than counting.
 Few of all combinations of labels occur."""
-
-_SHARES = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
-"""Bucket limits of shares, finer towards 1, where an agent starts to drift. Those above the last
-one are exactly 1: a sequence has at most 100 tokens, or is one of several parts."""
-
-_CHANCES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
-"""Bucket limits of the Q head's probability; at 0.5 it changes its mind."""
-
-_STEPS = (1, 2, 3, 4, 8, 16)
-"""Bucket limits in ACT steps; published checkpoints stop at 8 or 16."""
-
-_SHORT = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1)
-"""Bucket limits in seconds for the work on one text."""
-
 
 _Kind = tuple[bool, Difficulty, Category, TextCheck, PromptMatch, FailurePattern | None]
 """What the labels of a verdict's counters are made of, beside checkpoint, lane and `known`."""
@@ -64,17 +50,6 @@ class Evaluation(NamedTuple):
     """How often each pair (target, predicted) of different tokens occurred, by their names."""
     completion: Sequence[int]
     """The completion's tokens."""
-
-
-class Distribution(Histogram):
-    """A histogram that many values are added to at once."""
-
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Add `values`: one operation of a bucket for all that fall into it."""
-        self._sum.inc(sum(values))
-        places = Counts(map(partial(bisect_left, self._upper_bounds), values))
-        for place, count in places.items():
-            self._buckets[place].inc(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,124 +86,10 @@ class VerdictFigures:
         """Names of the checkpoints in counters, the one that serves last."""
         self._token_names: dict[str, Sequence[str]] = {}
         """The name of each token, by checkpoint."""
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
-
-        def distribution(
-            name: str, text: str, buckets: Iterable[float], *labels: str
-        ) -> Distribution:
-            return Distribution(
-                f"{PREFIX}_{name}", text, labels, buckets=tuple(buckets), registry=registry
-            )
-
-        self._evaluations = counter(
-            "evaluations_total",
-            "Messages that were evaluated, each counted once. Canaries are the monitor's own "
-            "messages, which no other metric of evaluations counts.",
-            *("checkpoint", "lane", "outcome", "known", "difficulty", "category"),
-        )
-        self._failures = counter(
-            "failures_total",
-            "Unsolved messages, by how their answer differs from the accepted one.",
-            *("checkpoint", "lane", "known", "pattern"),
-        )
-        self._text_checks = counter(
-            "text_checks_total",
-            "Messages by how their completion compares with the accepted texts, and by whether the "
-            "model solved them.",
-            *("checkpoint", "lane", "text", "solved"),
-        )
-        self._matches = counter(
-            "prompt_matches_total",
-            "Messages by how training knows their prompt, and by whether the model solved them.",
-            *("checkpoint", "lane", "match", "solved"),
-        )
-        self._token_accuracy = distribution(
-            "token_accuracy",
-            "Share of a completion's tokens that the model predicts at their positions, of 1.",
-            _SHARES,
-            *("checkpoint", "lane", "known"),
-        )
-        self._edit_similarity = distribution(
-            "edit_similarity",
-            "1 - Levenshtein distance / length between a completion's tokens and the predicted "
-            "ones, of 1. An inserted word costs little.",
-            _SHARES,
-            *("checkpoint", "lane", "known"),
-        )
-        self._act_steps = distribution(
-            "act_steps", "ACT steps of a message.", _STEPS, *("checkpoint", "lane")
-        )
-        self._q_halt = distribution(
-            "q_halt_probability",
-            "Chance of being solved that the Q head states for a live message, of 1, by whether "
-            "it is solved.",
-            _CHANCES,
-            "outcome",
-        )
-        self._q_halt_correct = counter(
-            "q_halt_correct_total",
-            "Messages whose last q_halt logit has the sign of their outcome.",
-            "lane",
-        )
-        self._tokens = counter(
-            "tokens_total",
-            "Tokens of live completions, to compare with checkpoint_training_token_ratio.",
-            *("checkpoint", "token"),
-        )
-        self._confusions = counter(
-            "token_confusions_total",
-            "Tokens of live known completions that the model predicts otherwise.",
-            *("target", "predicted"),
-        )
-        self._truncated = counter(
-            "truncated_total", "Messages with words that the model does not read.", "lane"
-        )
-        self._unread_words = counter(
-            "unread_words_total", "Words of messages that the model does not read.", "lane"
-        )
-        self._queue = distribution(
-            "queue_seconds",
-            "Seconds from enqueuing a message until a worker took it, if its sender gave the time.",
-            LONG_SECONDS,
-            "queue",
-        )
-        self._inference = distribution(
-            "inference_seconds",
-            "Seconds of a message in the engine, waiting for a slot included; near 0 if its "
-            "prediction is cached.",
-            LONG_SECONDS,
-            "queue",
-        )
-        self._end_to_end = distribution(
-            "end_to_end_seconds",
-            "Seconds from enqueuing a message until its verdict, if its sender gave the time.",
-            LONG_SECONDS,
-            "queue",
-        )
-        self._convert = distribution(
-            "convert_seconds", "Seconds to check a message and to convert it into tokens.", _SHORT
-        )
-        self._of_checkpoints: dict[Counter | Distribution, Sequence[Iterable[str]]] = {
-            self._evaluations: (SENT, OUTCOMES, BOOLEANS, Difficulty, Category),
-            self._failures: (SENT, BOOLEANS, FailurePattern),
-            self._text_checks: (SENT, TextCheck, BOOLEANS),
-            self._matches: (SENT, PromptMatch, BOOLEANS),
-            self._token_accuracy: (SENT, BOOLEANS),
-            self._edit_similarity: (SENT, BOOLEANS),
-            self._act_steps: (SENT,),
-        }
-        """Families of each checkpoint, with the values of their further labels."""
-        # They start at 0, so that the first message shows as an increase.
+        self._families = VerdictFamilies(registry)
         self._q_halt_of = {
-            solved: self._q_halt.labels(_outcome(solved)) for solved in (True, False)
+            solved: self._families.q_halt.labels(_outcome(solved)) for solved in (True, False)
         }
-        for lane in SENT:
-            for counted in (self._q_halt_correct, self._truncated, self._unread_words):
-                counted.labels(lane)
-            for timed in (self._queue, self._inference, self._end_to_end):
-                timed.labels(lane.queue)
 
     def serves(self, evaluator: Evaluator) -> None:
         """Note the checkpoint that serves from now on, and forget those long gone.
@@ -240,13 +101,13 @@ class VerdictFigures:
         self._count_gathered()
         self._keep(name, serves=True)
         self._token_names[name] = evaluator.token_names
-        for family, values in self._of_checkpoints.items():
+        for family, values in self._families.of_checkpoints.items():
             for labels in itertools.product(*values):
                 family.labels(name, *labels)
         for token in tokens:
-            self._tokens.labels(name, token)
+            self._families.tokens.labels(name, token)
         for target, predicted in itertools.permutations(tokens, 2):
-            self._confusions.labels(target, predicted)
+            self._families.confusions.labels(target, predicted)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Count a message that was evaluated."""
@@ -308,10 +169,10 @@ class VerdictFigures:
             return
         for v in verdicts:
             kind = _outcome(v.solved), _text(v.known), v.difficulty, v.category
-            self._evaluations.labels(checkpoint, Lane.CANARY, *kind).inc()
+            self._families.evaluations.labels(checkpoint, Lane.CANARY, *kind).inc()
 
     def _count_times(self, series: _Series, timings: Sequence[Timings]) -> None:
-        self._convert.observe_all([t.convert for t in timings])
+        self._families.convert.observe_all([t.convert for t in timings])
         series.inference.observe_all([t.inference for t in timings])
         queued = [t.queue for t in timings if t.queue is not None]
         if queued:
@@ -332,14 +193,14 @@ class VerdictFigures:
         if known:
             for each in group:
                 for pair, count in each.confusions.items():
-                    self._confusions.labels(*pair).inc(count)
+                    self._families.confusions.labels(*pair).inc(count)
         if names := self._token_names.get(checkpoint):
             tokens: Counts[str] = Counts()
-            counts = Counts(itertools.chain.from_iterable([e.completion for e in group]))
+            counts = _token_counts([e.completion for e in group], len(names))
             for token, count in counts.items():
                 tokens[names[token]] += count
             for name, count in tokens.items():
-                self._tokens.labels(checkpoint, name).inc(count)
+                self._families.tokens.labels(checkpoint, name).inc(count)
 
     def _find_counters(
         self,
@@ -351,26 +212,27 @@ class VerdictFigures:
         """Find the counters that count verdicts of one kind."""
         solved, difficulty, category, text, match, pattern = kind
         of, is_solved, is_known = (checkpoint, lane), _text(solved), _text(known)
+        families, outcome = self._families, _outcome(solved)
         found = (
-            self._evaluations.labels(*of, _outcome(solved), is_known, difficulty, category),
-            self._text_checks.labels(*of, text, is_solved),
-            self._matches.labels(*of, match, is_solved),
+            families.evaluations.labels(*of, outcome, is_known, difficulty, category),
+            families.text_checks.labels(*of, text, is_solved),
+            families.matches.labels(*of, match, is_solved),
         )
         if pattern is None:
             return found
-        return (*found, self._failures.labels(*of, is_known, pattern))
+        return (*found, families.failures.labels(*of, is_known, pattern))
 
     def _find_series(self, checkpoint: str, lane: Lane, known: bool) -> _Series:  # noqa: FBT001
         return _Series(
-            self._token_accuracy.labels(checkpoint, lane, _text(known)),
-            self._edit_similarity.labels(checkpoint, lane, _text(known)),
-            self._act_steps.labels(checkpoint, lane),
-            self._queue.labels(lane.queue),
-            self._inference.labels(lane.queue),
-            self._end_to_end.labels(lane.queue),
-            self._q_halt_correct.labels(lane),
-            self._truncated.labels(lane),
-            self._unread_words.labels(lane),
+            self._families.token_accuracy.labels(checkpoint, lane, _text(known)),
+            self._families.edit_similarity.labels(checkpoint, lane, _text(known)),
+            self._families.act_steps.labels(checkpoint, lane),
+            self._families.queue.labels(lane.queue),
+            self._families.inference.labels(lane.queue),
+            self._families.end_to_end.labels(lane.queue),
+            self._families.q_halt_correct.labels(lane),
+            self._families.truncated.labels(lane),
+            self._families.unread_words.labels(lane),
         )
 
     def _keep(self, checkpoint: str, *, serves: bool) -> None:
@@ -381,14 +243,25 @@ class VerdictFigures:
             self._checkpoints = [*kept, checkpoint] if serves else [checkpoint, *kept]
             for name in set(others) - set(kept):
                 self._token_names.pop(name, None)
-                for family in (*self._of_checkpoints, self._tokens):
+                for family in (*self._families.of_checkpoints, self._families.tokens):
                     family.remove_by_labels({"checkpoint": name})
             for name in self._checkpoints[:-1]:
                 # Nobody misses the canaries that an earlier checkpoint answered.
-                self._evaluations.remove_by_labels({"checkpoint": name, "lane": Lane.CANARY})
+                self._families.evaluations.remove_by_labels(
+                    {"checkpoint": name, "lane": Lane.CANARY}
+                )
             # They hold series that are shown no more.
             self._counters_of.cache_clear()
             self._series_of.cache_clear()
+
+
+def _token_counts(completions: Sequence[Sequence[int]], tokens: int) -> Mapping[int, int]:
+    """Count each token in completions. Done one by one, this was half of what a verdict costs."""
+    try:
+        joined = b"".join(map(bytes, completions))
+    except ValueError:  # conversion 2 has more tokens than a byte
+        return Counts(itertools.chain.from_iterable(completions))
+    return {token: joined.count(token) for token in range(min(tokens, 256))}
 
 
 def _outcome(solved: bool) -> str:  # noqa: FBT001

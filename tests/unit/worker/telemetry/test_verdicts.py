@@ -8,8 +8,9 @@ from prometheus_client import CollectorRegistry
 from schemas import Category, FailurePattern, PromptMatch, TextCheck, Timings, Verdict
 from tests.support.stubs import DIGEST, Checkpoint, StubEvaluator, evaluation, message, verdict
 from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE
+from worker.telemetry.families import Distribution
 from worker.telemetry.labels import Lane
-from worker.telemetry.verdicts import AT_ONCE, Distribution, Evaluation, VerdictFigures
+from worker.telemetry.verdicts import AT_ONCE, Evaluation, VerdictFigures
 
 SOLVED, FAILED = verdict(message("solve")), verdict(message("fail"))
 
