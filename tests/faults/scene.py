@@ -25,9 +25,10 @@ from redis.retry import Retry
 
 from schemas import Rejection, SQEMessage, Verdict
 from tests.faults.ledger import COUNTERS, Ledger, Row, partial_batches, remaining
+from tests.support.flows import flow
 from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
-from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE, UNACKED
+from worker.broker.keys import BACKFILL_QUEUE, LIVE_QUEUE, QUEUES, UNACKED
 from worker.broker.urls import connections
 from worker.client import BrokerUnreachable, Client
 
@@ -71,8 +72,11 @@ def kind(number: int) -> str:
 
 
 def read(worker: Worker) -> Counter[str]:
-    """Read what a worker has counted."""
-    return Counter({name: worker.total(name) for name in COUNTERS})
+    """Read what a worker has counted, none of which is missing."""
+    page = worker.scrape()
+    for queue in QUEUES:
+        flow(page, queue)
+    return Counter({name: int(page.total(name)) for name in COUNTERS})
 
 
 @dataclass(frozen=True)

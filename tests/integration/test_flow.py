@@ -10,6 +10,7 @@ from pathlib import Path
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.flows import flow
 from tests.support.processes import STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker.keys import LIVE_QUEUE, UNACKED
@@ -18,18 +19,6 @@ from worker.telemetry.flow import Flow
 from worker.telemetry.scrape import Scrape
 
 QUEUES = (LIVE_QUEUE, BACKFILL_QUEUE)
-
-
-def flow(page: Scrape, queue: str) -> Flow:
-    """The messages of a queue, of which none is missing."""
-    found = Flow(
-        *(
-            int(page.total(name, queue=queue))
-            for name in ("taken_total", "settled_total", "returned_total", "in_hand")
-        )
-    )
-    assert found.taken == found.settled + found.returned + found.in_hand
-    return found
 
 
 def last_page(file: Path) -> Scrape:

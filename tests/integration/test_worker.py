@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas import MessageRejected, Rejection, RejectionReason, SQEMessage, Verdict
-from tests.support.processes import DEADLINE, REAL, wait_for
+from tests.support.processes import DEADLINE, REAL, ROOT, wait_for
 from tests.support.stubs import message
 from worker.broker.app import EVALUATE, EVALUATE_BATCH, create_app
 from worker.broker.keys import COUNTED, DEAD_LETTERS, QUEUES, UNACKED, queue_lists, result
 from worker.broker.streams import read_failures
 from worker.client import ResultTimeout
+from worker.telemetry.scrape import read_families
 
 if TYPE_CHECKING:
     from tests.conftest import Site
@@ -86,6 +87,21 @@ def test_a_thousand_messages_each_end_as_one_verdict_or_one_dead_letter(site: "S
     assert metrics["duplicates_total"] == rejected["duplicates_total"]
     histogram = "end_to_end_seconds_count"
     assert metrics[histogram] - rejected[histogram] == 950
+
+
+def test_the_page_of_metrics_is_true_of_a_worker(site: "Site") -> None:
+    page = (ROOT / "deploy" / "METRICS.md").read_text()
+    families = read_families(site.worker.url, DEADLINE)
+    own = [family for family in families if family.name.startswith("sqe_hrm_")]
+    assert len(own) > 40
+    for family in own:
+        name = family.name.removeprefix("sqe_hrm_")
+        (row,) = re.findall(rf"^\| `{name}(?:_total)?` \|.*", page, re.MULTILINE)
+        assert f"| {family.type} |" in row
+        assert f"| {family.documentation} |" in row
+        for label in {label for sample in family.samples for label in sample.labels} - {"le"}:
+            assert f"`{label}`" in row
+    assert not [each for family in families for each in family.samples if "_created" in each.name]
 
 
 def test_a_verdict_names_its_message_checkpoint_and_device(site: "Site") -> None:

@@ -260,7 +260,9 @@ def _token_counts(completions: Sequence[Sequence[int]], tokens: int) -> Mapping[
     try:
         joined = b"".join(map(bytes, completions))
     except ValueError:  # conversion 2 has more tokens than a byte
-        return Counts(itertools.chain.from_iterable(completions))
+        counts = Counts(itertools.chain.from_iterable(completions))
+        # A checkpoint that was trained anew under its name may have fewer than it had.
+        return {token: count for token, count in counts.items() if token < tokens}
     return {token: joined.count(token) for token in range(min(tokens, 256))}
 
 

@@ -188,6 +188,14 @@ def test_hashed_tokens_are_counted_together() -> None:
     assert figures.counts("tokens_total", "token") == counts
 
 
+@pytest.mark.parametrize("tokens", [(0, 11, 12, 255), (0, 11, 12, 1023)])
+def test_a_checkpoint_may_be_trained_anew_with_fewer_tokens(
+    figures: Shown, tokens: tuple[int, ...]
+) -> None:
+    figures.count(Evaluation(SOLVED, Lane.LIVE, {}, tokens))  # stored late
+    assert figures.counts("tokens_total", "token") == {("start",): 1, ("end",): 1}
+
+
 def test_the_checkpoint_that_serves_is_shown_and_the_one_before() -> None:
     figures = Shown()
 
