@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, Self
 
 from hrm.checkpoint import CheckpointError, TrainingRecord
 from hrm.checkpoint.figures import RecordedFigures
 from hrm.data.categories import categorize
 from hrm.data.config import ConversionConfig
-from hrm.data.conversion import Content, Converter
+from hrm.data.conversion import AcceptedPair, Content, Converter
 from hrm.evaluation.answers import nearest_of, with_rows
 from hrm.evaluation.check import MessageCheck, check_message
 from hrm.evaluation.scoring import Score, commonest_token, score
@@ -46,6 +47,14 @@ from schemas import (
     parse_message,
 )
 
+KEPT_READINGS = 4096
+"""Texts whose tokens and checks are kept. Agents send the same known messages again and again, and
+to read one takes as long as all else that is done for it if its prediction is cached."""
+
+LONGEST_KEPT = 4096
+"""Characters of the longest text that is kept, prompt and completion together. So texts of any
+language take at most 64 MB; a real message has 2,000 characters at most."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -58,8 +67,20 @@ class Origin:
     @classmethod
     def of(cls, message: SQEMessage) -> Self:
         """The origin of a message. A category that it does not name is guessed from the prompt."""
-        category = message.category or categorize(message.prompt)
-        return cls(message.message_id, message.agent_id, category)
+        return cls(message.message_id, message.agent_id, _category_of(message))
+
+
+_Inputs = Sequence[Sequence[HRMExample]]
+"""The parts of an example, for each puzzle row that holds an accepted answer of its prompt."""
+
+
+class _Reading(NamedTuple):
+    """Everything that follows from a message's text, whoever sent it."""
+
+    example: HRMExample
+    check: MessageCheck
+    category: Category
+    inputs: _Inputs
 
 
 class Evaluated(NamedTuple):
@@ -136,12 +157,13 @@ class PendingVerdict(PendingExample):
         self,
         evaluator: "Evaluator",
         message: SQEMessage,
-        example: HRMExample,
-        check: MessageCheck,
+        reading: _Reading,
         prediction: Future[Prediction],
         clock: "_Clock",
     ) -> None:
-        super().__init__(evaluator, example, Origin.of(message), check, prediction, clock)
+        example, check, category, _ = reading
+        origin = Origin(message.message_id, message.agent_id, category)
+        super().__init__(evaluator, example, origin, check, prediction, clock)
         self.message = message
 
 
@@ -231,6 +253,7 @@ class Evaluator:
         )
         """Share of each token in the targets of the training set, by its name; hashed ones
         together. Empty if there is no record of them."""
+        self._kept_reading = lru_cache(maxsize=KEPT_READINGS)(self._reading)
 
     @property
     def token_names(self) -> Sequence[str]:
@@ -306,14 +329,13 @@ class Evaluator:
         """
         taken = time.perf_counter()
         message = parse_message(body, max_bytes=self._max_message_bytes)
-        example = self.converter.example_of(message)
-        check = self._check(message, example)
+        reading = self._read(message)
         clock = _Clock(queued_seconds, taken, converted=time.perf_counter())
         engine = self._engine
         if message.agent_id == self._tester:
             engine = without_cache(engine)
-        prediction = self._predict(example, check, engine, urgent=urgent)
-        return PendingVerdict(self, message, example, check, prediction, clock)
+        prediction = self._predict(reading.example, reading.inputs, engine, urgent=urgent)
+        return PendingVerdict(self, message, reading, prediction, clock)
 
     def submit_content(
         self, content: Content, line_index: int, origin: Origin, *, taken: float
@@ -329,7 +351,7 @@ class Evaluator:
         example = self.converter.example_of(content, line_index)
         check = self._check(content, example)
         clock = _Clock(None, taken, converted=time.perf_counter())
-        prediction = self._predict(example, check, self._engine)
+        prediction = self._predict(example, self._inputs(example, check), self._engine)
         return PendingExample(self, example, origin, check, prediction, clock)
 
     def self_test(self) -> SelfTest:
@@ -339,7 +361,8 @@ class Evaluator:
         `EngineFailedError` if the device fails.
         """
         engine = without_cache(self._engine)
-        predictions = [self._infer(each, engine, urgent=False) for each in self._known]
+        parts = [self.converter.parts(each) for each in self._known]
+        predictions = [self._infer(each, engine, urgent=False) for each in parts]
         solved = 0
         for example, prediction in zip(self._known, predictions, strict=True):
             target = example.target_sequence
@@ -363,8 +386,10 @@ class Evaluator:
 
     def named(self, confusions: Mapping[tuple[int, int], int]) -> Counter[tuple[str, str]]:
         """Confusions by the names of tokens instead of the tokens themselves."""
-        vocabulary = self.converter.tokenizer.vocabulary
         named: Counter[tuple[str, str]] = Counter()
+        if not confusions:
+            return named
+        vocabulary = self.converter.tokenizer.vocabulary
         for pair, count in confusions.items():
             named[vocabulary.group_names(*pair)] += count
         return named
@@ -419,22 +444,50 @@ class Evaluator:
             evaluated_at=datetime.now(UTC),
         )
 
+    def _read(self, message: SQEMessage) -> _Reading:
+        is_kept = len(message.prompt) + len(message.completion) <= LONGEST_KEPT
+        read = self._kept_reading if is_kept else self._reading
+        return read(
+            message.prompt, message.completion, message.puzzle_id, message.task, message.category
+        )
+
+    def _reading(
+        self,
+        prompt: str,
+        completion: str,
+        puzzle_id: int | None,
+        task: str | None,
+        category: Category | None,
+    ) -> _Reading:
+        """Convert and check a text. Its arguments are all that this follows from."""
+        content = AcceptedPair(
+            prompt=prompt, completion=completion, puzzle_id=puzzle_id, task=task, category=category
+        )
+        example = self.converter.example_of(content)
+        check = self._check(content, example)
+        return _Reading(example, check, _category_of(content), self._inputs(example, check))
+
     def _check(self, content: Content, example: HRMExample) -> MessageCheck:
         named = self.converter.named_puzzle(content)
         return check_message(content, example, self.checkpoint.training, named)
 
-    def _predict(
-        self, example: HRMExample, check: MessageCheck, engine: Predictor, *, urgent: bool = True
-    ) -> Future[Prediction]:
-        """Infer the example; if its prompt has several accepted answers, with the row of each."""
+    def _inputs(self, example: HRMExample, check: MessageCheck) -> _Inputs:
+        """The parts of an example; if its prompt has several accepted answers, with each row."""
         rows = with_rows(example, check.rows)
-        predictions = [self._infer(each, engine, urgent=urgent) for each in rows]
+        for each in rows:
+            self._check_puzzle(each)
+        return [self.converter.parts(each) for each in rows]
+
+    def _predict(
+        self, example: HRMExample, inputs: _Inputs, engine: Predictor, *, urgent: bool = True
+    ) -> Future[Prediction]:
+        predictions = [self._infer(parts, engine, urgent=urgent) for parts in inputs]
         return nearest_of(predictions, example.target_sequence)
 
-    def _infer(self, example: HRMExample, engine: Predictor, *, urgent: bool) -> Future[Prediction]:
-        self._check_puzzle(example)
+    def _infer(
+        self, parts: Sequence[HRMExample], engine: Predictor, *, urgent: bool
+    ) -> Future[Prediction]:
         try:
-            parts = self.converter.parts(example)
             return joined([submit_when_room(engine, part, urgent=urgent) for part in parts])
         except ExampleError as error:
             raise MessageRejected(RejectionReason.TOO_LARGE, str(error)) from None
@@ -447,6 +500,10 @@ class Evaluator:
                 f"puzzle_id {_shortened(example.puzzle_id)}, but checkpoint {self.checkpoint.name} "
                 f"has puzzles 0 to {rows - 1}: send one of them, or none",
             )
+
+
+def _category_of(content: SQEMessage | AcceptedPair) -> Category:
+    return content.category or categorize(content.prompt)
 
 
 def _shortened(number: int) -> str:

@@ -18,7 +18,7 @@ from hrm.checkpoint import CheckpointError, TrainingRecord, load_checkpoint, sav
 from hrm.data.config import ConversionConfig, PuzzlePolicy
 from hrm.data.conversion import Converter
 from hrm.data.vocabulary import VOCABULARY_1
-from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.evaluator import LONGEST_KEPT, Evaluator
 from hrm.evaluation.scoring import score
 from hrm.inference.config import Inference
 from hrm.inference.engine import Engine
@@ -168,7 +168,7 @@ def test_a_message_whose_completion_is_the_prediction_is_solved(evaluator: Evalu
     example = converter.convert("security", "agent test", 3)
     target = example.model_copy(update={"target_sequence": predicted})
     converter.example_of = lambda *_: target  # type: ignore[method-assign]
-    verdict = verdict_of(evaluator)
+    verdict = verdict_of(evaluator, completion="text that was not read before")
     assert verdict.solved
     assert verdict.token_accuracy == verdict.edit_similarity == 1
     assert verdict.correct_tokens == verdict.target_tokens == 4
@@ -249,6 +249,26 @@ def test_a_completion_is_compared_with_the_accepted_ones(
 ) -> None:
     assert verdict_of(shared, completion=completion).text is text
     assert verdict_of(shared, prompt="agent", completion=completion).text is TextCheck.UNKNOWN
+
+
+def test_a_text_that_was_read_before_has_the_same_verdict_whoever_sends_it(
+    evaluator: Evaluator,
+) -> None:
+    own = {"message_id", "agent_id", "timings", "evaluated_at"}
+    texts: list[dict[str, Any]] = [
+        {},
+        {"prompt": "agent test", "completion": "security"},
+        {"puzzle_id": 4},
+        {"completion": "security"},
+        {"category": "monitoring"},
+        {"prompt": "security" + " " * LONGEST_KEPT, "completion": "test"},
+    ]
+    first = [verdict_of(evaluator, **each) for each in texts]
+    again = [verdict_of(evaluator, **each, message_id="m-2", agent_id="a-2") for each in texts]
+    assert len({each.model_dump_json(exclude=own) for each in first}) == len(texts)
+    for one, other in zip(first, again, strict=True):
+        assert one.model_dump(exclude=own) == other.model_dump(exclude=own)
+        assert (other.message_id, other.agent_id) == ("m-2", "a-2")
 
 
 def test_a_category_given_stands_and_is_guessed_otherwise(shared: Evaluator) -> None:

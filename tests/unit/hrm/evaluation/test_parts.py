@@ -86,7 +86,8 @@ def test_one_wrong_word_in_the_last_part_is_a_near_miss(checkpoint: Path) -> Non
             own = example.model_copy(update={"target_sequence": changed})
             evaluator.converter.example_of = lambda *_, own=own: own  # type: ignore[method-assign]
             body = {"schema_version": 1, "message_id": "m", "agent_id": "a"}
-            message = {**body, "prompt": "the prompt", "completion": "c"}
+            # Another text each time, since what was read before is not read again.
+            message = {**body, "prompt": "the prompt", "completion": f"is {solved}"}
             verdict = evaluator.submit(message).result(TIMEOUT).verdict
             assert verdict.solved is solved
             assert verdict.failure_pattern == (None if solved else "near_miss")
