@@ -8,6 +8,7 @@ from deploy.grafana.builders.panels import (
     BYTES,
     COUNT,
     GREEN,
+    GREY,
     ORANGE,
     PER_SECOND,
     PLAIN,
@@ -44,7 +45,7 @@ KNOWN = 'known=~"$known"'
 AGENT = 'agent=~"$agent"'
 CATEGORY = 'category=~"$category"'
 
-HOUR, DAY = 3600, 86_400
+DAY = 86_400
 
 EFFECT = 0.3
 """Smallest difference of token shares that matters, in Cohen's w: a medium effect."""
@@ -63,7 +64,7 @@ _UNSOLVED_STEPS = ((None, "transparent"), (0.05, ORANGE), (0.2, RED))
 
 
 def build() -> dashboard.Dashboard:
-    """Build it."""
+    """Build the dashboard."""
     return board.build(
         "Failures",
         "What changed, where, since when, and which messages show it? Unsolved messages by agent, "
@@ -143,7 +144,7 @@ def _now() -> Section:
                 ),
                 [Query(f"{largest('stream_oldest_seconds', by='stream')} > 0", "{{stream}}")],
                 unit=SECONDS,
-                steps=((None, RED), (HOUR, ORANGE), (DAY, GREEN)),
+                steps=((None, GREY), (DAY, GREEN)),
                 width=6,
             ),
         ],
@@ -520,7 +521,7 @@ def _messages() -> Section:
                 Text("Read the messages", "Commands for the time that is shown."),
                 MESSAGES,
                 width=24,
-                height=14,
+                height=11,
             )
         ],
     )

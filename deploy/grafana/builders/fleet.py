@@ -62,7 +62,7 @@ MEMORY_SHARE = 0.8
 
 
 def build() -> dashboard.Dashboard:
-    """Build it."""
+    """Build the dashboard."""
     return board.build(
         "Fleet",
         "Which worker, on which device, with which checkpoint? What each takes and settles, its "
@@ -186,6 +186,7 @@ def _workers() -> Section:
                     Column("up for", f"time() - ({started})", SECONDS),
                 ],
                 width=24,
+                height=6,
                 sort_by="settled",
             ),
             states_panel(

@@ -62,7 +62,7 @@ TOO_FEW = "too few to tell"
 
 
 def build() -> dashboard.Dashboard:
-    """Build it."""
+    """Build the dashboard."""
     return board.build(
         "Overview",
         "Do agents still answer as accepted; if not, which, in what, since when? "
@@ -388,6 +388,7 @@ def _firing() -> Section:
                 {label: label for label in labels},
                 [Column("alerts", f"count by ({', '.join(labels)}) ({FIRING})")],
                 width=24,
+                height=6,
                 sort_by="severity",
                 link=link_to("Failures", "Failures"),
             )

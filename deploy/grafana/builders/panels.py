@@ -235,6 +235,7 @@ def table_panel(
     *,
     width: int,
     sort_by: str,
+    height: int = HEIGHT,
     link: Link | None = None,
 ) -> table.Panel:
     """Show a row for each value of `labels` at this moment, the largest `sort_by` first.
@@ -242,7 +243,7 @@ def table_panel(
     `labels` gives the titles of the columns that name the row. Every expression keeps these labels.
     """
     queries = [Query(column.expr, column.title) for column in columns]
-    panel = _framed(table.Panel(), words, queries, width, HEIGHT, instant=True, rows=True)
+    panel = _framed(table.Panel(), words, queries, width, height, instant=True, rows=True)
     panel.unit(COUNT)
     values = (
         {_value(place): column.title for place, column in enumerate(columns)}

@@ -1,6 +1,6 @@
 """PromQL for the panels: selectors that obey the dashboards' variables, and shares with intervals.
 
-Functions return expressions as text, in parentheses where something may be joined to them.
+Functions return expressions as text, which bind at least as strongly as a product.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ RATE = "$__rate_interval"
 """Grafana's shortest time that holds a rate, for figures that are plenty at any moment."""
 
 ENOUGH = 20
-"""Fewer messages prove nothing: of 20, the interval of a share still spans 17 points at its
+"""Fewer messages prove nothing: of 20, the interval of a share still spans 16 points at its
 narrowest. The alerts begin there as well."""
 
 
