@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fmt lint fuzz bench schemas clean
+.PHONY: help demo test faults fmt lint fuzz bench dashboards pictures schemas clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -40,6 +40,12 @@ fuzz: $(READY)  ## feed 120,000 damaged inputs to every reader; SEED=… repeats
 
 bench: $(READY)  ## measure speed ratios, side by side in one run
 	$(BIN)/python -m tests.benchmarks
+
+dashboards: $(READY)  ## write Grafana's dashboards from their builders
+	$(BIN)/python -m deploy.grafana
+
+pictures: $(READY)  ## draw the dashboards of a real run of 20 minutes
+	$(BIN)/python -m tests.pictures
 
 schemas: $(READY)  ## publish the JSON Schemas from the models
 	$(BIN)/sqe-hrm schema --output schemas/v1

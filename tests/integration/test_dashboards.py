@@ -6,9 +6,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
+from tests.pictures.drawing import Source, draw
 from tests.support.dashboards import Board, boards
 from tests.support.deployment import Deployment, deployment
 from tests.support.prometheus import Prometheus, Sample, shipped_rules
@@ -123,6 +126,15 @@ def test_panels_show_no_more_than_a_person_can_read(observed: Observed) -> None:
         for query in board.queries:
             if query.panel["type"] != "table":
                 assert len(observed.answers.get(query.place, ())) <= MOST_SERIES, query.place
+
+
+def test_every_dashboard_can_be_drawn(observed: Observed, tmp_path: Path) -> None:
+    source = Source(observed.prometheus, time.time() - 30, time.time(), SHORT)
+    for board in BOARDS:
+        file = tmp_path / f"{board.uid}.png"
+        draw(board, source, "A test.", file)
+        height, width, _ = imread(file).shape
+        assert height > width > 1000
 
 
 def test_everything_that_alerts_compare_has_data(observed: Observed) -> None:

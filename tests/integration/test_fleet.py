@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.processes import DEADLINE, ROOT, STUB, Worker, wait_for
+from tests.support.processes import DEADLINE, ROOT, STUB, Worker, wait_for, workers_of
 from tests.support.stubs import message
 from worker.broker.keys import UNACKED
 from worker.client import Client
@@ -63,17 +63,6 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 def wait_until_told(systemd: socket.socket, line: bytes) -> None:
     while line not in systemd.recv(4096).split(b"\n"):
         pass
-
-
-def workers_of(fleet: Worker) -> set[int]:
-    """The process ids of a fleet's workers."""
-    pid = fleet.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {
-        int(child)
-        for child in children
-        if b"--device" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-    }
 
 
 def test_a_killed_worker_is_started_again_and_nothing_is_lost(

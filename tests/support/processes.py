@@ -89,3 +89,14 @@ class Worker(ChildWorker):
 
     def wait(self) -> int:
         return self.process.wait(DEADLINE)
+
+
+def workers_of(fleet: Worker) -> set[int]:
+    """The process ids of a fleet's workers."""
+    pid = fleet.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {
+        int(child)
+        for child in children
+        if b"--device" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+    }

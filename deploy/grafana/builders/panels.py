@@ -150,6 +150,8 @@ def stat_panel(
     panel = _framed(stat.Panel(), words, queries, width, height, instant=True)
     panel.unit(unit).thresholds(_thresholds(steps))
     panel.reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
+    if unit == COUNT:
+        panel.decimals(0)  # an increase is an estimate, hardly ever whole
     panel.graph_mode(common.BigValueGraphMode.NONE).color_mode(common.BigValueColorMode.VALUE)
     if len(queries) > 1 or queries[0].legend != words.title:
         panel.text_mode(common.BigValueTextMode.VALUE_AND_NAME)
