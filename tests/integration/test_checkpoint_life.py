@@ -16,7 +16,7 @@ from hrm.checkpoint.registry import REGISTRY
 from hrm.data.config import ConversionConfig
 from hrm.model.network import HRM
 from schemas import PromptMatch, SQEHRMError, SQEMessage, TextCheck
-from tests.support.commands import no_gpu
+from tests.support.commands import no_gpu, no_plots
 from tests.support.evaluations import write_jsonl
 from tests.support.networks import saved_for_messages, tiny
 from tests.support.processes import DEADLINE, REAL, Worker
@@ -24,7 +24,7 @@ from worker.broker.keys import DEAD_LETTERS
 from worker.cli.main import cli
 from worker.client import Client
 
-__all__ = ["no_gpu"]
+__all__ = ["no_gpu", "no_plots"]
 
 SUBJECTS = ("queue", "worker", "router", "ledger", "sensor", "broker", "planner", "parser")
 LATER = ("scanner", "gateway", "loader")

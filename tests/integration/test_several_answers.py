@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from hrm.checkpoint import save_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.model.network import HRM
-from tests.support.commands import no_gpu
+from tests.support.commands import no_gpu, no_plots
 from tests.support.evaluations import write_jsonl
 from tests.support.networks import tiny
 from worker.cli.main import cli
 
-__all__ = ["no_gpu"]
+__all__ = ["no_gpu", "no_plots"]
 
 SUBJECTS = ("queue", "worker", "router", "ledger", "sensor", "broker", "planner", "parser")
 FIRST = [{"prompt": f"Test the {s}", "completion": f"monitor the {s} and report"} for s in SUBJECTS]

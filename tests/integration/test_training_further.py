@@ -11,12 +11,12 @@ from click.testing import CliRunner, Result
 from hrm.checkpoint import save_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.model.network import HRM
-from tests.support.commands import no_gpu, refusal
+from tests.support.commands import no_gpu, no_plots, refusal
 from tests.support.evaluations import write_jsonl
 from tests.support.networks import tiny
 from worker.cli.main import cli
 
-__all__ = ["no_gpu"]
+__all__ = ["no_gpu", "no_plots"]
 
 SUBJECTS = ("queue", "worker", "router", "ledger", "sensor", "broker")
 PAIRS = [

@@ -1,4 +1,4 @@
-"""Outcomes of commands that click's test runner called."""
+"""Outcomes of commands that click's test runner called, and what they leave out in tests."""
 
 from collections.abc import Iterator
 
@@ -24,4 +24,15 @@ def no_gpu() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plots() -> Iterator[None]:
+    """Leave `training.png` empty: to draw it takes longer than the training of a tiny network.
+
+    A module or folder that trains imports this fixture.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hrm.training.run.plot_training", lambda *_: None)
         yield

@@ -1,5 +1,5 @@
-"""Commands are invoked in this process, so every module starts without a GPU."""
+"""Commands are invoked in this process, so each module starts without a GPU, and draws no plots."""
 
-from tests.support.commands import no_gpu
+from tests.support.commands import no_gpu, no_plots
 
-__all__ = ["no_gpu"]
+__all__ = ["no_gpu", "no_plots"]
