@@ -79,7 +79,7 @@ SECRETS = ("Qzx7", "Wvk9", "Jjp5")
 """Parts of passwords, which nothing else contains."""
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     scheme=st.sampled_from(["redis", "rediss", "unix", "sentinel"]),
     user=st.sampled_from(["", ":", "worker:"]),
