@@ -18,7 +18,7 @@ from tests.support.evaluations import write_jsonl
 from tests.support.promotions import EARLY, LATE, saved_with, solved_by
 from worker.cli.commands.checkpoint import command
 
-HELD = solved_by(EARLY, 30)
+HELD = solved_by(EARLY, 14)
 OTHER = {**EARLY, "q_head.bias": EARLY["q_head.bias"] + 1}
 """Other weights that answer alike."""
 
@@ -93,6 +93,9 @@ def test_a_promotion_that_loses_nothing_says_what_was_current(folder: Path) -> N
 
 
 def test_a_promotion_that_loses_pairs_is_refused_with_their_list(folder: Path) -> None:
+    many = solved_by(EARLY, 24)
+    for name, state in (("second", EARLY), ("late", LATE)):
+        saved_with(folder / name, state, many)
     done("promote", "second")
     before = registry(folder)
     result = call("promote", "late")
