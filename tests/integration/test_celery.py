@@ -24,7 +24,7 @@ from tests.support.servers import sentinel, server
 from tests.support.stubs import message
 from worker.broker import embedded
 from worker.broker.app import create_app
-from worker.broker.keys import BACKFILL_QUEUE, DEAD_LETTERS, LIVE_QUEUE
+from worker.broker.keys import BACKFILL_QUEUE, DEAD_LETTERS, LIVE_QUEUE, Namespace
 from worker.client import Client, MessageRejected, Rejection
 
 if TYPE_CHECKING:
@@ -226,37 +226,46 @@ def celery(site_url: str, *arguments: str, namespace: str = "") -> dict[str, Any
 def test_a_worker_answers_celerys_questions_and_takes_no_commands(
     tmp_path: Path, redis_url: str, store: "redis.Redis"
 ) -> None:
-    options = {"celery_events": "on", "namespace": "staging"}
+    settings = {"celery_events": "on", "namespace": "staging"}
     gate = tmp_path / "gate"
     with (
-        Worker.start(STUB, tmp_path, redis_url, **options) as worker,
+        Worker.start(STUB, tmp_path, redis_url, **settings) as worker,
         Client(redis_url, namespace="staging") as client,
+        create_app(redis_url, Namespace("staging")) as app,
     ):
         worker.wait_until_ready()
         held = client.submit(message(f"hold {gate}"))
         wait_for(lambda: store.hlen("{staging}:sqe:unacked") == 1, "taken")
 
-        def asked(kind: str, *arguments: str) -> Any:  # noqa: ANN401
-            name = f"{socket.gethostname()}:{worker.process.pid}"
-            # The reply of the one destination ends the time.
-            to = (f"--destination={name}", f"--timeout={DEADLINE}")
-            return celery(redis_url, kind, *to, *arguments, namespace="staging")[name]
-
-        assert asked("inspect", "ping") == {"ok": "pong"}
-        (active,) = asked("inspect", "active")
+        name = f"{socket.gethostname()}:{worker.process.pid}"
+        # The reply of the one destination ends the time.
+        to = (f"--destination={name}", f"--timeout={DEADLINE}")
+        ping = celery(redis_url, "inspect", *to, "ping", namespace="staging")
+        assert ping == {name: {"ok": "pong"}}
+        shut = celery(redis_url, "control", *to, "shutdown", namespace="staging")
+        refused = "not a question that workers answer"
+        assert refused in shut[name]["error"]
+        # The command asks by the same means.
+        control = app.control
+        asked = control.inspect([name], timeout=DEADLINE)
+        (active,) = asked.active()[name]
         assert (active["id"], active["name"], active["args"]) == (held, "sqe.evaluate", "(...)")
-        assert [each["name"] for each in asked("inspect", "active_queues")] == [
+        assert [each["name"] for each in asked.active_queues()[name]] == [
             LIVE_QUEUE,
             BACKFILL_QUEUE,
         ]
-        assert asked("inspect", "registered") == ["sqe.evaluate", "sqe.evaluate_batch"]
-        assert asked("inspect", "stats")["pool"]["max-concurrency"] == 4
-        assert "redis_url" not in asked("inspect", "conf")
-        for command in (["shutdown"], ["pool_shrink", "3"], ["cancel_consumer", LIVE_QUEUE]):
-            assert "not a question that workers answer" in asked("control", *command)["error"]
+        assert asked.registered()[name] == ["sqe.evaluate", "sqe.evaluate_batch"]
+        assert asked.stats()[name]["pool"]["max-concurrency"] == 4
+        assert "redis_url" not in asked.conf()[name]
+        options = {"destination": [name], "reply": True, "timeout": DEADLINE}
+        for (reply,) in (
+            control.pool_shrink(3, **options),
+            control.cancel_consumer(LIVE_QUEUE, **options),
+        ):
+            assert refused in reply[name]["error"]
         gate.touch()
         assert client.result(held).solved
-        assert asked("inspect", "stats")["total"] == {"sqe.evaluate": 1}
+        assert asked.stats()[name]["total"] == {"sqe.evaluate": 1}
     assert [key for key in store.scan_iter() if not key.startswith(b"{staging}:")] == []
 
 
