@@ -86,7 +86,9 @@ def test_a_run_that_was_stopped_in_every_way_goes_on_as_one_that_was_not(
     signalled(process, output, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     process = start(data, output, "--resume", *SAVING)
-    signalled(process, output, signal.SIGTERM)
+    # Its terminal goes.
+    assert signalled(process, output, signal.SIGHUP) == told(output)
+    assert process.returncode == 129
 
     common = latest(output) // EVERY * EVERY
     process = start(data, unbroken, *SIZES, *RECIPE)
@@ -107,10 +109,3 @@ def test_signals_that_the_shell_ignores_stay_ignored(data: Path, tmp_path: Path)
     numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
     assert signalled(process, output, *numbers) == told(output)
     assert process.returncode == 143
-
-
-def test_a_run_is_saved_when_its_terminal_goes(data: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    process = start(data, output, *SIZES, *RECIPE)
-    assert signalled(process, output, signal.SIGHUP) == told(output)
-    assert process.returncode == 129
