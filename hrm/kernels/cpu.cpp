@@ -183,7 +183,7 @@ void add_norm(const T* x, const T* y, T* out, int64_t rows, int size, float eps,
 }
 
 template <typename T> inline Vector gated(Vector gate, Vector up) {
-  return gate * reciprocal(1.0f + exponential<T>(-gate)) * up;
+  return gate * reciprocal<T>(1.0f + exponential<T>(-gate)) * up;
 }
 
 // out = silu(gate) * up. gate_up: (rows, 2, size), out: (rows, size), size a multiple of 16.
@@ -197,15 +197,14 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int size, int threads) {
   });
 }
 
-// A lane of four bytes, those of rows from 0 to 255, those of weights from -127 to 127. A panel
-// begins with two rows of its own: an integer for each output, with which its sum starts, and the
-// scale of its weights.
+// A lane of four bytes, those of rows from 0 to 255, those of weights from -127 to 127. Before its
+// weights, a panel has an integer for each output, with which its sum starts, and a row of scales.
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
 #define HAS_INT8
 struct Quad {
   using Lane = uint32_t;
   using Sum = Integers;
-  static constexpr int WIDTH = 4, HEADER = 2;
+  static constexpr int WIDTH = 4, GROUP = 4 * W, HEADER = 2;
   static Integers start(const Lane* panel) { return *reinterpret_cast<const Integers*>(panel); }
   static Integers multiply_add(Integers sum, uint32_t left, Vector right) {
 #ifdef __AVX512VNNI__
@@ -311,18 +310,44 @@ template <typename T> struct Exact {
 };
 
 #ifdef HAS_INT8
-// Rounds `count` numbers to bytes, 128 for 0, and returns their scale: `quantised` of int8.py.
-template <typename T> inline float rounded(const T* from, uint8_t* to, int count) {
-  Integers top = {};  // magnitudes as bits, in which order a NaN is the greatest
+// The greatest magnitudes of `count` numbers, as bits, in which order a NaN is the greatest.
+inline Integers magnitudes(const float* from, int count) {
+  Integers top = {};
   for (int i = 0; i < count; i += W) {
     const Integers bits = (Integers)load(from + i) & 0x7fffffff;
     top = bits > top ? bits : top;
   }
-  const float found = greatest(top), largest = found < 1e-30f ? 1e-30f : found;
-  const float factor = 127.0f / largest;
+  return top;
+}
+
+inline Integers magnitudes(const uint16_t* from, int count) {
+  Halves top = {};
+  int i = 0;
+  for (; i + 2 * W <= count; i += 2 * W) {
+    const Halves bits = *reinterpret_cast<const Halves*>(from + i) & 0x7fff;
+    top = bits > top ? bits : top;
+  }
+  const Integers odd = (Integers)top & 0x7fff0000, even = (Integers)top << 16;
+  const Integers rest = i < count ? (Integers)load(from + i) & 0x7fffffff : Integers{};
+  const Integers both = odd > even ? odd : even;
+  return both > rest ? both : rest;
+}
+
+// Rounds numbers times `factor` to the lanes of Quad, 128 for 0. Reads up to the end of a group.
+template <typename T> inline void to_quads(const T* from, uint8_t* to, int count, float factor) {
   constexpr float ROUNDING = 12582912.0f + 128.0f;  // leaves the byte in the lowest bits
-  for (int i = 0; i < count; i += W)
-    store_bytes(to + i, (Bits)(load(from + i) * factor + ROUNDING));
+  for (int i = 0; i < count; i += Quad::GROUP) {
+    Bits bytes[4];
+    for (int j = 0; j < 4; j++) bytes[j] = (Bits)(load(from + i + j * W) * factor + ROUNDING);
+    *reinterpret_cast<Bits*>(to + i) = (bytes[0] & 0xff) | (bytes[1] << 8 & 0xff00) |
+                                       bytes[2] << 16 | bytes[3] << 24;
+  }
+}
+
+// Rounds `count` numbers to bytes and returns their scale: `quantised` of int8.py.
+template <typename T> inline float rounded(const T* from, uint8_t* to, int count) {
+  const float found = greatest(magnitudes(from, count)), largest = found < 1e-30f ? 1e-30f : found;
+  to_quads(from, to, count, 127.0f / largest);
   return largest / 127.0f;
 }
 
@@ -352,7 +377,7 @@ template <typename T> struct Rounded {
   template <typename Done>
   void multiply(const void*, int, int first, int end, const uint32_t* weights, int inputs,
                 int panels, const Done& done) const {
-    const int depth = inputs / L::WIDTH;
+    const int depth = (inputs + L::GROUP - 1) / L::GROUP * W;
     product<L>(reinterpret_cast<const uint32_t*>(rows), row_bytes / 4, first, end, weights, depth,
                panels, [&](int row, int panel, const Integers* sums) {
                  const uint32_t* header = weights + int64_t(L::HEADER + depth) * PANEL * panel;
@@ -394,7 +419,7 @@ template <typename Operands> struct Level {
   Operands operands;
   State* x;  // (length, stride)
   T* wide;  // (length, wide_stride), for results of the wider products
-  float* sums;  // (length, stride)
+  float* sums;  // (length, stride); x itself if that is float
   char *keys_and_values[2], *scratch;  // for each head; for each thread
 
   Level(const Weights<Lane>* weights, const float* rotary, int blocks, int length, int heads,
@@ -414,7 +439,10 @@ template <typename Operands> struct Level {
     };
     x = reinterpret_cast<State*>(take(sizeof(State) * length * stride));
     wide = reinterpret_cast<T*>(take(sizeof(T) * length * wide_stride));
-    sums = reinterpret_cast<float*>(take(sizeof(float) * length * stride));
+    if constexpr (std::is_same_v<State, float>)
+      sums = x;
+    else
+      sums = reinterpret_cast<float*>(take(sizeof(float) * length * stride));
     for (char*& one : keys_and_values) one = take(heads * head.bytes);
     scratch = take(threads * head.scratch_bytes);
   }
@@ -443,9 +471,12 @@ template <typename Operands> struct Level {
       const int limit = is_last ? wanted : length;
       const Part own{std::min(part.first, limit), std::min(part.end, limit), thread, threads};
       attend(weights[block], part, own, keys_and_values[turn]);
-      normalise(own, x, stride);
+      pass_on(own);
       transform(weights[block], own);
-      normalise(own, is_last ? out : x, is_last ? size : stride);
+      if (is_last)
+        normalise(own, out, size);
+      else
+        pass_on(own);
     }
   }
 
@@ -508,8 +539,13 @@ template <typename Operands> struct Level {
   }
 
   void normalise(const Part& part, State* out, int out_stride) {
+    for (int row = part.first; row < part.end; row++)
+      normalised(sums + int64_t(row) * stride, out + int64_t(row) * out_stride, size, eps);
+  }
+
+  void pass_on(const Part& part) {
     for (int row = part.first; row < part.end; row++) {
-      State* to = out + int64_t(row) * out_stride;
+      State* to = x + int64_t(row) * stride;
       normalised(sums + int64_t(row) * stride, to, size, eps);
       operands.take(row, to, size);
     }
@@ -583,7 +619,8 @@ EXPORT(uint16_t, bfloat16)
                                  int inputs, int outputs, int threads) {                        \
     product_alone<OPERANDS::L>(x, weights, out, rows, inputs, outputs, threads);             \
   }                                                                                             \
-  extern "C" const int panel_##NAME = PANEL, lane_##NAME = OPERANDS::L::WIDTH;
+  extern "C" const int panel_##NAME = PANEL, lane_##NAME = OPERANDS::L::WIDTH,                 \
+                       group_##NAME = OPERANDS::L::GROUP;
 
 #if defined(__AVX__) && defined(__FMA__)
 EXPORT_LEVEL(float32, Exact<float>)

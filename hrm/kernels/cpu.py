@@ -187,26 +187,32 @@ class Packing:
 
     def __init__(self, dtype: torch.dtype, kernels: Kernels) -> None:
         self.dtype = dtype
-        self.panel, self.lane = (
+        self.panel, self.lane, self.group = (
             c_int.in_dll(kernels.library, f"{size}_{PRODUCT_DTYPES[dtype]}").value
-            for size in ("panel", "lane")
+            for size in ("panel", "lane", "group")
         )
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Pack (outputs, inputs) as 32-bit lanes (panels, rows, panel), contiguous.
 
-        A row has the lanes of neighbouring inputs. In int8, two rows come before them: the integers
+        A row has the same lane of each output. In int8, two rows come before them: the integers
         with which sums start, and the scales of the outputs. The last panel is padded with zeros.
         """
         if self.dtype != torch.int8:
-            return self._panels(weight.to(self.dtype)).contiguous()
+            return self._panels(self.grouped(weight.to(self.dtype))).contiguous()
         values, scales = quantised(weight)
         # Rows of activations are unsigned, with 128 for 0.
         starts = -128 * values.sum(1, keepdim=True, dtype=torch.int32)
-        return torch.cat([self._panels(part) for part in (starts, scales, values)], dim=1)
+        return torch.cat([self._panels(x) for x in (starts, scales, self.grouped(values))], dim=1)
+
+    def grouped(self, rows: Tensor) -> Tensor:
+        """Bring rows (n, inputs) into the order of lanes, padded with zeros to whole groups."""
+        filled = F.pad(rows, (0, -rows.shape[1] % self.group))
+        parts = filled.view(len(rows), -1, self.lane, self.group // self.lane)
+        return parts.transpose(2, 3).reshape(filled.shape)
 
     def _panels(self, rows: Tensor) -> Tensor:
-        """Rearrange (outputs, inputs) as 32-bit lanes (panels, inputs / lane, panel)."""
+        """Rearrange (outputs, n), n of 32 bits or several parts of them, as (panels, n, panel)."""
         # Torch moves lanes seven times as fast as their parts.
         lanes = F.pad(rows.contiguous().view(torch.int32), (0, 0, 0, -len(rows) % self.panel))
         return lanes.view(-1, self.panel, lanes.shape[1]).transpose(1, 2)

@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512F__) || defined(__AVXVNNI__)
@@ -61,7 +62,7 @@ using Vector = float __attribute__((vector_size(4 * W), aligned(4), may_alias));
 using Bits = uint32_t __attribute__((vector_size(4 * W), aligned(4), may_alias));
 using Integers = int32_t __attribute__((vector_size(4 * W), aligned(4), may_alias));
 using HalfBits = uint16_t __attribute__((vector_size(2 * W), aligned(2), may_alias));
-using Bytes = uint8_t __attribute__((vector_size(W), aligned(1), may_alias));
+using Halves = int16_t __attribute__((vector_size(4 * W), aligned(2), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 
@@ -81,15 +82,6 @@ inline void store(uint16_t* to, Vector x) {  // rounds to the nearest, ties to e
   const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   *reinterpret_cast<HalfBits*>(to) =
       __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), HalfBits);
-#endif
-}
-
-// Stores the lowest byte of each number.
-inline void store_bytes(uint8_t* to, Bits x) {
-#ifdef __AVX512F__
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
-#else
-  *reinterpret_cast<Bytes*>(to) = __builtin_convertvector(x, Bytes);
 #endif
 }
 
@@ -127,11 +119,11 @@ inline float greatest(Integers x) {
   return number;
 }
 
-// 1 / x, to a unit in the last place.
-inline Vector reciprocal(Vector x) {
+// 1 / x to the precision of T.
+template <typename T> inline Vector reciprocal(Vector x) {
 #ifdef __AVX512F__
   const Vector near = (Vector)_mm512_rcp14_ps((__m512)x);
-  return near * (2.0f - x * near);
+  return sizeof(T) == 2 ? near : near * (2.0f - x * near);
 #else
   return 1.0f / x;
 #endif
@@ -158,10 +150,9 @@ template <typename T> inline Vector exponential(Vector x) {
   Vector p;
   if constexpr (sizeof(T) == 2) {
     const Vector f = x * 1.44269504f - n;
-    p = f * 9.6181291e-3f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
-    p = p * f + 1.0f;
+    p = f * 5.5171661e-2f + 2.4261112e-1f;
+    p = p * f + 6.9326099e-1f;
+    p = p * f + 9.9992807e-1f;
   } else {
     const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -175,12 +166,12 @@ template <typename T> inline Vector exponential(Vector x) {
 }
 
 // Content of a 32-bit lane of a product's operands: a float, or two bfloat16 that are neighbours
-// along the summed dimension. HEADER: rows of a panel of weights that come before the weights, and
-// say how sums start.
+// along the summed dimension. Part i of lane j of a GROUP is its number j + GROUP / WIDTH * i.
+// HEADER: rows of a panel of weights that come before the weights, and say how sums start.
 struct Single {
   using Lane = float;
   using Sum = Vector;
-  static constexpr int WIDTH = 1, HEADER = 0;
+  static constexpr int WIDTH = 1, GROUP = 1, HEADER = 0;
   static Vector start(const float*) { return Vector{}; }
   static Vector multiply_add(Vector sum, float left, Vector right) { return sum + left * right; }
 };
@@ -200,7 +191,7 @@ inline void values_to_lanes(const T* value, const T*, float* to) { store(to, loa
 struct Pair {
   using Lane = uint32_t;
   using Sum = Vector;
-  static constexpr int WIDTH = 2, HEADER = 0;
+  static constexpr int WIDTH = 2, GROUP = 2, HEADER = 0;
   static Vector start(const uint32_t*) { return Vector{}; }
   static Vector multiply_add(Vector sum, uint32_t left, Vector right) {
     return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(left)),

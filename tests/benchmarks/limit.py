@@ -92,8 +92,9 @@ def _in_cpp(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Iterator[Callable[
     found = kernels()
     if isinstance(found, Kernels) and has_level(found, dtype):
         rows = quantised(x)[0].short().add(128).byte() if dtype == torch.int8 else x.to(dtype)
+        packing = Packing(dtype, found)
         function = getattr(found.library, f"product_{PRODUCT_DTYPES[dtype]}")
-        yield partial(_product, function, rows, Packing(dtype, found)(weight))
+        yield partial(_product, function, packing.grouped(rows), packing(weight))
 
 
 def _is_packed(dtype: torch.dtype) -> bool:

@@ -223,10 +223,11 @@ PRODUCTS = [(1, 16, 16), (101, 64, 48), (7, 48, 200)]
 
 def product(kernels: Kernels, dtype: torch.dtype, x: Tensor, weight: Tensor) -> Tensor:
     """The product alone of C++, with its padding."""
-    packed = cpu.Packing(dtype, kernels)(weight)
+    packing = cpu.Packing(dtype, kernels)
+    packed, rows = packing(weight), packing.grouped(x)
     output = torch.full((len(x), packed.shape[0] * packed.shape[2]), torch.nan)
     function = getattr(kernels.library, f"product_{cpu.PRODUCT_DTYPES[dtype]}")
-    function(x.data_ptr(), packed.data_ptr(), output.data_ptr(), *x.shape, len(weight), 2)
+    function(rows.data_ptr(), packed.data_ptr(), output.data_ptr(), *rows.shape, len(weight), 2)
     return output
 
 
