@@ -146,6 +146,11 @@ class Verdict(BaseModel):
     )
     timings: Timings
     device: str
+    dtype: str | None = Field(
+        default=None,
+        description="Dtype of the model's matrix products, as torch calls it: `float32`, "
+        "`bfloat16` or `int8`. Null in verdicts from before they had it.",
+    )
     worker: str
     evaluated_at: AwareDatetime
 

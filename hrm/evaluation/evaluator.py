@@ -440,6 +440,7 @@ class Evaluator:
             failure_pattern=figures.failure_pattern,
             timings=timings,
             device=self.device,
+            dtype=self.dtype,
             worker=self._worker,
             evaluated_at=datetime.now(UTC),
         )

@@ -107,6 +107,7 @@ def verdict(
         failure_pattern=None if solved else FailurePattern.NEAR_MISS,
         timings=Timings(queue=queued, convert=0.001, inference=0.01, total=0.011 + (queued or 0)),
         device="cpu",
+        dtype="float32",
         worker=worker,
         evaluated_at=datetime.now(UTC),
     )

@@ -39,7 +39,7 @@ OPEN = {
     "checkpoint": "name of the checkpoint that serves, and in counters of the one before",
     "device": "as `cpu` or `cuda:0`",
     "digest": "SHA-256 of weights and configuration",
-    "dtype": "`float32`, `bfloat16` or `float16`",
+    "dtype": "`float32`, `bfloat16` or `int8`",
     "halting": "`q` or `max_steps`",
     "predicted": "a token's name; `another hashed` for a hashed one in place of another",
     "process": "a worker's number among those of the same device, from 0",

@@ -130,7 +130,7 @@ def _parses(content: Any) -> bool:  # noqa: ANN401
         ("dead_letter", LETTER, True),
         *(("dead_letter", without(LETTER, field), False) for field in LETTER),
         ("verdict", VERDICT, True),
-        *(("verdict", without(VERDICT, field), False) for field in VERDICT),
+        *(("verdict", without(VERDICT, field), field == "dtype") for field in VERDICT),
         ("verdict", {**VERDICT, "failure_pattern": "shifted"}, True),
         ("verdict", {**VERDICT, "failure_pattern": "other"}, False),
         ("verdict", {**VERDICT, "token_accuracy": 1.1}, False),

@@ -145,6 +145,7 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
         "category": Category.PERFORMANCE_SECURITY,
         "failure_pattern": figures.failure_pattern,
         "device": "cpu",
+        "dtype": "float32",
         "worker": "host:1",
     }
     assert verdict.q_halt == pytest.approx(q_halt, abs=1e-4)
