@@ -74,9 +74,7 @@ template <typename T, int DIM> struct Head {
           score<L, HALF>(four, keys + j, DEPTH, width, rows + j);
         for (; j < width; j += W) score<L, 1>(four, keys + j, DEPTH, width, rows + j);
       }
-      // In loops of their own, so that reductions of several queries overlap.
-      float highest[QUERIES], inverse[QUERIES];
-      Vector share_sums[QUERIES];
+      float inverse[QUERIES];
       for (int i = 0; i < QUERIES; i++) {
         const float* row = scores + i * width;
         Vector top = load(row);
@@ -84,20 +82,16 @@ template <typename T, int DIM> struct Head {
           const Vector x = load(row + j);
           top = x > top ? x : top;
         }
-        highest[i] = greatest(top);
-      }
-      for (int i = 0; i < QUERIES; i++) {
-        const float* row = scores + i * width;
+        const float highest = greatest(top);
         Vector sum = {};
         for (int j = 0; j < width; j += W) {
-          Vector share = exponential<T>(load(row + j) - highest[i]);
+          Vector share = exponential<T>(load(row + j) - highest);
           if (j + W == width) share *= real;
           sum += share;
           to_lanes(&share, 1, shares + i * width + j / L::WIDTH);
         }
-        share_sums[i] = sum;
+        inverse[i] = 1.0f / total(sum);
       }
-      for (int i = 0; i < QUERIES; i++) inverse[i] = 1.0f / total(share_sums[i]);
       for (int part = 0; part < real_queries; part += ROWS)
         for (int j = 0; j < DIM; j += C * W) {
           Vector mixed[ROWS][C];
@@ -298,7 +292,7 @@ template <typename T> struct Exact {
 
   static size_t bytes(int, int) { return 0; }
 
-  // Takes `count` numbers as row `row` of the next product.
+  // Takes `count` numbers as row `row` of the next product, if it does not read them itself.
   void take(int, const T*, int) {}
 
   template <typename Done>
@@ -374,6 +368,7 @@ template <typename T> struct Rounded {
     scales[row] = rounded(numbers, rows + int64_t(row) * row_bytes, count);
   }
 
+  // Multiplies the rows that were taken.
   template <typename Done>
   void multiply(const void*, int, int first, int end, const uint32_t* weights, int inputs,
                 int panels, const Done& done) const {
@@ -427,7 +422,8 @@ template <typename Operands> struct Level {
       : weights(weights), cosines(rotary), sines(rotary + length * dim), blocks(blocks),
         length(length), heads(heads), dim(dim), inner(inner), eps(eps),
         memory(Operands::bytes(length, std::max(size, inner)) +
-               aligned(sizeof(State) * length * stride) + aligned(sizeof(T) * length * wide_stride) +
+               aligned(sizeof(State) * length * stride) +
+               aligned(sizeof(T) * length * wide_stride) +
                aligned(sizeof(float) * length * stride) + 2 * heads * head.bytes +
                threads * head.scratch_bytes),
         operands(memory.start, length, std::max(size, inner)) {
@@ -607,19 +603,19 @@ EXPORT(float, float32)
 EXPORT(uint16_t, bfloat16)
 
 // Left out for dtypes in which another library's products may be faster: see cpu.py.
-#define EXPORT_LEVEL(NAME, OPERANDS)                                                                 \
+#define EXPORT_LEVEL(NAME, OPERANDS)                                                            \
   extern "C" void level_##NAME(const void* z, const void* injection, void* out,                 \
                                const void* weights, const float* rotary, int64_t batch,         \
                                int blocks, int length, int wanted, int heads, int dim,          \
                                int inner, float eps, int threads) {                             \
-    level<OPERANDS>(z, injection, out, weights, rotary, batch, blocks, length, wanted, heads, \
+    level<OPERANDS>(z, injection, out, weights, rotary, batch, blocks, length, wanted, heads,   \
                        dim, inner, eps, threads);                                               \
   }                                                                                             \
   extern "C" void product_##NAME(const void* x, const void* weights, float* out, int64_t rows,  \
                                  int inputs, int outputs, int threads) {                        \
-    product_alone<OPERANDS::L>(x, weights, out, rows, inputs, outputs, threads);             \
+    product_alone<OPERANDS::L>(x, weights, out, rows, inputs, outputs, threads);                \
   }                                                                                             \
-  extern "C" const int panel_##NAME = PANEL, lane_##NAME = OPERANDS::L::WIDTH,                 \
+  extern "C" const int panel_##NAME = PANEL, lane_##NAME = OPERANDS::L::WIDTH,                  \
                        group_##NAME = OPERANDS::L::GROUP;
 
 #if defined(__AVX__) && defined(__FMA__)
