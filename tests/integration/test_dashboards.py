@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from tests.pictures.drawing import Source, draw
+from tests.pictures.answers import Source
+from tests.pictures.drawing import draw
 from tests.support.dashboards import Board, boards
 from tests.support.deployment import Deployment, deployment
 from tests.support.prometheus import Prometheus, Sample, shipped_rules

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from tests.pictures.drawing import Source, draw
+from tests.pictures.answers import Source
+from tests.pictures.drawing import draw
 from tests.pictures.story import AFTER_SECONDS, SCRAPE_SECONDS, WINDOW, Story
 from tests.support.dashboards import FOLDER, boards
 from tests.support.deployment import deployment

@@ -7,8 +7,7 @@ them. It is no Grafana, but it shows what its lines and tables say.
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 from PIL import Image
 
+from tests.pictures.answers import Answers, Panel, Source, named
 from tests.pictures.values import COLORS, Format
 from tests.support.dashboards import Board
-from tests.support.prometheus import Prometheus
 
 COLUMN, LINE = 0.68, 0.34
 """Inches of one of Grafana's columns and lines."""
@@ -54,24 +53,6 @@ MOST_NAMES = 8
 
 MOST_ROWS = 7
 """Rows of a table that fit into its panel."""
-
-Panel = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the figures come from, and of which time."""
-
-    prometheus: Prometheus
-    start: float
-    end: float
-    values: Mapping[str, str]
-    """Values of variables, in place of those at opening."""
-
-    @property
-    def step(self) -> float:
-        """Seconds between two points of a line."""
-        return max(1.0, (self.end - self.start) / 300)
 
 
 def draw(board: Board, source: Source, caption: str, file: Path) -> None:
@@ -114,6 +95,7 @@ class _Place:
         self.panel = panel
         self.board = board
         self.source = source
+        self.answers = Answers(panel, board, source)
         at = panel["gridPos"]
         self.inches = (at["w"] * COLUMN, at["h"] * LINE)
         self.box = (
@@ -148,37 +130,10 @@ class _Place:
             "timeseries": self._lines,
             "bargauge": self._bars,
             "state-timeline": self._states,
-            "table": self._table,
+            "table": lambda: self._grid(*self.answers.table()),
             "text": self._words,
         }
         kinds[self.panel["type"]]()
-
-    # Asking
-
-    @property
-    def _defaults(self) -> Mapping[str, Any]:
-        defaults: Mapping[str, Any] = self.panel["fieldConfig"]["defaults"]
-        return defaults
-
-    def _filled(self, target: Panel) -> str:
-        return self.board.filled(target["expr"], **self.source.values)
-
-    def _instant(self, target: Panel) -> list[tuple[dict[str, str], float]]:
-        """The values of one target at the end, those that are numbers."""
-        end = f"({self._filled(target)})"
-        found = self.source.prometheus.range(end, self.source.end, self.source.end, 1)
-        values = [(series["metric"], float(series["values"][0][1])) for series in found]
-        return [(labels, value) for labels, value in values if math.isfinite(value)]
-
-    def _format(self, **matcher: str) -> Format:
-        """The format of a field: the panel's, with the properties of the override that matches."""
-        config = dict(self._defaults)
-        for override in self.panel["fieldConfig"]["overrides"]:
-            if override["matcher"] in [{"id": k, "options": v} for k, v in matcher.items()]:
-                config |= {each["id"]: each["value"] for each in override["properties"]}
-        return Format.of(config)
-
-    # Drawing
 
     def _text(self, x: float, y: float, text: str, **style: Any) -> None:  # noqa: ANN401
         """Write at a place in inches from the panel's lower left corner."""
@@ -198,7 +153,7 @@ class _Place:
         )
 
     def _empty(self) -> None:
-        text = self._defaults.get("noValue", "")
+        text = self.answers.defaults.get("noValue", "")
         self._text(
             self.inches[0] / 2, self.inches[1] / 2 - 0.1, text, ha="center", color=COLORS["text"]
         )
@@ -206,12 +161,12 @@ class _Place:
     def _stat(self) -> None:
         shown = [
             (
-                _named(target["legendFormat"], labels),
+                named(target["legendFormat"], labels),
                 value,
-                self._format(byFrameRefID=target["refId"]),
+                self.answers.format(byFrameRefID=target["refId"]),
             )
             for target in self.panel["targets"]
-            for labels, value in self._instant(target)
+            for labels, value in self.answers.instant(target)
         ]
         if not shown:
             self._empty()
@@ -224,27 +179,15 @@ class _Place:
             if name != self.panel["title"]:
                 self._text(x, middle - 0.38, name, size=7, color=COLORS["text"], **style)
 
-    def _series(self) -> list[tuple[str, list[float], list[float]]]:
-        found = []
-        for target in self.panel["targets"]:
-            source = self.source
-            series = source.prometheus.range(
-                self._filled(target), source.start, source.end, source.step
-            )
-            for each in series:
-                times, values = _with_gaps(each["values"], source.step)
-                found.append((_named(target["legendFormat"], each["metric"]), times, values))
-        return sorted(found, key=lambda each: each[0])
-
     def _lines(self) -> None:
-        series = self._series()
+        series = self.answers.series()
         if not any(math.isfinite(value) for _, _, values in series for value in values):
             self._empty()
             return
         names = min(len(series), MOST_NAMES)
         columns = max(1, int(self.inches[0] / 2.6))
         axes = self._axes(below=0.36 + 0.15 * math.ceil(names / columns))
-        custom = self._defaults["custom"]
+        custom = self.answers.defaults["custom"]
         if custom.get("stacking", {}).get("mode") == "normal":
             _stacked(axes, series)
         else:
@@ -294,7 +237,7 @@ class _Place:
         return {"color": PALETTE[place % len(PALETTE)], "linewidth": 1.1}
 
     def _scale(self, axes: Axes, custom: Panel) -> None:
-        form = Format.of({"unit": self._defaults["unit"]})
+        form = Format.of({"unit": self.answers.defaults["unit"]})
         if custom.get("scaleDistribution", {}).get("type") == "symlog":
             axes.set_yscale("symlog", linthresh=0.01)
         low, high = axes.get_ylim()
@@ -304,7 +247,7 @@ class _Place:
         if "axisSoftMin" in custom and low < 0 <= axes.dataLim.y0:
             axes.set_ylim(bottom=custom["axisSoftMin"])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: form.text(value)))
-        steps = self._defaults.get("thresholds", {}).get("steps", ())
+        steps = self.answers.defaults.get("thresholds", {}).get("steps", ())
         if custom.get("thresholdsStyle", {}).get("mode") == "dashed":
             axes.axhline(steps[1]["value"], color=COLORS["red"], linestyle="--", linewidth=0.9)
         self._time(axes)
@@ -318,34 +261,24 @@ class _Place:
         axes.spines[["top", "right"]].set_visible(False)
 
     def _marks(self, axes: Axes) -> None:
-        """Mark loads of checkpoints, and the times in which alerts fire."""
-        loads, alerts = (
-            self.source.prometheus.range(
-                f"({self.board.filled(expr, **self.source.values)})",
-                self.source.start,
-                self.source.end,
-                self.source.step,
-            )
-            for expr in self.board.annotations.values()
-        )
-        for moment in {float(value) / 1000 for series in loads for _, value in series["values"]}:
-            if moment > self.source.start:
-                axes.axvline(moment, color=COLORS["blue"], linestyle=":", linewidth=1)
-        for begin in {float(series["values"][0][0]) for series in alerts}:
-            axes.axvline(begin, color=COLORS["red"], linestyle=":", linewidth=1)
+        """Mark loads of checkpoints, and the times at which alerts begin to fire."""
+        loads, alerts = self.answers.events()
+        for moments, color in ((loads, COLORS["blue"]), (alerts, COLORS["red"])):
+            for moment in moments:
+                axes.axvline(moment, color=color, linestyle=":", linewidth=1)
 
     def _bars(self) -> None:
         (target,) = self.panel["targets"]
-        shown = sorted(self._instant(target), key=lambda each: each[1])[-10:]
+        shown = sorted(self.answers.instant(target), key=lambda each: each[1])[-10:]
         if not shown:
             self._empty()
             return
-        form = self._format()
+        form = self.answers.format()
         axes = self._axes(below=0.15, left=1.75)
         values = [value for _, value in shown]
         axes.barh(range(len(shown)), values, color=PALETTE[0], height=0.6)
         axes.set_yticks(
-            range(len(shown)), [_named(target["legendFormat"], labels) for labels, _ in shown]
+            range(len(shown)), [named(target["legendFormat"], labels) for labels, _ in shown]
         )
         for place, value in enumerate(values):
             axes.text(max(value, 0), place, f" {form.text(value)}", va="center", size=6.5)
@@ -355,11 +288,11 @@ class _Place:
         axes.spines[["top", "right", "bottom"]].set_visible(False)
 
     def _states(self) -> None:
-        series = self._series()
+        series = self.answers.series()
         if not series:
             self._empty()
             return
-        form = self._format()
+        form = self.answers.format()
         axes = self._axes(below=0.36, left=1.5)
         for row, (_, times, values) in enumerate(series):
             for time, value in zip(times, values, strict=True):
@@ -374,69 +307,6 @@ class _Place:
                     )
         axes.set_yticks(range(len(series)), [name for name, _, _ in series])
         self._time(axes)
-
-    def _table(self) -> None:
-        transformations = {each["id"]: each["options"] for each in self.panel["transformations"]}
-        if "groupingToMatrix" in transformations:
-            self._matrix(transformations["groupingToMatrix"])
-            return
-        places: dict[str, int] = transformations["organize"]["indexByName"]
-        named: dict[str, str] = transformations["organize"]["renameByName"]
-        titles = {name: named[name] for name in sorted(places, key=places.__getitem__)}
-        labels = [name for name in titles if not name.startswith("Value")]
-        rows: dict[tuple[str, ...], dict[str, float]] = {}
-        for target in self.panel["targets"]:
-            before = list(rows)
-            for found, value in self._instant(target):
-                row = rows.setdefault(_row_of(found, labels, before), {})
-                row[target["legendFormat"]] = value
-        (order,) = self.panel["options"]["sortBy"]
-        ranked = sorted(
-            rows.items(),
-            key=lambda each: each[1].get(order["displayName"], -math.inf),
-            reverse=order["desc"],
-        )
-        columns = [titles[name] for name in titles]
-        formats = {name: self._format(byName=name) for name in columns[len(labels) :]}
-        self._grid(
-            columns,
-            [
-                [
-                    *((text, "none") for text in key),
-                    *(
-                        (form.text(row[name]), _background(form, row[name]))
-                        if name in row
-                        else ("", "none")
-                        for name, form in formats.items()
-                    ),
-                ]
-                for key, row in ranked
-            ],
-        )
-
-    def _matrix(self, options: Mapping[str, str]) -> None:
-        (target,) = self.panel["targets"]
-        cells = {
-            (labels[options["rowField"]], labels[options["columnField"]]): value
-            for labels, value in self._instant(target)
-        }
-        form = self._format()
-        columns = sorted({column for _, column in cells})
-        self._grid(
-            [f"{options['rowField']} \\ {options['columnField']}", *columns],
-            [
-                [
-                    (row, "none"),
-                    *(
-                        (form.text(cells[row, column]), _background(form, cells[row, column]))
-                        if (row, column) in cells
-                        else ("", "none")
-                        for column in columns
-                    ),
-                ]
-                for row in sorted({row for row, _ in cells})
-            ],
-        )
 
     def _grid(self, columns: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]) -> None:
         if not rows:
@@ -498,40 +368,8 @@ class _Place:
         )
 
 
-def _named(template: str, labels: Mapping[str, str]) -> str:
-    name = re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), template)
-    return name.strip() or "value"
-
-
-def _row_of(
-    found: Mapping[str, str], labels: Sequence[str], rows: Iterable[tuple[str, ...]]
-) -> tuple[str, ...]:
-    """The row of an earlier query with all labels of `found`, as Grafana merges; or a new one."""
-    for row in rows:
-        if found.items() <= dict(zip(labels, row, strict=True)).items():
-            return row
-    return tuple(found.get(label, "") for label in labels)
-
-
 def _clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M")
-
-
-def _with_gaps(
-    samples: Sequence[tuple[float, str]], step: float
-) -> tuple[list[float], list[float]]:
-    """Times and values, with no value wherever samples are missing."""
-    times: list[float] = []
-    values: list[float] = []
-    before = None
-    for moment, text in samples:
-        if before is not None and moment - before > 1.5 * step:
-            times.append(before + step)
-            values.append(math.nan)
-        times.append(moment)
-        values.append(float(text))
-        before = moment
-    return times, values
 
 
 def _stacked(axes: Axes, series: Sequence[tuple[str, list[float], list[float]]]) -> None:
@@ -548,8 +386,3 @@ def _stacked(axes: Axes, series: Sequence[tuple[str, list[float], list[float]]])
         axes.fill_between(moments, below, above, color=color, alpha=0.35, linewidth=0)
         axes.plot(moments, above, color=color, linewidth=0.9, label=name)
         below = above
-
-
-def _background(form: Format, value: float) -> str:
-    color = form.color(value)
-    return "none" if color == COLORS["text"] else color
