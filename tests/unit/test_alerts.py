@@ -4,6 +4,7 @@ Prometheus' own `promtool` and Alertmanager's `amtool` read the files. Debian 12
 2.42, Compose runs 3, so the rules keep to what both have; what 2.42 does not know fails here.
 """
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -19,6 +20,7 @@ from worker.telemetry.families import LONG_SECONDS
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "sqe_hrm.yml"
 CASES = sorted((DEPLOY / "prometheus" / "tests").glob("*.yml"))
+DASHBOARDS = DEPLOY / "grafana" / "dashboards"
 ALERTMANAGER = DEPLOY / "alertmanager" / "alertmanager.yml"
 
 
@@ -87,6 +89,20 @@ def test_every_alert_has_a_severity_a_summary_a_runbook_entry_and_a_row_in_the_g
     assert parts == ["Means", "Look", "Do", "Ends"]
     rows = re.findall(r"^\| (`SQEHRM.*?`) \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
     assert f"`{alert}`" in ", ".join(rows).split(", ")
+
+
+def test_alerts_of_agents_and_categories_lead_to_their_failures() -> None:
+    dashboard = json.loads((DASHBOARDS / "sqe-hrm-failures.json").read_text())
+    variables = {each["name"] for each in dashboard["templating"]["list"]}
+    links = [
+        rule["annotations"]["dashboard"]
+        for rule in ALERTS.values()
+        if "dashboard" in rule["annotations"]
+    ]
+    assert links
+    for link in links:
+        assert link.startswith(f"/d/{dashboard['uid']}?")
+        assert set(re.findall(r"var-(\w+)=", link)) <= variables
 
 
 def test_the_runbook_and_the_guide_have_no_other_alerts() -> None:
