@@ -29,9 +29,9 @@ THIRD = [{"prompt": f"Test the {s}", "completion": f"send data about {s} now"} f
 ACCEPTED = [*FIRST, *({**pair, "alternative": True} for pair in SECOND)]
 SIZES = {"hidden_size": 32, "puzzle_emb_ndim": 32, "H_cycles": 1, "L_cycles": 1, "seq_len": 8}
 RECIPE = (
-    *("--steps", "150", "--measure-every", "50", "--lr", "0.01", "--lr-warmup-steps", "10"),
+    *("--steps", "300", "--measure-every", "50", "--lr", "0.01", "--lr-warmup-steps", "10"),
     *("--weight-decay", "0.1", "--puzzle-emb-lr", "0.05", "--ema-decay", "0.9"),
-    *("--save-every", "50", "--forward-dtype", "float32"),
+    *("--save-every", "50", "--keep", "9", "--forward-dtype", "float32"),
 )
 
 
