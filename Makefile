@@ -18,10 +18,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## run Redis, a worker and an agent for half a minute, then print the results
 	$(BIN)/sqe-hrm demo
 
-# Faults are made alone: their deadlines are those of a machine with nothing else to do.
+# For two cores. Unit tests compute, a process for each core; the others mostly wait for servers and
+# workers, so there is a third. A process that is done takes tests over from the others.
 test: $(READY)  ## run every test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit tests/integration
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/unit
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal tests/integration tests/faults
 
 faults: $(READY)  ## make every fault in full size, and account for each message
 	$(BIN)/python -m tests.faults
