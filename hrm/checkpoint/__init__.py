@@ -5,10 +5,12 @@
 - `files`: reads weights in every supported file format
 - `config`: configurations, from files or from the tensors' shapes
 - `record`: the training record: pairs, and what was accepted for them; needs no torch
+- `bound`: files that are bound to the weights by digest; needs no torch
 - `figures`: how good the weights were measured to be, by halting rule; needs no torch
+- `precision`: which verdicts coarser dtypes than float32 change; needs no torch
 - `solved`: which accepted texts the weights are recorded to solve; needs no torch
 - `pairs`: the accepted pairs as tokens, which training further replays
-- `checkpoint`: weights, configuration, training record and figures as one object
+- `checkpoint`: weights, configuration and everything recorded of them as one object
 - `inspection`: contents and statistics of a checkpoint
 
 May import `schemas`, `hrm.data` and `hrm.model`. Names that need torch are imported on first use,

@@ -2,8 +2,8 @@
 
 Knows what a checkpoint consists of and how one is written. `hrm.checkpoint.names` finds it,
 `hrm.checkpoint.files` reads its weights, `hrm.checkpoint.config` its configuration,
-`hrm.checkpoint.record` and `hrm.checkpoint.pairs` have what it was trained on, and
-`hrm.checkpoint.figures` its figures.
+`hrm.checkpoint.record` and `hrm.checkpoint.pairs` have what it was trained on,
+`hrm.checkpoint.figures` its figures, and `hrm.checkpoint.precision` what coarser dtypes change.
 """
 
 import hashlib
@@ -48,6 +48,7 @@ from hrm.checkpoint.names import (
     weights_file,
 )
 from hrm.checkpoint.pairs import AcceptedPairs
+from hrm.checkpoint.precision import PRECISION, RecordedPrecision, read_precision
 from hrm.checkpoint.record import TRAINING_PAIRS, TrainingRecord, pair_hash, read_record
 from hrm.checkpoint.registry import Promoted
 from hrm.checkpoint.solved import ACCEPTED_PAIRS, unusable_pairs
@@ -86,9 +87,11 @@ class Checkpoint:
     """SHA-256 of weights and configuration; independent of the file format."""
     training: TrainingRecord | None
     figures: RecordedFigures | None
+    """How good these weights were measured to be; None if nobody recorded it."""
+    precision: RecordedPrecision | None
+    """Which verdicts coarser dtypes change; None if nobody recorded it."""
     trained_on: date | None
     """Day of its training, if that is recorded."""
-    """How good these weights were measured to be; None if nobody recorded it."""
 
     def build(
         self, *, device: torch.device | str = "cpu", forward_dtype: torch.dtype = torch.float32
@@ -200,6 +203,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         digest=digest,
         training=_read_training(weights.parent / TRAINING_PAIRS, configuration.model),
         figures=read_figures(weights.parent / FIGURES, digest),
+        precision=read_precision(weights.parent / PRECISION, digest),
         trained_on=read_training_day(weights.parent / MEASURED),
     )
 
@@ -212,7 +216,7 @@ def save_checkpoint(
     training: TrainingRecord | None,
     pairs: AcceptedPairs | None = None,
 ) -> None:
-    """Write a checkpoint folder, replacing an earlier one and its recorded figures.
+    """Write a checkpoint folder, replacing an earlier one, its recorded figures and precision.
 
     A crash leaves the old checkpoint, the new one, or a folder without weights, never a mixture
     that loads.
@@ -248,6 +252,7 @@ def save_checkpoint(
         # Weights are removed first and written last: without them the folder does not load.
         weights.unlink(missing_ok=True)
         (folder / FIGURES).unlink(missing_ok=True)
+        (folder / PRECISION).unlink(missing_ok=True)
         _sync(folder)
         _write(folder / CONFIG, config_json(config, conversion))
         if training is None:

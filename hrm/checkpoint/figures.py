@@ -7,19 +7,15 @@ digest.
 """
 
 import json
-import logging
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from hrm.checkpoint.names import CheckpointError
-from hrm.data.files import replaced_file
-from schemas import HaltedBy, first_problem
-
-logger = logging.getLogger(__name__)
+from hrm.checkpoint.bound import Bound, Strict, read_bound, write_bound
+from schemas import HaltedBy
 
 FIGURES = "figures.json"
 """File in a checkpoint folder that holds its `RecordedFigures`."""
@@ -33,11 +29,7 @@ Q_RIGHT_PERCENT = 95
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class RecordedRule(_Figures):
+class RecordedRule(Strict):
     """Figures under one halting rule."""
 
     solved: _Count
@@ -48,7 +40,7 @@ class RecordedRule(_Figures):
     mean_act_steps: float = Field(ge=1, allow_inf_nan=False)
 
 
-class RecordedSet(_Figures):
+class RecordedSet(Strict):
     """Figures of one set of messages, under both halting rules."""
 
     messages: int = Field(ge=1)
@@ -86,11 +78,9 @@ class Evidence(NamedTuple):
         return f"{'q' if self.rule is HaltedBy.Q else 'fixed steps'}: {self.why}"
 
 
-class RecordedFigures(_Figures):
+class RecordedFigures(Bound):
     """Figures of a checkpoint's inference, measured with the plain loop."""
 
-    format_version: Literal[1] = 1
-    digest: str = Field(description="Digest of the checkpoint that was measured.")
     halt_max_steps: int = Field(ge=1, description="Most ACT steps under both rules.")
     dtype: Literal["float32"] = "float32"
     date: date
@@ -142,10 +132,6 @@ class RecordedFigures(_Figures):
             f"steps, {right}, {pairs.q.mean_act_steps:.2f} steps instead of {limit}",
         )
 
-    def to_json(self) -> str:
-        """The content of the file, without its line end."""
-        return self.model_dump_json(indent=1)
-
 
 def halting_evidence(figures: RecordedFigures | None, max_steps: int | None = None) -> Evidence:
     """`RecordedFigures.evidence`, of a checkpoint that may have no figures."""
@@ -173,27 +159,7 @@ def read_figures(file: Path, digest: str) -> RecordedFigures | None:
     Raises:
         CheckpointError: The file is damaged or cannot be read.
     """
-    try:
-        figures = RecordedFigures.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{file}: {first_problem(error)}: remove it, and measure again with "
-            "sqe-hrm checkpoint record"
-        ) from None
-    if figures.digest != digest:
-        logger.warning(
-            "%s: ignored: its figures are of other weights (%.12s) than these (%.12s): measure "
-            "again with sqe-hrm checkpoint record",
-            file,
-            figures.digest,
-            digest,
-        )
-        return None
-    return figures
+    return read_bound(file, RecordedFigures, digest)
 
 
 def read_training_day(file: Path) -> date | None:
@@ -212,16 +178,7 @@ def write_figures(folder: Path, figures: RecordedFigures) -> Path:
 
     Raises `CheckpointError`.
     """
-    file = folder / FIGURES
-    try:
-        with replaced_file(file) as sink:
-            sink.write(figures.to_json().encode() + b"\n")
-    except OSError as error:
-        raise CheckpointError(
-            f"{file}: cannot be written ({error.strerror}): make room for it, or copy the "
-            "checkpoint to a folder of your own"
-        ) from None
-    return file
+    return write_bound(folder / FIGURES, figures)
 
 
 def _fixed(reason: str) -> Evidence:

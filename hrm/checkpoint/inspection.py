@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hrm.checkpoint import Checkpoint, TrainingRecord
 from hrm.checkpoint.figures import RecordedFigures
+from hrm.checkpoint.precision import RecordedPrecision
 from schemas import HaltedBy
 
 FLOAT32_BYTES = torch.float32.itemsize
@@ -160,6 +161,9 @@ class Inspection(_Figures):
     figures: RecordedFigures | None = Field(
         description="Figures that were recorded of these weights; null if there are none."
     )
+    precision: RecordedPrecision | None = Field(
+        description="What coarser dtypes than float32 change; null if it was not recorded."
+    )
     halting: HaltedBy = Field(
         description="Halting rule that a worker chooses, unless its options name one."
     )
@@ -210,6 +214,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         training=None if training is None else _summary(training),
         accepted_pairs=_pairs_summary(checkpoint),
         figures=checkpoint.figures,
+        precision=checkpoint.precision,
         halting=checkpoint.halting_evidence().rule,
         tensors=tensors,
     )

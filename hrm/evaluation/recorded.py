@@ -30,7 +30,7 @@ def recorded_figures(
         digest=checkpoint.digest,
         halt_max_steps=checkpoint.config.halt_max_steps,
         date=datetime.now(UTC).date(),
-        version=_version(),
+        version=version(),
         accepted=_set(accepted),
         held_out=None if held_out is None else _set(held_out),
     )
@@ -55,7 +55,8 @@ def _rule(figures: ExampleFigures) -> RecordedRule:
     )
 
 
-def _version() -> str:
+def version() -> str:
+    """Release of this project that measures."""
     try:
         return metadata.version(_DISTRIBUTION)
     except metadata.PackageNotFoundError:

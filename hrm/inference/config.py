@@ -25,6 +25,8 @@ class Inference:
     dtype: torch.dtype = torch.float32
     """Dtype of activations; int8: of the levels' linear maps alone, if the device can, around
     float32."""
+    emulated: bool = False
+    """Whether plain torch computes int8, slowly, if the device cannot: to see what it changes."""
     threads: int | None = None
     """Number of CPU threads; None: as many as torch uses."""
     cached_predictions: int = 0
@@ -68,7 +70,8 @@ class Inference:
         """Build the checkpoint's network on `device`, for inference only."""
         int8 = self.dtype == torch.int8
         forward_dtype = torch.float32 if int8 else self.dtype
-        return accelerate(checkpoint.build(device=device, forward_dtype=forward_dtype), int8=int8)
+        network = checkpoint.build(device=device, forward_dtype=forward_dtype)
+        return accelerate(network, int8=int8, emulated=self.emulated)
 
     def cached(self, predictor: Predictor, config: HRMConfig) -> Predictor:
         """Return `predictor`, whose examples fit `config`, behind a cache if there is to be one."""

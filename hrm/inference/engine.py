@@ -57,7 +57,7 @@ from hrm.inference.prediction import (
     Prediction,
 )
 from hrm.inference.threads import end_openmp_threads
-from hrm.kernels import product_dtype
+from hrm.kernels import describe, product_dtype
 from hrm.model.batch import check_fits
 from hrm.model.network import HRM
 from schemas import HaltedBy, HRMExample, SQEHRMError
@@ -199,6 +199,11 @@ class Engine:
     def dtype(self) -> torch.dtype:
         """The dtype of activations, or int8 if the levels multiply in it."""
         return product_dtype(self.networks[0])
+
+    @property
+    def computed_by(self) -> str:
+        """Description of the form of the levels."""
+        return describe(self.networks[0])
 
     @property
     def statistics(self) -> EngineStatistics:

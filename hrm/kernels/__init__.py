@@ -11,21 +11,29 @@ from weakref import WeakKeyDictionary
 import torch
 
 from hrm.kernels import cpu, cuda
+from hrm.kernels.int8 import emulate
 from hrm.model.network import HRM, Linear
 
-__all__ = ["accelerate", "describe", "fastest_dtype", "product_dtype"]
+__all__ = [
+    "accelerate",
+    "describe",
+    "fastest_dtype",
+    "product_dtype",
+    "without_int8",
+]
 
 logger = logging.getLogger(__name__)
 
 FASTER = 1.3
-"""Speed-up over float32 from which a CPU computes in bfloat16, which rounds more coarsely."""
+"""Speed-up from which a CPU computes in a dtype that rounds more coarsely: in bfloat16 instead of
+float32, in int8 instead of either."""
 
 _described: WeakKeyDictionary[HRM, str] = WeakKeyDictionary()
 
 _product_dtypes: WeakKeyDictionary[HRM, torch.dtype] = WeakKeyDictionary()
 
 
-def accelerate(network: HRM, *, int8: bool = False) -> HRM:
+def accelerate(network: HRM, *, int8: bool = False, emulated: bool = False) -> HRM:
     """Replace the blocks of `network` by their fastest form on its device, and return `network`.
 
     The result is for inference only, and must stay on its device: weights lose their gradients and
@@ -36,19 +44,21 @@ def accelerate(network: HRM, *, int8: bool = False) -> HRM:
         network: The network.
         int8: Whether the levels' linear maps compute in int8, which rounds more coarsely than
             bfloat16, if the device can. Everything else keeps the forward dtype, float32.
+        emulated: Whether plain torch computes int8, slowly, if the device cannot.
     """
     if network in _described:
         return network
     _cast(network)
-    device = network.H_init.device.type
-    dtype = torch.int8 if int8 and _has_int8(network, device) else network.forward_dtype
-    match device:
-        case "cpu":
-            used = cpu.accelerate(network, dtype)
-        case "cuda":
-            used = cuda.accelerate(network)
-        case _:
-            used = f"plain torch, because there is no faster form for {device}"
+    dtype = network.forward_dtype
+    reason = without_int8(network) if int8 else None
+    if reason and emulated:
+        dtype, used = torch.int8, _emulated(network)
+    else:
+        if reason:
+            logger.warning("dtype %s, not int8: %s", _name(dtype), reason)
+        elif int8:
+            dtype = torch.int8
+        used = _accelerated(network, dtype)
     _product_dtypes[network] = dtype
     _described[network] = f"{used}; {_name(dtype)}"
     logger.info("kernels: %s", describe(network))
@@ -88,12 +98,28 @@ def fastest_dtype(device: torch.device | str) -> torch.dtype:
     return dtype
 
 
-def _has_int8(network: HRM, device: str) -> bool:
-    """Whether the levels can compute in int8; otherwise a line in the log says why not."""
-    reason = cpu.without_int8(network) if device == "cpu" else f"there is no int8 for {device}"
-    if reason:
-        logger.warning("dtype %s, not int8: %s", _name(network.forward_dtype), reason)
-    return not reason
+def without_int8(network: HRM) -> str | None:
+    """Reason why the levels of `network` cannot multiply in int8 on its device, or None."""
+    device = network.H_init.device.type
+    return cpu.without_int8(network) if device == "cpu" else f"there is no int8 for {device}"
+
+
+def _accelerated(network: HRM, dtype: torch.dtype) -> str:
+    """Replace the blocks of `network` by their fastest form for `dtype`, and describe it."""
+    match network.H_init.device.type:
+        case "cpu":
+            return cpu.accelerate(network, dtype)
+        case "cuda":
+            return cuda.accelerate(network)
+        case device:
+            return f"plain torch, because there is no faster form for {device}"
+
+
+def _emulated(network: HRM) -> str:
+    """Let plain torch compute the levels in int8, rounding no less than kernels do."""
+    for level in (network.H_level, network.L_level):
+        emulate(level, inner=torch.bfloat16)
+    return "plain torch that emulates kernels"
 
 
 def _cast(network: HRM) -> None:

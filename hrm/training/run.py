@@ -6,6 +6,7 @@ When to measure and when to stop is decided by `hrm.training.fit`. Knows nothing
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,9 +21,11 @@ from torch import Tensor
 from hrm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hrm.checkpoint.figures import MEASURED, write_figures
 from hrm.checkpoint.names import WEIGHTS
+from hrm.checkpoint.precision import PRECISION, RecordedPrecision, write_precision
 from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.files import replaced_file
 from hrm.evaluation.measurement import BothRules
+from hrm.evaluation.precision import measure_precision
 from hrm.evaluation.recorded import recorded_figures
 from hrm.evaluation.statistics import Share, ShareOf
 from hrm.kernels.training import TrainedLevels
@@ -40,7 +43,9 @@ from hrm.training.state import (
 )
 from hrm.training.stop import InterruptedRunError, StopAskedError, StopRequest
 from hrm.training.trainer import DivergedError, StepReport, Trainer
-from schemas import HaltedBy
+from schemas import HaltedBy, SQEHRMError
+
+logger = logging.getLogger(__name__)
 
 SECONDS_PER_MINUTE = 60
 
@@ -182,19 +187,31 @@ class TrainingRun:
             # The run may have been cut off between a saved step and the checkpoint of it.
             self._write_best()
 
-    def _measure_all(self) -> tuple[Checkpoint, Complete]:
-        """The folder's checkpoint, which has the best weights, and figures of all messages."""
+    def _measure_all(self) -> tuple[Checkpoint, Complete, RecordedPrecision | None]:
+        """The folder's checkpoint, which has the best weights, figures of all messages, and which
+        verdicts change in coarser dtypes; None if no worker could evaluate it.
+        """
         # The weights as they lie there, so that the figures hold for them.
         checkpoint = load_checkpoint(self.folder)
         network = checkpoint.build(device=self.trainer.device)
         levels = TrainedLevels(network).levels
-        return checkpoint, self._meter.measure_all(network, self._best.step, levels)
+        complete = self._meter.measure_all(network, self._best.step, levels)
+        try:
+            precision = measure_precision(checkpoint, device=self.trainer.device)
+        except SQEHRMError as error:
+            logger.warning("no %s is written: %s", PRECISION, error)
+            precision = None
+        return checkpoint, complete, precision
 
-    def _finish(self, checkpoint: Checkpoint, complete: Complete) -> Measurement:
+    def _finish(
+        self, checkpoint: Checkpoint, complete: Complete, precision: RecordedPrecision | None
+    ) -> Measurement:
         """Write what only the `complete` figures of the best weights can tell."""
         write_figures(
             self.folder, recorded_figures(checkpoint, complete.training, complete.held_out)
         )
+        if precision is not None:
+            write_precision(self.folder, precision)
         self._record_solved(
             checkpoint.digest,
             {

@@ -29,6 +29,7 @@ CHECKPOINT = (
     "figures.json",
     "measured.json",
     "model.safetensors",
+    "precision.json",
     "training_pairs.json",
 )
 """The files of a shipped checkpoint."""

@@ -5,6 +5,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,11 +15,13 @@ from hrm.checkpoint import Checkpoint, TrainingRecord, open_checkpoint
 from hrm.checkpoint.figures import RecordedFigures, write_figures
 from hrm.checkpoint.inspection import inspect_checkpoint
 from hrm.checkpoint.pairs import AcceptedPairs
+from hrm.checkpoint.precision import write_precision
 from hrm.checkpoint.record import TRAINING_PAIRS
 from hrm.checkpoint.solved import ACCEPTED_PAIRS
 from hrm.data.conversion import Content, Converter
 from hrm.data.files import LineReader, RefusedLine
 from hrm.evaluation.comparison import compare_checkpoints
+from hrm.evaluation.precision import measure_precision
 from hrm.evaluation.recommendation import (
     ComparisonError,
     Measurements,
@@ -128,14 +131,16 @@ def compare(
 @data_path_option("JSONL file of exactly the messages that the checkpoint was trained on.")
 @device_option()
 def record(checkpoint: str, data_path: Path, device: str | None) -> None:
-    """Complete what a checkpoint records: accepted texts, accepted pairs and figures.
+    """Complete what a checkpoint records: accepted texts, accepted pairs, figures and precision.
 
     A checkpoint that was trained before records had hashes of the accepted texts has a record of
     version 1, and the text check of its verdicts is always unknown. One that was trained before
     figures were recorded does not say which halting rule to use. One without accepted.pairs cannot
-    be trained further without forgetting. If the messages are exactly those that the record knows,
-    a record of version 2 takes its place, the messages are measured under both halting rules, and
-    their tokens are kept. Weights, configuration and digest stay as they are.
+    be trained further without forgetting. One without precision.json does not say whether a faster
+    dtype changes its verdicts. If the messages are exactly those that the record knows, a record of
+    version 2 takes its place, the messages are measured under both halting rules, their tokens are
+    kept, and their verdicts in bfloat16 and int8 are compared with those in float32. Weights,
+    configuration and digest stay as they are.
     """
     settings = Settings.from_env(device=device)
     torch_device = use_device(settings).torch_name
@@ -148,21 +153,22 @@ def record(checkpoint: str, data_path: Path, device: str | None) -> None:
         )
     pairs = loaded.accepted_pairs()
     has_pairs = pairs is not None and pairs.solved_with(loaded.digest) is not None
-    if known.accepted is not None and loaded.figures is not None and has_pairs:
+    if known.accepted and loaded.figures and has_pairs and loaded.precision:
         raise SQEHRMError(
-            f"checkpoint {loaded.name}: its record is of version 2 and has figures and pairs "
-            "already: keep it"
+            f"checkpoint {loaded.name}: its record is of version 2 and has figures, pairs and "
+            "precision already: keep it"
         )
     if known.accepted is None:
         known = _complete_record(loaded, known, data_path)
-    if loaded.figures is not None and has_pairs:
-        return
-    with Console(stderr=True).status(f"Measuring {loaded.name} under both halting rules"):
-        measured = measure_accepted(loaded, known, data_path, torch_device)
-    if loaded.figures is None:
-        _record_figures(loaded, measured.figures)
-    if not has_pairs:
-        _record_pairs(loaded, measured.pairs)
+    if loaded.figures is None or not has_pairs:
+        with Console(stderr=True).status(f"Measuring {loaded.name} under both halting rules"):
+            measured = measure_accepted(loaded, known, data_path, torch_device)
+        if loaded.figures is None:
+            _record_figures(loaded, measured.figures)
+        if not has_pairs:
+            _record_pairs(loaded, measured.pairs)
+    if loaded.precision is None:
+        _record_precision(replace(loaded, training=known), torch_device)
 
 
 def _complete_record(
@@ -187,6 +193,14 @@ def _record_pairs(checkpoint: Checkpoint, pairs: AcceptedPairs) -> None:
     file = checkpoint.path.parent / ACCEPTED_PAIRS
     pairs.write(file)
     click.echo(f"{file}: {len(pairs):,} accepted pairs as tokens, {solved_counts(pairs.counts)}")
+
+
+def _record_precision(checkpoint: Checkpoint, device: str) -> None:
+    with Console(stderr=True).status(f"Comparing verdicts of {checkpoint.name} with float32"):
+        precision = measure_precision(checkpoint, device=device)
+    file = write_precision(checkpoint.path.parent, precision)
+    for check in precision.checks:
+        click.echo(f"{file}: {check.dtype}: {precision.summary(check)}")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from hrm.checkpoint.inspection import (
     TaskSummary,
     TensorStatistics,
 )
+from hrm.checkpoint.precision import RecordedPrecision
 from hrm.data.config import ENOUGH_PROMPTS
 from hrm.evaluation.comparison import CONVERGED_BELOW, Comparison, StepChange, TensorChange
 from hrm.evaluation.recommendation import CheckpointFigures, Recommendation
@@ -58,6 +59,7 @@ def print_inspection(inspection: Inspection) -> None:
     print_parts(
         ("", _heading(inspection)),
         *_recorded(inspection.figures),
+        *_precision(inspection.precision),
         ("Components", _components_table(inspection)),
         ("Configuration", _configuration_table(inspection)),
         *tasks,
@@ -125,6 +127,8 @@ def _heading(inspection: Inspection) -> Text:
         lines.append(
             ("figures", "none recorded, so workers run fixed steps (see sqe-hrm checkpoint record)")
         )
+    if inspection.precision is None:
+        lines.append(("precision", "none recorded (see sqe-hrm checkpoint record)"))
     width = max(len(name) for name, _ in lines)
     parts = [Text.assemble((f"{name:{width}}", "bold"), f"  {value}") for name, value in lines]
     if inspection.nan or inspection.infinite:
@@ -182,6 +186,28 @@ def _recorded(figures: RecordedFigures | None) -> list[tuple[str, RenderableType
             )
     title = f"Recorded figures ({figures.date}, {figures.dtype}, {figures.halt_max_steps} steps)"
     return [(title, made), ("", Text(f"Workers choose {figures.evidence().reason}."))]
+
+
+def _precision(precision: RecordedPrecision | None) -> list[tuple[str, RenderableType]]:
+    """The differences between coarser dtypes and float32."""
+    if precision is None:
+        return []
+    made = table(
+        *("", "halting", "predictions", "steps", "verdicts", "patterns of longer"),
+        left=(0, 1),
+        gap=GAP,
+    )
+    for check in precision.checks:
+        for rule in (HaltedBy.MAX_STEPS, HaltedBy.Q):
+            found = check.of(rule)
+            counts = found.predictions, found.act_steps, found.verdicts, found.patterns_beyond
+            made.add_row(check.dtype, rule.value, *(f"{n:,}" for n in counts))
+    title = (
+        f"Differences from float32 ({precision.pairs:,} pairs and {precision.changed:,} changed "
+        f"completions, {precision.halt_max_steps} steps)"
+    )
+    by = "; ".join(f"{each.dtype} by {each.computed_by}" for each in precision.checks)
+    return [(title, made), ("", Text(f"Computed in {by}."))]
 
 
 def _components_table(inspection: Inspection) -> Table:

@@ -130,6 +130,19 @@ def test_the_pairs_are_those_of_the_messages(name: str) -> None:
         assert int(flags.sum()) == loaded.figures.accepted.of(rule).solved
 
 
+@pytest.mark.parametrize(
+    ("name", "exact"), [("sqe-demo", True), ("sqe-demo-600", False), ("sqe-demo-2", False)]
+)
+def test_the_record_says_what_int8_changes(name: str, *, exact: bool) -> None:
+    precision = load_checkpoint(FOLDER.with_name(name)).precision
+    assert precision is not None
+    assert (precision.pairs, precision.halt_max_steps) == (84, 16)
+    check = precision.check_of("int8")
+    assert check is not None
+    assert check.changes_nothing is exact
+    assert check.computed_by.startswith("C++")
+
+
 def test_every_message_is_an_accepted_text(
     checkpoint: Checkpoint, pairs: list[AcceptedPair]
 ) -> None:

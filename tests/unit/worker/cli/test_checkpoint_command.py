@@ -191,7 +191,11 @@ def test_a_record_of_version_1_is_completed(before: tuple[Path, Path]) -> None:
     assert "no hashes of accepted texts: its record is of version 1 (see sqe-hrm checkpoint" in (
         printed("inspect", "before")
     )
-    first, second, third = call("record", "before", "--data-path", messages).stdout.splitlines()
+    assert "precision   none recorded (see sqe-hrm checkpoint record)" in (
+        printed("inspect", "before")
+    )
+    printed_lines = call("record", "before", "--data-path", messages).stdout.splitlines()
+    first, second, third, *precision = printed_lines
     assert (
         first
         == f"{checkpoint / 'training_pairs.json'}: version 2, 2 pairs with their texts' hashes"
@@ -202,6 +206,23 @@ def test_a_record_of_version_1_is_completed(before: tuple[Path, Path]) -> None:
         "0 under q"
     )
     loaded = load_checkpoint(checkpoint)
+    assert loaded.precision is not None
+    assert precision == [
+        f"{checkpoint / 'precision.json'}: {check.dtype}: {loaded.precision.summary(check)}"
+        for check in loaded.precision.checks
+    ]
+    assert [check.dtype for check in loaded.precision.checks] == ["bfloat16", "int8"]
+    text = printed("inspect", "before")
+    assert "precision   none" not in text
+    assert "Differences from float32 (2 pairs and " in text
+    for check in loaded.precision.checks:
+        rows = (line.split() for line in text.splitlines())
+        (row,) = (each for each in rows if each[:2] == [check.dtype, "q"])
+        found = check.q
+        assert row[2:6] == [
+            f"{n:,}"
+            for n in (found.predictions, found.act_steps, found.verdicts, found.patterns_beyond)
+        ]
     assert loaded.digest == digest
     assert loaded.training == training_record(read_examples(messages, Converter(SHA256)))
     for name in ("config.json", "model.safetensors"):
@@ -210,6 +231,7 @@ def test_a_record_of_version_1_is_completed(before: tuple[Path, Path]) -> None:
         *others,
         "accepted.pairs",
         "figures.json",
+        "precision.json",
     }
     assert "accepted completions of 2 prompts, as hashes" in printed("inspect", "before")
     assert "pairs       2 accepted, as tokens: solved 0 under max_steps, 0 under q" in (
@@ -221,7 +243,8 @@ def test_a_record_of_version_1_is_completed(before: tuple[Path, Path]) -> None:
         each.example for each in read_examples(messages, Converter(SHA256))
     ]
     assert refused("record", "before", "--data-path", messages) == (
-        "checkpoint before: its record is of version 2 and has figures and pairs already: keep it"
+        "checkpoint before: its record is of version 2 and has figures, pairs and precision "
+        "already: keep it"
     )
 
 

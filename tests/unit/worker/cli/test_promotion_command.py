@@ -137,7 +137,7 @@ def test_lost_messages_of_a_file_are_named_by_line_and_prompt(folder: Path, tmp_
     for name in ("sqe-demo", "sqe-demo-600"):
         shutil.copytree(SHIPPED / name, folder / name)
         # Without a record, the messages of the file are all there is.
-        for file in ("training_pairs.json", ACCEPTED_PAIRS, "figures.json"):
+        for file in ("training_pairs.json", ACCEPTED_PAIRS, "figures.json", "precision.json"):
             (folder / name / file).unlink(missing_ok=True)
     lines = (SHIPPED / "sqe-demo" / "messages.jsonl").read_text().splitlines()
     data = tmp_path / "two.jsonl"
