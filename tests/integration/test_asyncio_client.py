@@ -167,6 +167,7 @@ import asyncio
 from worker.client.asyncio import BrokerUnreachable, SQEMessage, poll, result, results, submit
 
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 30  # not a word of a busy machine
     message_id = await submit(SQEMessage.create(agent_id="a", prompt="solve", completion="done"))
     verdict = await result(message_id, timeout=30)
     assert [each async for each in results([message_id])] == [verdict]

@@ -68,7 +68,8 @@ def test_an_announcement_right_behind_the_reply_is_heard(
             client.result(sent.result())
             waits.append(time.monotonic() - start)
     assert worker.is_ready()
-    assert max(waits) < WAIT_SECONDS / 2
+    # If it were not heard, they would be spread evenly over the time between two looks.
+    assert statistics.median(waits) < WAIT_SECONDS / 5
 
 
 @pytest.mark.usefixtures("worker")
