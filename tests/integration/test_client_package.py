@@ -153,6 +153,7 @@ def test_plain_pytest_imports_the_repositorys_own_modules(
 ) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "conftest.py").touch()
+    (tmp_path / "pytest.ini").touch()  # or it looks for one in the folders above
     for name in ("worker", "schemas"):
         (tmp_path / f"{name}.py").write_text("OWN = True\n")
     (tmp_path / "tests" / "test_agent.py").write_text(
