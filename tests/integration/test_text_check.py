@@ -124,8 +124,9 @@ def test_the_worker_counts_what_the_texts_show(wire: Wire) -> None:
     after = wire.metrics()
     grown = {name: after[name] - before[name] for name in after if "text_checks_total" in name}
     assert {name: count for name, count in grown.items() if count} == {
-        "text_checks_total{solved=true}{text=different}": 1
+        "text_checks_total{checkpoint=sqe-demo}{lane=live}{solved=true}{text=different}": 1
     }
-    assert after["truncated_total"] - before["truncated_total"] == 1
+    truncated, words = "truncated_total{lane=live}", "unread_words_total{lane=live}"
+    assert after[truncated] - before[truncated] == 1
     unread = len(LONG.completion.split()) + 1 - PART_WORDS
-    assert after["unread_words_total"] - before["unread_words_total"] == unread
+    assert after[words] - before[words] == unread

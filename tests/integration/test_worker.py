@@ -57,6 +57,7 @@ def all_done(site: "Site") -> bool:
 def test_a_thousand_messages_each_end_as_one_verdict_or_one_dead_letter(site: "Site") -> None:
     random_ = random.Random(0)
     evaluated, rejected = site.worker.total("evaluations_total"), site.worker.metrics()
+    timed = site.worker.total("end_to_end_seconds_count")
     letters = site.store.xlen(DEAD_LETTERS)
     app = create_app(site.redis_url)
     # Half are sent one by one, half in batches as other producers send them; 5 % are malformed.
@@ -85,8 +86,7 @@ def test_a_thousand_messages_each_end_as_one_verdict_or_one_dead_letter(site: "S
         name = f"rejected_total{{reason={reason}}}"
         assert metrics[name] - rejected[name] == count
     assert metrics["duplicates_total"] == rejected["duplicates_total"]
-    histogram = "end_to_end_seconds_count"
-    assert metrics[histogram] - rejected[histogram] == 950
+    assert site.worker.total("end_to_end_seconds_count") - timed == 950
 
 
 def test_the_page_of_metrics_is_true_of_a_worker(site: "Site") -> None:
@@ -131,7 +131,8 @@ def test_an_equal_prompt_is_answered_from_the_cache_and_counted_as_any_other(sit
 
 
 def test_an_unsolved_message_is_in_the_failure_stream_once(site: "Site") -> None:
-    sent = message()
+    # Of an agent without failures before, which others have so many of that not all are kept.
+    sent = SQEMessage.create(agent_id="without-failures", prompt="solve", completion="done")
     for _ in range(2):
         verdict = site.client.result(site.client.submit(sent))
         assert not verdict.solved, "random weights know nothing"
