@@ -19,6 +19,7 @@ from hrm.checkpoint.precision import Differences, PrecisionCheck, RecordedPrecis
 from hrm.evaluation.evaluator import Evaluator, Origin, PendingExample
 from hrm.evaluation.recorded import version
 from hrm.inference.config import Inference
+from hrm.inference.dtypes import Dtypes
 from schemas import (
     Category,
     FailurePattern,
@@ -109,6 +110,22 @@ def measure_precision(
         changed=len(asked) - pairs,
         checks=tuple(checks),
     )
+
+
+def dtypes_on(device: str, name: str) -> Dtypes:
+    """Choose dtypes for checkpoints on `device`, which are compared if they do not record it.
+
+    One CPU thread compares, so that another engine can go on in the meantime.
+
+    Args:
+        device: The device, as torch calls it.
+        name: The dtype as torch calls it, or `auto`.
+    """
+
+    def compare(checkpoint: Checkpoint, seconds: float) -> RecordedPrecision:
+        return measure_precision(checkpoint, [torch.int8], device, threads=1, seconds=seconds)
+
+    return Dtypes(name, device, compare)
 
 
 class _Answers(NamedTuple):

@@ -1,5 +1,6 @@
 """Examples in, predictions out: queue, slots, lanes and cache.
 
+- `dtypes`: the dtype in which a checkpoint answers
 - `config`: the settings of an engine, and the opening of checkpoints with them
 - `engine`: the queue, the order of turns and the futures
 - `lanes`: the memory of all networks of an engine, with fewer slots if the device has less

@@ -9,7 +9,7 @@ from hrm.checkpoint import Checkpoint
 from hrm.inference.cache import CachedPredictor
 from hrm.inference.engine import Engine, Join
 from hrm.inference.prediction import Predictor
-from hrm.kernels import accelerate, fastest_dtype
+from hrm.kernels import accelerate
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 from schemas import HaltedBy
@@ -78,11 +78,3 @@ class Inference:
         if not self.cached_predictions:
             return predictor
         return CachedPredictor(predictor, config, entries=self.cached_predictions)
-
-
-def dtype_of(name: str, device: torch.device | str) -> torch.dtype:
-    """Return the dtype with torch's name `name`; for `auto`, the fastest on `device`."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    return fastest_dtype(device)

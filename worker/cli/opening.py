@@ -9,7 +9,8 @@ import socket
 
 from hrm.checkpoint import open_checkpoint
 from hrm.evaluation.evaluator import Evaluator
-from hrm.inference.config import Inference, dtype_of
+from hrm.evaluation.precision import dtypes_on
+from hrm.inference.config import Inference
 from schemas import HaltedBy
 from worker.cli.options import batch_size_on, use_device
 from worker.settings import Settings
@@ -44,7 +45,7 @@ def open_evaluator(
         slots=batch_size_on(device, batch_size),
         halting=HaltedBy(halting),
         max_steps=max_steps,
-        dtype=dtype_of(dtype, device.torch_name),
+        dtype=dtypes_on(device.torch_name, dtype).of([checkpoint], max_steps),
         cached_predictions=cached_predictions,
     )
     return Evaluator(

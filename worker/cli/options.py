@@ -232,15 +232,16 @@ def max_steps_option(*, limit: int | None = MAX_STEPS) -> Decorator:
 
 
 def dtype_option(*, default: str) -> Decorator:
-    """`--dtype`. A name that `hrm.inference.config.dtype_of` knows."""
+    """`--dtype`. A name that `hrm.inference.dtypes.Dtypes` knows."""
     return click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
         default=default,
         show_default=True,
         help="Data type of activations. bfloat16 is faster on devices that support it, and less "
-        "exact; auto picks the faster of it and float32. int8 is that of matrix products alone, "
-        "on processors that have them, and falls back to float32.",
+        "exact; int8 is that of matrix products alone, on processors that have them, and falls "
+        "back to float32. auto picks the fastest; int8 only if the checkpoint records that it "
+        "changes no verdict, or a comparison at the start shows it.",
     )
 
 

@@ -5,6 +5,7 @@ after the device is pinned.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +18,9 @@ from hrm.ensemble.ensemble import Ensemble, load_members
 from hrm.ensemble.stacking import EnsembleError, read_stacking
 from hrm.evaluation.evaluator import Evaluator
 from hrm.evaluation.known import known_pairs
-from hrm.inference.config import Inference, dtype_of
+from hrm.evaluation.precision import dtypes_on
+from hrm.inference.config import Inference
+from hrm.inference.dtypes import Dtypes
 from schemas import HaltedBy
 from worker.broker.contract import CANARY_AGENT
 from worker.evaluator import Model
@@ -80,14 +83,15 @@ class Serving:
         return self.settings.threads or torch.get_num_threads()
 
     @cached_property
-    def _dtype(self) -> torch.dtype:
-        """The dtype of activations, chosen once: beside a load, another might seem faster."""
-        return dtype_of(self.dtype, self.device.torch_name)
+    def _dtypes(self) -> Dtypes:
+        """Chooses a dtype for each model that is served."""
+        return dtypes_on(self.device.torch_name, self.dtype)
 
     def _open(self, model: Checkpoint | Ensemble, worker: str, threads: int) -> Evaluator:
         """Load a model onto the device, and start to answer."""
-        inference, device = self._inference(threads, self._rule(model)), self.device.torch_name
         members = model.members if isinstance(model, Ensemble) else [model]
+        inference = self._inference(threads, self._rule(model), members)
+        device = self.device.torch_name
         known = known_pairs(members, inference.halting, inference.max_steps)
         if not known:
             logger.info(
@@ -134,13 +138,15 @@ class Serving:
         logger.info("halting auto chose %s", evidence.reason)
         return evidence.rule
 
-    def _inference(self, threads: int, halting: HaltedBy) -> Inference:
+    def _inference(
+        self, threads: int, halting: HaltedBy, members: Sequence[Checkpoint]
+    ) -> Inference:
         default = CUDA_SLOTS if self.device.is_cuda else CPU_SLOTS * threads
         return Inference(
             slots=self.settings.slots or default,
             halting=halting,
             max_steps=self.max_steps,
-            dtype=self._dtype,
+            dtype=self._dtypes.of(members, self.max_steps),
             threads=threads,
             cached_predictions=self.settings.cached_predictions,
         )

@@ -9,7 +9,8 @@ from hrm.ensemble.combiners import Strategy
 from hrm.ensemble.ensemble import Ensemble, load_members
 from hrm.ensemble.report import EnsembleEvaluation
 from hrm.ensemble.stacking import read_stacking
-from hrm.inference.config import Inference, dtype_of
+from hrm.evaluation.precision import dtypes_on
+from hrm.inference.config import Inference
 from schemas import HaltedBy
 from worker.cli.files import (
     check_outputs,
@@ -76,11 +77,12 @@ def command(
     check_outputs((data_path, calibration), (output, written))
     settings = Settings.from_env(device=device)
     pinned = use_device(settings)
+    members = load_members(checkpoints, settings.checkpoint_dir)
     inference = Inference(
         slots=batch_size_on(pinned, batch_size),
         halting=HaltedBy(halting),
         max_steps=max_steps,
-        dtype=dtype_of(dtype, pinned.torch_name),
+        dtype=dtypes_on(pinned.torch_name, dtype).of(members, max_steps),
     )
     evaluation = EnsembleEvaluation(
         data_path,
@@ -90,7 +92,6 @@ def command(
         open_file=read_with_progress,
         on_refused=print_refused_line,
     )
-    members = load_members(checkpoints, settings.checkpoint_dir)
     stacking, left_out = None, None
     if calibration is not None:
         stacking, left_out = evaluation.fit(members, weights, calibration)

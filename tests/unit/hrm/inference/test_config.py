@@ -1,30 +1,17 @@
-"""hrm.inference.config: the dtype and the cache that settings ask for."""
+"""hrm.inference.config: the engine and the cache that settings ask for."""
 
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 import torch
 
 from hrm.checkpoint import load_checkpoint
-from hrm.inference import config as inference
 from hrm.inference.cache import CachedPredictor
-from hrm.inference.config import Inference, dtype_of
+from hrm.inference.config import Inference
 from hrm.kernels.compiler import Kernels, kernels
 from hrm.kernels.cpu import has_level
 from hrm.model.config import HRMConfig
 from tests.support.predictors import StubPredictor
-
-
-def test_a_dtype_is_the_one_named_or_the_fastest_of_the_device(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    fastest = {"cpu": torch.float32, "cuda:0": torch.bfloat16}
-    monkeypatch.setattr(inference, "fastest_dtype", fastest.__getitem__)
-    assert (dtype_of("auto", "cpu"), dtype_of("auto", "cuda:0")) == tuple(fastest.values())
-    assert dtype_of("float32", "cuda:0") == torch.float32
-    assert dtype_of("bfloat16", "cpu") == torch.bfloat16
-    assert dtype_of("int8", "cpu") == torch.int8
 
 
 def test_an_engine_computes_in_int8_where_the_processor_can() -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import torch
 
 from hrm.ensemble.stacking import EnsembleError
 from hrm.evaluation.evaluator import Evaluator
+from hrm.evaluation.precision import dtypes_on
+from hrm.inference.dtypes import Dtypes
+from hrm.kernels import Gain
+from hrm.kernels.compiler import Kernels, kernels
+from hrm.kernels.cpu import has_level
 from schemas import HaltedBy
 from tests.support.promotions import EARLY, LATE, saved_with, solved_by
 from worker.cli.serving import Serving
@@ -107,6 +113,35 @@ def test_a_rule_that_is_named_is_taken_whatever_the_figures_say(
     assert opened("sqe-demo", halting="max_steps")[0] is HaltedBy.MAX_STEPS
     assert opened("sqe-demo-600", halting="q")[0] is HaltedBy.Q
     assert CHOSEN not in caplog.text
+
+
+def test_auto_decides_the_dtype_anew_for_each_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def dtypes(device: str, name: str) -> Dtypes:
+        return replace(
+            dtypes_on(device, name),
+            usual=lambda _: torch.float32,
+            gain=lambda *_: Gain(enough=True, reason="fast"),
+        )
+
+    monkeypatch.setattr("worker.cli.serving.dtypes_on", dtypes)
+    found = kernels()
+    has_int8 = isinstance(found, Kernels) and has_level(found, torch.int8)
+    served = serving(Path("checkpoints"), dtype="auto", checkpoint="sqe-demo")
+    names = []
+    for checkpoint in (None, "sqe-demo-600", None):
+        with closing(served.read_model("me", checkpoint).open()) as evaluator:
+            names.append(evaluator.dtype)
+    assert names == ["int8" if has_int8 else "float32", "float32", *names[:1]]
+    said = [line for line in caplog.messages if line.startswith("dtype auto ")]
+    assert [line.partition(":")[0] for line in said] == [
+        "dtype auto chose int8",
+        "dtype auto stays with float32, not int8",
+        "dtype auto chose int8",
+    ]
 
 
 @pytest.fixture(scope="module")
