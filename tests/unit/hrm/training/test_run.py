@@ -202,3 +202,13 @@ def test_measurements_survive_a_record_exactly() -> None:
     )
     read = RunRecord.model_validate_json(record.model_dump_json())
     assert read == record
+
+
+def test_weights_that_no_worker_can_evaluate_have_no_precision(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The conversion of these runs gives more puzzles than the table has."""
+    train(tmp_path)
+    assert not (tmp_path / "precision.json").exists()
+    (line,) = (each for each in caplog.messages if each.startswith("no precision.json is written"))
+    assert "exceeds its table of 5 puzzles" in line

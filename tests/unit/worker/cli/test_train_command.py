@@ -119,6 +119,15 @@ def test_the_figures_are_those_of_the_saved_weights(run: Run) -> None:
         assert recorded["token_accuracy"] == pytest.approx(found["token_accuracy"])
 
 
+def test_what_coarser_dtypes_change_is_recorded_for_these_weights(run: Run) -> None:
+    precision = run.checkpoint.precision
+    assert precision is not None
+    assert (precision.digest, precision.halt_max_steps) == (run.checkpoint.digest, 16)
+    assert precision.pairs == 4
+    # On any machine: kernels compute int8, or plain torch emulates them.
+    assert [each.dtype for each in precision.checks] == ["bfloat16", "int8"]
+
+
 def test_the_figures_are_recorded_for_these_weights(run: Run) -> None:
     figures = run.checkpoint.figures
     assert figures is not None
