@@ -222,7 +222,7 @@ def test_a_shipped_checkpoint_answers_in_int8_here_as_in_float32() -> None:
     evaluator = Evaluator(demo, inference.open(demo, "cpu"), device="cpu", worker="w")
     with closing(evaluator):
         assert evaluator.dtype == "int8"
-        predictions = [evaluator._infer(each, evaluator._engine, urgent=False) for each in pairs]
+        predictions = [evaluator._infer([each], evaluator._engine, urgent=False) for each in pairs]
         for each, prediction in zip(pairs, predictions, strict=True):
             target = each.target_sequence
             assert prediction.result().tokens[: len(target)] == target
