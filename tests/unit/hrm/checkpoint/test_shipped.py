@@ -131,7 +131,7 @@ def test_the_pairs_are_those_of_the_messages(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "exact"), [("sqe-demo", True), ("sqe-demo-600", False), ("sqe-demo-2", False)]
+    ("name", "exact"), [("sqe-demo", True), ("sqe-demo-600", True), ("sqe-demo-2", False)]
 )
 def test_the_record_says_what_int8_changes(name: str, *, exact: bool) -> None:
     precision = load_checkpoint(FOLDER.with_name(name)).precision

@@ -132,7 +132,7 @@ def test_auto_decides_the_dtype_anew_for_each_checkpoint(
     has_int8 = isinstance(found, Kernels) and has_level(found, torch.int8)
     served = serving(Path("checkpoints"), dtype="auto", checkpoint="sqe-demo")
     names = []
-    for checkpoint in (None, "sqe-demo-600", None):
+    for checkpoint in (None, "sqe-demo-2", None):
         with closing(served.read_model("me", checkpoint).open()) as evaluator:
             names.append(evaluator.dtype)
     assert names == ["int8" if has_int8 else "float32", "float32", *names[:1]]
