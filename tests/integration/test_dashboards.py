@@ -117,9 +117,11 @@ SHARES = [
 
 
 def test_shares_are_between_nothing_and_everything(observed: Observed) -> None:
+    # Percent would be a hundred times as much. Beyond 1, because `rate` extends a sum and a count
+    # that have just begun by different parts, and because measured times overlap.
     for place in SHARES:
         for labels, value in observed.answers.get(place, ()):
-            assert -0.001 < value < 1.05, (place, labels)  # times are measured, and steps overlap
+            assert -0.001 < value < 1.5, (place, labels)
 
 
 def test_panels_show_no_more_than_a_person_can_read(observed: Observed) -> None:
