@@ -206,7 +206,11 @@ def emptied(
         tasks = (
             (evaluate(each, LIVE_QUEUE) for each in messages)
             if batch == 1
-            else evaluate_batches(messages, LIVE_QUEUE)
+            else (
+                task
+                for each in iter(lambda: list(islice(messages, batch)), [])
+                for task in evaluate_batches(each, LIVE_QUEUE)
+            )
         )
         for task in tasks:
             for command in task.commands(NO_NAMESPACE, 0):

@@ -48,7 +48,7 @@ class Setting:
     """Live messages in a run beside a backfill."""
     backfill: int = 20_000
     """Messages of that backfill: more than are evaluated in a run."""
-    singles: int = 10_000
+    singles: int = 40_000
     """Single messages that wait when a worker starts and needs no inference."""
     batched: int = 60_000
     """The same, in batches."""
