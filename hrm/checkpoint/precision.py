@@ -20,13 +20,13 @@ CoarseDtype = Literal["bfloat16", "int8"]
 """Names of the dtypes that are compared with float32."""
 
 NOTHING = "no prediction, halting step or verdict changes"
-"""What a check says that found no difference."""
+"""The words of a check that found no difference."""
 
 _Count = Annotated[int, Field(ge=0)]
 
 
 class Differences(Strict):
-    """What differs from float32, under one halting rule."""
+    """The differences from float32, under one halting rule."""
 
     predictions: _Count = Field(description="Accepted pairs of which a predicted token differs.")
     act_steps: _Count = Field(description="Accepted pairs that halt at another step.")
@@ -84,7 +84,7 @@ class RecordedPrecision(Bound):
         return next((each for each in self.checks if each.dtype == dtype), None)
 
     def summary(self, check: PrecisionCheck) -> str:
-        """What the dtype of `check` changes, in words."""
+        """The changes that the dtype of `check` makes, in words."""
         found = "; ".join(
             f"under {rule} {each.predictions:,} predictions, {each.act_steps:,} halting steps and "
             f"{each.verdicts:,} verdicts change"

@@ -91,7 +91,7 @@ class Dtypes:
         return found
 
     def _compared(self, checkpoint: Checkpoint) -> tuple[str, bool]:
-        """What int8 changes, in words, and whether it is nothing.
+        """The changes that int8 makes, in words, and whether there are none.
 
         If none of it is recorded, it is compared now, and nobody keeps the result.
         """

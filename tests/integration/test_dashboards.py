@@ -34,7 +34,7 @@ EMPTY = {
     "sqe-hrm-failures / @Alerts": "no alert has waited for long enough",
     "sqe-hrm-fleet / @Alerts": "no alert has waited for long enough",
 }
-"""What may have no data in this run, and why."""
+"""Queries that may have no data in this run, and why."""
 
 MOST_SERIES = 20
 """Series of one query that can be told apart; reasons of refusals are the most."""

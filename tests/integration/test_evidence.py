@@ -121,7 +121,7 @@ def test_a_noisy_agent_does_not_evict_anothers_onset(store: redis.Redis) -> None
     noise = {"seconds": HOUR, "rate": 100, "groups": 6, "length": 50_000}
     simulate(store, "noisy live true p#", start=START + 60, **noise)
     assert kept(store)[:3] == [(0.0, 0), (1.0, 0), (2.0, 0)]
-    # What is kept of the noisy one does not keep the quiet one's next failure out.
+    # The entries of the noisy one do not keep the quiet one's next failure out.
     simulate(store, "quiet live true near_miss", start=START + HOUR + 60, seconds=1, rate=1)
     assert kept(store)[-1] == (HOUR + 60.0, 0)
 

@@ -131,7 +131,7 @@ def test_an_equal_prompt_is_answered_from_the_cache_and_counted_as_any_other(sit
 
 
 def test_an_unsolved_message_is_in_the_failure_stream_once(site: "Site") -> None:
-    # Of an agent without failures before, which others have so many of that not all are kept.
+    # From an agent without failures before: others have so many that not all are kept.
     sent = SQEMessage.create(agent_id="without-failures", prompt="solve", completion="done")
     for _ in range(2):
         verdict = site.client.result(site.client.submit(sent))

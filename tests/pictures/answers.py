@@ -1,4 +1,4 @@
-"""What a Prometheus answers to a panel's queries, arranged as Grafana would show it.
+"""A Prometheus's answers to a panel's queries, arranged as Grafana would show them.
 
 Knows a dashboard's file: queries, names of series, transformations of tables. Draws nothing.
 """
@@ -24,7 +24,7 @@ Cell = tuple[str, str]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the figures come from, and of which time."""
+    """The source of the figures, and their time."""
 
     prometheus: Prometheus
     start: float

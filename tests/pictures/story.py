@@ -1,4 +1,4 @@
-"""What happens in the run that the pictures show: healthy agents, and then one that changes."""
+"""The events of the run that the pictures show: healthy agents, and then one that changes."""
 
 import itertools
 import os
@@ -42,7 +42,7 @@ class Story:
     minutes: float
     start: float = field(default_factory=time.time)
     told: list[str] = field(default_factory=list)
-    """What happened, and when."""
+    """Events, and when they happened."""
     drifts: bool = False
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Story:
             time.sleep(max(0.0, now + 1 - time.time()))
 
     def _events(self) -> Iterator[tuple[float, Callable[[], str]]]:
-        """What happens, after which share of the time."""
+        """Events, each after a share of the time."""
         yield 0.25, self._send_file
         yield 0.35, self._drift
         yield 0.75, self._reload

@@ -20,7 +20,7 @@ JOBS = ("monitoring/workers", "monitoring/monitor")
 
 @dataclass(frozen=True)
 class Deployment:
-    """What runs."""
+    """The parts that run."""
 
     redis_url: str
     workers: Worker

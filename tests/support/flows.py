@@ -1,4 +1,4 @@
-"""What became of the messages that a worker took, by its metrics."""
+"""The fate of the messages that a worker took, by its metrics."""
 
 from worker.telemetry.flow import Flow
 from worker.telemetry.scrape import Scrape

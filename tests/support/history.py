@@ -23,7 +23,7 @@ Expected = Mapping[Labels, float]
 
 
 class History:
-    """What Prometheus scraped from the beginning, once a minute."""
+    """Everything that Prometheus scraped from the beginning, once a minute."""
 
     def __init__(self) -> None:
         self.minutes = 0

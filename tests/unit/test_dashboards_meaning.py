@@ -16,7 +16,7 @@ MINUTES = 60
 
 
 class Case:
-    """What a panel shows for given series.
+    """A panel's values for given series.
 
     Args:
         panel: Dashboard, title and letter, with slashes.

@@ -49,7 +49,7 @@ OPEN = {
     "torch": "version, or `none`",
     "version": "this project's version",
 }
-"""What the values of labels without a fixed list are."""
+"""The values of labels without a fixed list, in words."""
 
 UNITS = {
     "_timestamp_seconds": "Unix time",

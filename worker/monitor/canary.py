@@ -116,7 +116,7 @@ class Canary:
         self._asked: Question | None = None
         """The question that is waited for; None for one of an earlier monitor."""
         self._solved: set[tuple[Question, str]] = set()
-        """Those that were solved, each with the digest of the checkpoint."""
+        """Canaries that were solved, each with the digest of the checkpoint."""
         self._has_looked = False
 
     def start(self) -> None:

@@ -88,7 +88,7 @@ class Reloader:
         self._stopping = False
         self._failure: str | None = None
         self._activity: State | None = None
-        """What the thread is doing, if it is not waiting."""
+        """The thread's work at this moment; None while it waits."""
         self._left: Callable[[], object] = lambda: None
         """Returns the evaluator that has left, as long as something keeps it."""
         self._thread: threading.Thread | None = None

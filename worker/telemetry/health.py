@@ -70,7 +70,7 @@ class Readiness:
 
     @property
     def state(self) -> State:
-        """What the worker is doing."""
+        """The worker's state at this moment."""
         if self._stopping:
             return State.STOPPING
         return self._activity() if self._loaded else State.STARTING

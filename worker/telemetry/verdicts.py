@@ -38,7 +38,7 @@ KINDS = 1024
 Few of all combinations of labels occur."""
 
 _Kind = tuple[bool, Difficulty, Category, TextCheck, PromptMatch, FailurePattern | None]
-"""What the labels of a verdict's counters are made of, beside checkpoint, lane and `known`."""
+"""The fields behind the labels of a verdict's counters, beside checkpoint, lane and `known`."""
 
 
 class Evaluation(NamedTuple):

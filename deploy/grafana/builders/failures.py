@@ -56,7 +56,7 @@ times: 4 times 34.5, the design effect times χ² with 13 degrees of freedom. Th
 token drift say why."""
 
 RARE = 0.005
-"""Of tokens with a smaller share, a few more are no drift."""
+"""Share of all tokens below which a token is left out: a few more of it are no drift."""
 
 _EVALUATED = (CHECKPOINT, LANE, KNOWN)
 
@@ -454,7 +454,10 @@ def _evidence() -> Section:
                 look=Lines(low=0),
             ),
             lines_panel(
-                Text("Memory of the evidence", "Bytes of Redis that each stream takes."),
+                Text(
+                    "Memory of the evidence",
+                    "Bytes of the entries of each stream; Redis takes about as much for them.",
+                ),
                 [Query(largest("stream_bytes", by="stream"), "{{stream}}")],
                 unit=BYTES,
                 width=8,
