@@ -61,16 +61,34 @@ def test_inputs_and_outputs_are_rounded_to_their_dtypes() -> None:
     assert torch.equal(coarse, Int8Linear(linear)(x.bfloat16()).bfloat16())
 
 
+@pytest.mark.parametrize("size", [1, 32, 64, 96, 100])
+def test_groups_of_inputs_have_scales_of_their_own(size: int) -> None:
+    linear = Linear(96, 8)
+    x = torch.randn(5, 96) * torch.linspace(1e-3, 1, 96)
+    grouped, (values, scales) = Int8Linear(linear, group=size)(x), quantised(linear.weight)
+    parts = [quantised(part) for part in torch.split(x, size, dim=1)]
+    rows = torch.cat([(each * scale).double() for each, scale in parts], dim=1)
+    expected = rows @ (values * scales.detach()).double().T
+    torch.testing.assert_close(grouped.double(), expected, rtol=1e-5, atol=1e-6)
+    if size >= 96:
+        assert torch.equal(grouped, Int8Linear(linear)(x))
+
+
 @pytest.mark.parametrize("inner", [torch.float32, torch.bfloat16])
-@given(heads=st.integers(1, 4), head_dim=st.sampled_from([16, 32, 64]), length=st.integers(1, 40))
+@given(
+    heads=st.integers(1, 4),
+    head_dim=st.sampled_from([16, 32, 64]),
+    length=st.integers(1, 40),
+    group=st.sampled_from([None, 64, 100]),
+)
 @settings(max_examples=20, deadline=None)
 def test_a_level_in_int8_is_near_the_exact_one(
-    inner: torch.dtype, heads: int, head_dim: int, length: int
+    inner: torch.dtype, heads: int, head_dim: int, length: int, group: int | None
 ) -> None:
     torch.manual_seed(heads)
     plain = Level(config(heads, head_dim), 2).requires_grad_(requires_grad=False)
     rounded = copy.deepcopy(plain)
-    emulate(rounded, inner)
+    emulate(rounded, inner, group=group)
     z, injection = torch.randn(2, 3, length, heads * head_dim)
     rotary = rotary_table(length, head_dim, 1e4)
     output, exact = rounded(z, injection, rotary), plain(z, injection, rotary)
@@ -78,8 +96,10 @@ def test_a_level_in_int8_is_near_the_exact_one(
     assert 0 < (output - exact).abs().mean() < 0.03
 
 
-@pytest.mark.parametrize("inner", [torch.float32, torch.bfloat16])
-def test_the_demo_answers_the_same(inner: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("inner", "group"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, 64)]
+)
+def test_the_demo_answers_the_same(inner: torch.dtype, group: int | None) -> None:
     checkpoint = load_checkpoint(DEMO)
     converter = Converter(checkpoint.conversion)
     lines = (DEMO / "messages.jsonl").read_text(encoding="utf-8").splitlines()
@@ -87,8 +107,8 @@ def test_the_demo_answers_the_same(inner: torch.dtype) -> None:
     examples = [converter.convert(pair.prompt, pair.completion, pair.puzzle_id) for pair in pairs]
     batch = encode(examples, checkpoint.config)
     plain, rounded = checkpoint.build(), checkpoint.build()
-    emulate(rounded.H_level, inner)
-    emulate(rounded.L_level, inner)
+    emulate(rounded.H_level, inner, group=group)
+    emulate(rounded.L_level, inner, group=group)
     ours, theirs = (
         evaluate_batch(network, batch, halting=HaltedBy.Q, max_steps=STEPS)
         for network in (rounded, plain)
