@@ -1,5 +1,6 @@
 """The network's blocks for NVIDIA GPUs, in the form that is correct and faster on the device:
-entirely in Triton, or with torch's matrix products and compiled code between them.
+entirely in Triton, or with torch's matrix products and compiled code between them. In int8 there is
+the form in Triton alone.
 
 `SQE_GPU_KERNELS` in the environment turns kernels off: `compiled` those in Triton, `off` all.
 
@@ -11,12 +12,13 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from types import FunctionType
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,11 @@ from torch import Tensor, nn
 
 from hrm.kernels.folder import keep_gpu_caches
 from hrm.kernels.graphs import cuda_capture
+from hrm.kernels.int8 import emulate
 from hrm.model.network import HRM, Block, rotate
+
+if TYPE_CHECKING:
+    from hrm.kernels.cuda_triton import AnyTiles, Options
 
 logger = logging.getLogger(__name__)
 
@@ -158,13 +164,19 @@ class BlockBenchmark:
         x = torch.randn(shape, generator=generator, device=device)
         return x.to(self.network.forward_dtype)
 
-    def check(self, form: Form) -> None:
-        """Check `form` against the plain block.
+    def emulated(self, group: int) -> nn.Module:
+        """The block with linear maps in int8, as plain torch emulates kernels with this `group`."""
+        level = copy.deepcopy(self.network.L_level)
+        emulate(level, torch.bfloat16, group=group)
+        return next(m for m in level.modules() if isinstance(m, Block))
+
+    def check(self, form: Form, plain: nn.Module | None = None) -> None:
+        """Check `form` against `plain`, by default the plain block.
 
         Both are compared with a float32 computation.
 
         Raises:
-            ArithmeticError: The form's error exceeds the plain block's by more than a different
+            ArithmeticError: The form's error exceeds that of `plain` by more than a different
                 summation order can explain.
         """
         rotary = self.network.rotary
@@ -172,7 +184,9 @@ class BlockBenchmark:
         for batch in CHECKED_BATCHES:
             x = self.input(batch)
             truth = exact(x.float(), rotary)
-            error, allowed = ((b(x, rotary).float() - truth).abs() for b in (fast, self.block))
+            error, allowed = (
+                (block(x, rotary).float() - truth).abs() for block in (fast, plain or self.block)
+            )
             mean, most = error.mean().item(), error.max().item()
             # Negated, because comparisons with NaN are false.
             if not (
@@ -192,6 +206,16 @@ def accelerate(network: HRM) -> str:
         return f"plain torch, because {SWITCH} is off"
     if find_spec("triton") is None:
         return "plain torch, because there is no triton"
+    with trials(network):
+        form, used = chosen(BlockBenchmark(network))
+    if form is not None:
+        fuse(network, form)
+    return used
+
+
+@contextmanager
+def trials(network: HRM) -> Iterator[None]:
+    """Let forms of the blocks of `network` be tried on its device, as they will be used."""
     keep_gpu_caches()
     # cuDNN plans its attention again for each batch size and thread, which takes tens of
     # milliseconds each time.
@@ -199,10 +223,48 @@ def accelerate(network: HRM) -> str:
     # In inference mode, as in later calls: compiled code works only with such tensors.
     on_device = torch.cuda.device_of(network.H_init)  # type: ignore[no-untyped-call]
     with on_device, torch.inference_mode():
-        form, used = chosen(BlockBenchmark(network))
-    if form is not None:
-        fuse(network, form)
-    return used
+        yield
+
+
+def int8_form(network: HRM) -> Form | str:
+    """The form of the blocks of `network` in int8, checked, or the reason why there is none.
+
+    The weights must be float32, as is the form's state.
+    """
+    if os.environ.get(SWITCH) in {"off", "compiled"}:
+        return f"{SWITCH} is {os.environ[SWITCH]}"
+    if find_spec("triton") is None:
+        return "there is no triton"
+    with trials(network):
+        return attempt("Triton", partial(triton_int8_form, BlockBenchmark(network)))
+
+
+def int8_ratio(network: HRM, other: HRM) -> float | str:
+    """Speed of a block of `network` in int8, relative to the fastest form of a block of `other`.
+
+    Returns the reason if there is no int8, or if nothing can be measured.
+    """
+    int8 = int8_form(network)
+    if isinstance(int8, str):
+        return int8
+    benchmarks = BlockBenchmark(network), BlockBenchmark(other)
+    with trials(other):
+        usual, _ = chosen(benchmarks[1])
+        blocks = int8(benchmarks[0].block), (usual or _unchanged)(benchmarks[1].block)
+        timed = attempt(
+            "measuring",
+            lambda: seconds(
+                [
+                    partial(block, each.input(TIMED_BATCH), each.network.rotary)
+                    for block, each in zip(blocks, benchmarks, strict=True)
+                ]
+            ),
+        )
+    return timed if isinstance(timed, str) else timed[1] / timed[0]
+
+
+def _unchanged(block: Block) -> nn.Module:
+    return block
 
 
 def chosen(benchmark: BlockBenchmark) -> tuple[Form | None, str]:
@@ -250,17 +312,43 @@ def triton_form(benchmark: BlockBenchmark) -> Form | str:
         return f"{SWITCH} is compiled"
     from hrm.kernels import cuda_triton  # noqa: PLC0415 - triton may be missing
 
-    unfit = cuda_triton.unsupported_reason(benchmark.network)
+    unfit = cuda_triton.unsupported_reason(benchmark.network, torch.bfloat16)
     if unfit:
         return unfit
-    x, rotary = benchmark.input(TIMED_BATCH), benchmark.network.rotary
-    tiles = cuda_triton.tuned(
-        benchmark.block, lambda block: seconds([partial(block, x, rotary)])[0]
-    )
-    logger.info("Triton: %s", tiles)
-    form = partial(cuda_triton.FusedBlock, tiles=tiles)
+    form = tuned(benchmark, cuda_triton.FusedBlock, cuda_triton.Tiles(), cuda_triton.OPTIONS)
     benchmark.check(form)
     return form
+
+
+def triton_int8_form(benchmark: BlockBenchmark) -> Form | str:
+    """The same in int8, checked against the emulation that has its groups."""
+    from hrm.kernels import cuda_int8, cuda_triton  # noqa: PLC0415 - triton may be missing
+
+    unfit = cuda_triton.unsupported_reason(benchmark.network, torch.float32)
+    if unfit:
+        return unfit
+    form = tuned(benchmark, cuda_int8.FusedBlock, cuda_int8.TILES, cuda_int8.OPTIONS)
+    benchmark.check(form, benchmark.emulated(cuda_int8.GROUP))
+    return form
+
+
+def tuned(
+    benchmark: BlockBenchmark,
+    kind: Callable[[Block, "AnyTiles"], nn.Module],
+    tiles: "AnyTiles",
+    options: "Options",
+) -> Form:
+    """The form of a `kind` in Triton with the fastest tiles for this device."""
+    from hrm.kernels import cuda_triton  # noqa: PLC0415 - triton may be missing
+
+    x, rotary = benchmark.input(TIMED_BATCH), benchmark.network.rotary
+
+    def taken(tried: "AnyTiles") -> float:
+        return seconds([partial(kind(benchmark.block, tried), x, rotary)])[0]
+
+    fastest = cuda_triton.tuned(tiles, options, taken)
+    logger.info("Triton: %s", fastest)
+    return lambda block: kind(block, fastest)
 
 
 def seconds(calls: Sequence[Callable[[], object]]) -> list[float]:

@@ -1,5 +1,6 @@
 """The network's blocks for NVIDIA GPUs in Triton, in bfloat16. The operations between the matrix
-products work on the products' sums in registers, before anything is written to memory.
+products work on the products' sums in registers, before anything is written to memory. Those in
+int8 (`cuda_int8`) have the same attention and the same limits.
 
 Imported only if Triton is installed. No kernel depends on the number of rows: tensor descriptors
 know it, read zeros past the end and write nothing there. So each kernel is compiled once, and its
@@ -9,7 +10,7 @@ launches can be captured. Kernels sum in float32, and round where a plain block 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import triton
@@ -18,6 +19,12 @@ from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hrm.model.network import HRM, Block
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+AnyTiles = TypeVar("AnyTiles", bound="DataclassInstance")
+"""A type with a tile for each kernel of a form."""
 
 HEAD_DIMS = (16, 32, 64, 128)
 """Head sizes that the attention kernel supports."""
@@ -64,7 +71,10 @@ class Tiles:
     mlp: Tile | None = None
 
 
-OPTIONS: dict[str, tuple[Tile | None, ...]] = {
+Options = dict[str, tuple[Tile | None, ...]]
+"""Tiles that are tried for each field of a `Tiles`, one field after another."""
+
+OPTIONS: Options = {
     "attention": (Tile(64), Tile(128), Tile(128, warps=8)),
     "o_proj": (Tile(64, stages=2), Tile(64, depth=32), Tile(128, warps=8)),
     "gate_up": (
@@ -81,13 +91,16 @@ On an H100, at the sizes of the v9 checkpoints, all fit: none spills a register.
 """
 
 
-def unsupported_reason(network: HRM) -> str | None:
-    """Reason why `FusedBlock` does not support `network` on its device, or None."""
+def unsupported_reason(network: HRM, dtype: torch.dtype) -> str | None:
+    """Reason why there are no blocks in Triton with a state of `dtype` for `network`, or None.
+
+    Its device is the network's.
+    """
     config = network.config
     length = config.puzzle_emb_len + config.seq_len
     major, minor = torch.cuda.get_device_capability(network.H_init.device)
     obstacles = (
-        (network.forward_dtype != torch.bfloat16, network.forward_dtype),
+        (network.forward_dtype != dtype, network.forward_dtype),
         (config.pos_encodings != "rope", f"{config.pos_encodings} positions"),
         (config.head_dim not in HEAD_DIMS, f"heads of {config.head_dim}"),
         (config.hidden_size > WIDEST, f"a hidden size of {config.hidden_size}"),
@@ -97,16 +110,15 @@ def unsupported_reason(network: HRM) -> str | None:
     return next((f"there is no Triton for {what}" for unfit, what in obstacles if unfit), None)
 
 
-def tuned(block: Block, seconds: Callable[["FusedBlock"], float]) -> Tiles:
-    """The tiles with which `block` is fastest according to `seconds`, one kernel after another."""
-    tiles = Tiles()
-    for name, options in OPTIONS.items():
+def tuned(tiles: AnyTiles, options: Options, seconds: Callable[[AnyTiles], float]) -> AnyTiles:
+    """The fastest of `tiles` and their `options`, by `seconds`, one kernel after another."""
+    for name, each in options.items():
         best, least = tiles, math.inf
-        for option in options:
+        for option in each:
             change: dict[str, Any] = {name: option}
             tried = replace(tiles, **change)
             try:
-                taken = seconds(FusedBlock(block, tried))
+                taken = seconds(tried)
             except Exception:  # noqa: BLE001, S112 - perhaps too large for this GPU: try others
                 continue
             if taken < least:
@@ -134,34 +146,14 @@ class FusedBlock(nn.Module):
         x: (B, T, D) bfloat16; rotary: float32 (2, T, head_dim), with equal halves. Raises
         `ValueError` for another table: a kernel would read beyond its memory.
         """
-        if rotary is None or rotary.dtype != torch.float32:
-            raise ValueError("no float32 rotary table")
-        if rotary.shape != (2, x.shape[1], self.head_dim) or x.shape[1] > LONGEST:
-            raise ValueError(f"no rotary table for {tuple(x.shape)}: {tuple(rotary.shape)}")
+        table = check_rotary(rotary, x.shape[1], self.head_dim)
         rows = x.flatten(0, 1).contiguous()
-        mixed = self._attend(self.qkv_proj(rows), rotary.contiguous())
+        mixed = attend(self.qkv_proj(rows), table, self.num_heads, self.tiles.attention)
         rows = self._project(mixed, self.o_proj.weight, rows, self.tiles.o_proj)
         if self.tiles.mlp is not None:
             return self._mlp(rows, self.tiles.mlp).view(x.shape)
         gated = self._gate(rows, self.tiles.gate_up)
         return self._project(gated, self.down_proj.weight, rows, self.tiles.down).view(x.shape)
-
-    def _attend(self, qkv: Tensor, rotary: Tensor) -> Tensor:
-        length, heads, head_dim = rotary.shape[1], self.num_heads, self.head_dim
-        tile, padded = self.tiles.attention, max(_SMALLEST, triton.next_power_of_2(length))
-        mixed = qkv.new_empty(len(qkv), heads * head_dim)
-        attention_kernel[len(qkv) // length * heads,](
-            qkv,
-            rotary,
-            mixed,
-            length=length,
-            heads=heads,
-            head_dim=head_dim,
-            KEYS=padded,
-            QUERIES=min(tile.rows, padded),
-            num_warps=tile.warps,
-        )
-        return mixed
 
     def _project(self, x: Tensor, weight: Tensor, residual: Tensor, tile: Tile) -> Tensor:
         """Compute `rms_norm(residual + x @ weight.T)`."""
@@ -215,6 +207,38 @@ class FusedBlock(nn.Module):
             num_stages=tile.stages,
         )
         return output
+
+
+def check_rotary(rotary: Tensor | None, length: int, head_dim: int) -> Tensor:
+    """Return `rotary`, contiguous. Raises `ValueError` unless it is float32 (2, T, head_dim)."""
+    if rotary is None or rotary.dtype != torch.float32:
+        raise ValueError("no float32 rotary table")
+    if rotary.shape != (2, length, head_dim) or length > LONGEST:
+        shape = (2, min(length, LONGEST), head_dim)
+        raise ValueError(f"no rotary table of {shape}: {tuple(rotary.shape)}")
+    return rotary.contiguous()
+
+
+def attend(qkv: Tensor, rotary: Tensor, heads: int, tile: Tile) -> Tensor:
+    """Attention's results (rows, D) for queries, keys and values (rows, 3 * D) of all examples.
+
+    rotary: as `check_rotary` returns it.
+    """
+    _, length, head_dim = rotary.shape
+    padded = max(_SMALLEST, triton.next_power_of_2(length))
+    mixed = qkv.new_empty(len(qkv), heads * head_dim)
+    attention_kernel[len(qkv) // length * heads,](
+        qkv,
+        rotary,
+        mixed,
+        length=length,
+        heads=heads,
+        head_dim=head_dim,
+        KEYS=padded,
+        QUERIES=min(tile.rows, padded),
+        num_warps=tile.warps,
+    )
+    return mixed
 
 
 def described(tensor: Tensor, *block: int) -> TensorDescriptor:

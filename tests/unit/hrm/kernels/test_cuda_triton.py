@@ -5,13 +5,10 @@ No GPU is needed: the kernels are interpreted, and compiled without being run.
 
 import copy
 import importlib
-import multiprocessing
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
@@ -23,6 +20,7 @@ from torch import Tensor
 from hrm.kernels import cuda
 from hrm.model.network import Block, rotary_table
 from tests.support.networks import config, network, step_from
+from tests.support.triton import Compiler
 
 # Interpreted
 
@@ -32,22 +30,6 @@ class Errors(NamedTuple):
 
     mean: float
     most: float
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    """A process in which Triton interprets kernels, which is decided at its first import."""
-    pytest.importorskip("triton")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            # `hrm` imports no Triton: this process has imported everything this module does.
-            assert not pool.submit(has_triton).result()
-        yield pool
-
-
-def has_triton() -> bool:
-    return "triton" in sys.modules
 
 
 def fused_blocks(
@@ -226,14 +208,11 @@ def test_a_network_that_is_not_supported_gets_the_reason(
     what: str | None,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    said = cuda_triton.unsupported_reason(network(dtype, **fields))
+    said = cuda_triton.unsupported_reason(network(dtype, **fields), torch.bfloat16)
     assert said == (what and f"there is no Triton for {what}")
 
 
-def test_the_fastest_tiles_that_fit_are_found(
-    cuda_triton: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda_triton, "FusedBlock", lambda _, tiles: tiles)
+def test_the_fastest_tiles_that_fit_are_found(cuda_triton: ModuleType) -> None:
     options = cuda_triton.OPTIONS
     best = {name: options[name][-1] for name in options}
 
@@ -242,60 +221,18 @@ def test_the_fastest_tiles_that_fit_are_found(
             raise RuntimeError("out of resources: shared memory")
         return float(sum(getattr(tiles, name) != tile for name, tile in best.items()))
 
-    assert cuda_triton.tuned(None, seconds) == cuda_triton.Tiles(**best)
+    assert cuda_triton.tuned(cuda_triton.Tiles(), options, seconds) == cuda_triton.Tiles(**best)
 
 
-class Launches:
-    """A stand-in for a kernel, which compiles the kernel for each launch instead of running it."""
-
-    def __init__(self, kernel: Any, compiled: dict[str, Any]) -> None:  # noqa: ANN401
-        self.kernel, self.compiled = kernel, compiled
-
-    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-        assert grid[0] > 0
-        return self.launch
-
-    def launch(self, *arguments: Any, num_warps: int, num_stages: int = 3, **sizes: int) -> None:  # noqa: ANN401
-        from triton.backends.compiler import GPUTarget  # noqa: PLC0415
-        from triton.compiler import ASTSource, compile  # noqa: A004, PLC0415
-
-        types = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-        signature, aligned = dict.fromkeys(sizes, "constexpr"), {}
-        for number, (name, value) in enumerate(zip(self.kernel.arg_names, arguments, strict=False)):
-            if isinstance(value, Tensor):
-                signature[name] = types[value.dtype]
-                aligned[number,] = [["tt.divisibility", 16]]
-            elif isinstance(value, float):
-                signature[name] = "fp32"
-            else:
-                signature[name] = f"tensordesc<bf16{value.block_shape}>"
-        source = ASTSource(self.kernel, signature, sizes, aligned)
-        options = {"num_warps": num_warps, "num_stages": num_stages}
-        key = f"{source.hash()} {options}"
-        if key not in self.compiled:
-            self.compiled[key] = compile(source, GPUTarget("cuda", 90, 32), options)
-
-
-def test_all_kernels_fit_an_h100(
-    cuda_triton: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
-    compiled: dict[str, Any] = {}
-    for kernel in ("attention_kernel", "product_norm_kernel", "gate_kernel", "mlp_kernel"):
-        monkeypatch.setattr(cuda_triton, kernel, Launches(getattr(cuda_triton, kernel), compiled))
+def test_all_kernels_fit_an_h100(cuda_triton: ModuleType, compiler: Compiler) -> None:
     block = Block(config(8, 32, expansion=4.0)).bfloat16().requires_grad_(requires_grad=False)
     x, rotary = torch.zeros(2, 101, 256).bfloat16(), rotary_table(101, 32, 1e4)
+    compiler.replace(
+        cuda_triton, "attention_kernel", "product_norm_kernel", "gate_kernel", "mlp_kernel"
+    )
     for name, options in cuda_triton.OPTIONS.items():
         for option in options:
             tiles = replace(cuda_triton.Tiles(), **{name: option})
             cuda_triton.FusedBlock(block, tiles)(x, rotary)
-    assert len(compiled) == 15
-    log = capfd.readouterr().out
-    assert log.count("0 bytes spill stores, 0 bytes spill loads") == len(compiled)
-    assert "serialized" not in log
-    assert all("wgmma" in kernel.asm["ptx"] for kernel in compiled.values())
-    assert all(kernel.metadata.shared <= 227 << 10 for kernel in compiled.values())
+    assert len(compiler.compiled) == 15
+    compiler.assert_all_fit("wgmma")
