@@ -49,8 +49,8 @@ def run(setting: Setting) -> str:
         "The limit is the rate of examples if nothing but their matrix products "
         f"({operations / 1e9:.1f} GFLOP each) took time, at the speed of {_product_name(setting)}, "
         f"measured alone for {setting.seconds} s in every round. In int8, attention's products and "
-        "the token head's, which stay as they are, are counted as if they were of int8 too. The "
-        "plain loop has no int8; float32's stands beside it.",
+        "the token head's, which stay as they are, are counted as if they were of int8 too. "
+        "Loops have no int8; float32's stand beside it.",
     )
 
 
@@ -93,8 +93,9 @@ def _rates(setting: Setting, slots: int, count: int) -> dict[torch.dtype, Rates]
         product = fastest_product(setting.config, dtype, setting.device, 2 * setting.seconds)
         contestants[dtype, "engine"] = partial(engine_rate, network)
         contestants[dtype, "limit"] = partial(limit, product)
-        if not int8:
-            contestants[dtype, "plain"] = partial(loop_rate, random_network(setting, dtype))
+        if int8:
+            continue
+        contestants[dtype, "plain"] = partial(loop_rate, random_network(setting, dtype))
         if setting.is_cuda:
             compiled = _compiled(random_network(setting, dtype))
             contestants[dtype, "compiled"] = partial(loop_rate, compiled)

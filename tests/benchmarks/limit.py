@@ -124,5 +124,10 @@ def _product(function: Callable[..., None], x: Tensor, packed: Tensor) -> Tensor
 
 
 def _on_gpu(dtype: torch.dtype, device: str) -> Iterator[Product]:
-    x = torch.randn(GPU_SIZE, GPU_SIZE, device=device).to(dtype)
-    yield Product(2 * GPU_SIZE**3, partial(torch.mm, x, x), device)
+    x = torch.randn(GPU_SIZE, GPU_SIZE, device=device)
+    if dtype == torch.int8:
+        values, _ = quantised(x)
+        product = partial(torch._int_mm, values, values.T)
+    else:
+        product = partial(torch.mm, x.to(dtype), x.to(dtype))
+    yield Product(2 * GPU_SIZE**3, product, device)

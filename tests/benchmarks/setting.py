@@ -10,7 +10,7 @@ import torch
 
 from hrm.checkpoint import Checkpoint, load_checkpoint
 from hrm.data.conversion import Converter
-from hrm.kernels.cpu import without_int8
+from hrm.kernels import without_int8
 from hrm.model.config import HRMConfig
 from hrm.model.network import HRM
 from schemas import Difficulty, ExampleMetadata, HRMExample
@@ -149,7 +149,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def engine_dtypes(config: HRMConfig, device: str) -> tuple[torch.dtype, ...]:
     """Dtypes in which engines compute networks of `config` on `device`, float32 first."""
-    if device != "cpu" or without_int8(HRM(config)):
+    if without_int8(HRM(config).to(device)):
         return DTYPES
     return (*DTYPES, torch.int8)
 
