@@ -53,7 +53,7 @@ def accelerate(network: HRM, *, int8: bool = False, emulated: bool = False) -> H
     Args:
         network: The network.
         int8: Whether the levels' linear maps compute in int8, which rounds more coarsely than
-            bfloat16, if the device can. Everything else keeps the forward dtype, float32.
+            bfloat16, if the device can. The levels' state keeps the forward dtype, float32.
         emulated: Whether plain torch computes int8, slowly, if the device cannot.
     """
     if network in _described:

@@ -1,8 +1,8 @@
 """The levels' linear maps in int8, in plain torch: the yardstick for faster forms.
 
 Weights are rounded once, with a scale for each output, and activations where they enter a map, with
-a scale for each row. Products of integers are exact; scales are float32. Everything else computes
-as before.
+a scale for each row or group of its numbers. Products of integers are exact; scales are float32.
+Everything else computes as before.
 """
 
 from functools import reduce

@@ -239,7 +239,7 @@ def dtype_option(*, default: str) -> Decorator:
         default=default,
         show_default=True,
         help="Data type of activations. bfloat16 is faster on devices that support it, and less "
-        "exact; int8 is that of matrix products alone, on processors that have them, and falls "
+        "exact; int8 is that of matrix products alone, on devices that have them, and falls "
         "back to float32. auto picks the fastest; int8 only if the checkpoint records that it "
         "changes no verdict, or a comparison at the start shows it.",
     )
