@@ -123,11 +123,11 @@ def int8_gain(config: HRMConfig, over: torch.dtype, device: torch.device | str) 
     It is measured, once for each size. A CPU takes about 0.1 s; on a GPU the fastest forms in both
     dtypes are found first, which takes as long as `accelerate` does for both.
     """
-    one_block = {"H_layers": 1, "L_layers": 1, "num_puzzle_identifiers": 1}
-    config = config.model_copy(update=one_block)
+    config = config.model_copy(update={"H_layers": 1, "num_puzzle_identifiers": 1})
     if torch.device(device).type == "cuda":
         ratio = _int8_ratio_of_gpu(config, over, device)
     else:
+        config = config.model_copy(update={"L_layers": 1})
         ratio = without_int8(HRM(config).to(device)) or _int8_ratio(config, over)
     if isinstance(ratio, str):
         return Gain(enough=False, reason=ratio)
@@ -211,7 +211,7 @@ def _speed_ratio() -> float:
 def _int8_ratio_of_gpu(
     config: HRMConfig, over: torch.dtype, device: torch.device | str
 ) -> float | str:
-    """Speed of a block of `config` in int8, relative to `over`; or why it is not known."""
+    """Speed of a level of `config` in int8, relative to `over`; or why it is not known."""
     networks = HRM(config).to(device), HRM(config, over).to(device)
     for network in networks:
         _cast(network)

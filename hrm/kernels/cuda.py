@@ -149,20 +149,20 @@ class FusedBlock(nn.Module):
         return rows.view(batch, length, size)
 
 
+def random_state(network: HRM, batch: int) -> Tensor:
+    """Random state (B, T, D) of a level of `network`, the same on every call."""
+    config, device = network.config, network.H_init.device
+    shape = (batch, config.puzzle_emb_len + config.seq_len, config.hidden_size)
+    generator = torch.Generator(device).manual_seed(batch)
+    return torch.randn(shape, generator=generator, device=device).to(network.forward_dtype)
+
+
 class BlockBenchmark:
     """A block of `network` with which forms are checked and timed."""
 
     def __init__(self, network: HRM) -> None:
         self.network = network
         self.block = next(m for m in network.L_level.modules() if isinstance(m, Block))
-
-    def input(self, batch: int) -> Tensor:
-        """Random input (B, T, D) for the block, the same on every call."""
-        config, device = self.network.config, self.network.H_init.device
-        shape = (batch, config.puzzle_emb_len + config.seq_len, config.hidden_size)
-        generator = torch.Generator(device).manual_seed(batch)
-        x = torch.randn(shape, generator=generator, device=device)
-        return x.to(self.network.forward_dtype)
 
     def emulated(self, group: int) -> nn.Module:
         """The block with linear maps in int8, as plain torch emulates kernels with this `group`."""
@@ -182,7 +182,7 @@ class BlockBenchmark:
         rotary = self.network.rotary
         exact, fast = copy.deepcopy(self.block).float(), form(self.block)
         for batch in CHECKED_BATCHES:
-            x = self.input(batch)
+            x = random_state(self.network, batch)
             truth = exact(x.float(), rotary)
             error, allowed = (
                 (block(x, rotary).float() - truth).abs() for block in (fast, plain or self.block)
@@ -240,31 +240,27 @@ def int8_form(network: HRM) -> Form | str:
 
 
 def int8_ratio(network: HRM, other: HRM) -> float | str:
-    """Speed of a block of `network` in int8, relative to the fastest form of a block of `other`.
+    """Speed of a level of `network` in int8, relative to one of `other` in its fastest form.
 
-    Returns the reason if there is no int8, or if nothing can be measured.
+    Blocks of both are replaced. A whole level is timed, because its state may be wider in int8.
+
+    Returns:
+        The ratio, or the reason if there is no int8, or if nothing can be measured.
     """
-    int8 = int8_form(network)
-    if isinstance(int8, str):
-        return int8
-    benchmarks = BlockBenchmark(network), BlockBenchmark(other)
-    with trials(other):
-        usual, _ = chosen(benchmarks[1])
-        blocks = int8(benchmarks[0].block), (usual or _unchanged)(benchmarks[1].block)
-        timed = attempt(
-            "measuring",
-            lambda: seconds(
-                [
-                    partial(block, each.input(TIMED_BATCH), each.network.rotary)
-                    for block, each in zip(blocks, benchmarks, strict=True)
-                ]
-            ),
-        )
-    return timed if isinstance(timed, str) else timed[1] / timed[0]
+    form = int8_form(network)
+    if isinstance(form, str):
+        return form
+    fuse(network, form)
+    accelerate(other)
+    with trials(network):
+        timed = attempt("measuring", lambda: seconds([_level(other), _level(network)]))
+    return timed if isinstance(timed, str) else timed[0] / timed[1]
 
 
-def _unchanged(block: Block) -> nn.Module:
-    return block
+def _level(network: HRM) -> Callable[[], Tensor]:
+    """A call of a level of `network`, to be timed."""
+    state = random_state(network, TIMED_BATCH)
+    return partial(network.L_level, state, state, network.rotary)
 
 
 def chosen(benchmark: BlockBenchmark) -> tuple[Form | None, str]:
@@ -277,7 +273,7 @@ def chosen(benchmark: BlockBenchmark) -> tuple[Form | None, str]:
         return compiled, f"fused by torch.compile, because {by_triton}"
     if isinstance(compiled, str):
         return by_triton, f"fused by Triton, because {compiled}"
-    x = benchmark.input(TIMED_BATCH)
+    x = random_state(benchmark.network, TIMED_BATCH)
     blocks = [form(benchmark.block) for form in (compiled, by_triton)]
     timed = attempt(
         "measuring", lambda: seconds([partial(b, x, benchmark.network.rotary) for b in blocks])
@@ -341,7 +337,8 @@ def tuned(
     """The form of a `kind` in Triton with the fastest tiles for this device."""
     from hrm.kernels import cuda_triton  # noqa: PLC0415 - triton may be missing
 
-    x, rotary = benchmark.input(TIMED_BATCH), benchmark.network.rotary
+    network = benchmark.network
+    x, rotary = random_state(network, TIMED_BATCH), network.rotary
 
     def taken(tried: "AnyTiles") -> float:
         return seconds([partial(kind(benchmark.block, tried), x, rotary)])[0]

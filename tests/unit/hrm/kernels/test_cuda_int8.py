@@ -319,6 +319,13 @@ def test_wrong_kernels_are_not_used_and_the_log_says_why(interpreter: ProcessPoo
 # The choice
 
 
+class Form(cuda.FusedBlock):
+    """A stand-in for the fastest form in another dtype."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(block, cuda.Functions())
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A CPU that passes for a GPU without forms of its own, in float32."""
@@ -369,35 +376,34 @@ def test_what_cannot_be_int8_is_float32_and_the_log_says_why(
 
 
 @pytest.mark.parametrize(
-    ("usual", "times", "ratio"),
+    ("times", "ratio"),
     [
-        (partial(cuda.FusedBlock, functions=cuda.Functions()), [2.0, 3.0], 1.5),
-        (None, [2.0, 3.0], 1.5),
-        (None, [2.0, 1.0], 0.5),
-        (None, torch.OutOfMemoryError("no\nmemory"), "measuring failed: no memory"),
+        ([3.0, 2.0], 1.5),
+        ([1.0, 2.0], 0.5),
+        (torch.OutOfMemoryError("no\nmemory"), "measuring failed: no memory"),
     ],
 )
-def test_a_block_in_int8_is_timed_beside_the_fastest_other_form(
-    gpu: pytest.MonkeyPatch,
-    usual: cuda.Form | None,
-    times: list[float] | Exception,
-    ratio: float | str,
+def test_a_level_in_int8_is_timed_beside_the_other_dtypes_fastest_form(
+    gpu: pytest.MonkeyPatch, times: list[float] | Exception, ratio: float | str
 ) -> None:
-    dtypes: list[torch.dtype] = []
+    timed: list[tuple[torch.dtype, type]] = []
 
-    def seconds(calls: list[Callable[[], Tensor]]) -> list[float]:
-        dtypes.extend(call().dtype for call in calls)
+    def seconds(calls: list[Any]) -> list[float]:
+        timed.extend((call().dtype, type(call.func.layers[0])) for call in calls)
         if isinstance(times, Exception):
             raise times
         return times
 
-    gpu.setattr(cuda, "int8_form", lambda _: copy.deepcopy)
-    gpu.setattr(cuda, "chosen", lambda _: (usual, "as it is"))
+    class InInt8(Form):
+        """A stand-in for the form in int8."""
+
+    gpu.setattr(cuda, "int8_form", lambda _: InInt8)
+    gpu.setattr(cuda, "accelerate", partial(cuda.fuse, form=Form))
     gpu.setattr(cuda, "seconds", seconds)
     gpu.setattr(cuda, "TIMED_BATCH", 2)
     kernels._int8_ratio_of_gpu.cache_clear()
     assert kernels._int8_ratio_of_gpu(config(), torch.bfloat16, "cpu") == ratio
-    assert dtypes == [torch.float32, torch.bfloat16]
+    assert timed == [(torch.bfloat16, Form), (torch.float32, InInt8)]
 
 
 def test_without_a_form_in_int8_nothing_is_timed(gpu: pytest.MonkeyPatch) -> None:
@@ -415,7 +421,7 @@ def test_without_a_form_in_int8_nothing_is_timed(gpu: pytest.MonkeyPatch) -> Non
         ("there is no triton", Gain(False, "there is no triton")),
     ],
 )
-def test_a_gpu_gains_if_blocks_are_enough_faster(
+def test_a_gpu_gains_if_levels_are_enough_faster(
     monkeypatch: pytest.MonkeyPatch, ratio: float | str, gain: Gain
 ) -> None:
     asked: list[tuple[HRMConfig, torch.dtype, str]] = []
@@ -427,7 +433,7 @@ def test_a_gpu_gains_if_blocks_are_enough_faster(
     monkeypatch.setattr(kernels, "_int8_ratio_of_gpu", measured)
     assert int8_gain(HRMConfig(), torch.bfloat16, "cuda:0") == gain
     ((sizes, over, device),) = asked
-    assert (sizes.L_layers, over, device) == (1, torch.bfloat16, "cuda:0")
+    assert (sizes.L_layers, over, device) == (2, torch.bfloat16, "cuda:0")
 
 
 # Compiled
