@@ -317,7 +317,9 @@ def triton_form(benchmark: BlockBenchmark) -> Form | str:
 
 
 def triton_int8_form(benchmark: BlockBenchmark) -> Form | str:
-    """The same in int8, checked against the emulation that has its groups."""
+    """The Triton form in int8 with the fastest tiles for this device, checked against its
+    emulation, or why there is none.
+    """
     from hrm.kernels import cuda_int8, cuda_triton  # noqa: PLC0415 - triton may be missing
 
     unfit = cuda_triton.unsupported_reason(benchmark.network, torch.float32)
@@ -334,7 +336,7 @@ def tuned(
     tiles: "AnyTiles",
     options: "Options",
 ) -> Form:
-    """The form of a `kind` in Triton with the fastest tiles for this device."""
+    """The form by blocks of a `kind`, with the fastest of `tiles` and their `options` here."""
     from hrm.kernels import cuda_triton  # noqa: PLC0415 - triton may be missing
 
     network = benchmark.network

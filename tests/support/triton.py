@@ -26,7 +26,7 @@ def interpreting() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
-            # `hrm` imports no Triton: that of this module imports it.
+            # Importing `hrm` imports no Triton, or kernels would be interpreted by chance.
             assert not pool.submit(_has_triton).result()
         pool.submit(_fuse).result()
         yield pool
