@@ -20,7 +20,7 @@ from hrm.data.config import ConversionConfig
 from hrm.data.conversion import AcceptedPair, Content, Converter
 from hrm.evaluation.answers import nearest_of, with_rows
 from hrm.evaluation.check import MessageCheck, check_message
-from hrm.evaluation.scoring import Score, commonest_token, score
+from hrm.evaluation.scoring import commonest_token, score
 from hrm.evaluation.statistics import wilson_interval
 from hrm.inference.cache import without_cache
 from hrm.inference.prediction import (
@@ -74,13 +74,25 @@ _Inputs = Sequence[Sequence[HRMExample]]
 """The parts of an example, for each puzzle row that holds an accepted answer of its prompt."""
 
 
-class _Reading(NamedTuple):
+class _Judgement(NamedTuple):
+    """Everything that follows from a text and a prediction, whoever sent it."""
+
+    prediction: Prediction
+    verdict: Verdict
+    """The verdict of one message; those of others differ in ids and times alone."""
+    confusions: Counter[tuple[str, str]]
+
+
+@dataclass(eq=False, slots=True)
+class _Reading:
     """Everything that follows from a message's text, whoever sent it."""
 
     example: HRMExample
     check: MessageCheck
     category: Category
     inputs: _Inputs
+    judgement: _Judgement | None = None
+    """That of the last prediction, which the next one mostly equals."""
 
 
 class Evaluated(NamedTuple):
@@ -107,19 +119,22 @@ class PendingExample:
     def __init__(
         self,
         evaluator: "Evaluator",
-        example: HRMExample,
+        reading: _Reading,
         origin: Origin,
-        check: MessageCheck,
         prediction: Future[Prediction],
         clock: "_Clock",
     ) -> None:
-        self.example = example
-        self._check = check
         self._evaluator = evaluator
+        self._reading = reading
         self._origin = origin
         self._prediction = prediction
         self._clock = clock
         prediction.add_done_callback(lambda _: clock.stop())
+
+    @property
+    def example(self) -> HRMExample:
+        """The example as the checkpoint reads it."""
+        return self._reading.example
 
     def done(self) -> bool:
         """Whether `result` returns at once."""
@@ -142,12 +157,9 @@ class PendingExample:
         except InferenceError as error:
             raise MessageRejected(RejectionReason.EVALUATION_FAILED, str(error)) from None
         self._clock.stop()  # a future wakes its waiters before it calls back
-        figures = self._evaluator.score(prediction, self.example, self._check)
-        verdict = self._evaluator.verdict(
-            self._origin, self.example, self._check, prediction, figures, self._clock.timings()
+        return self._evaluator.evaluated(
+            self._reading, prediction, self._origin, self._clock.timings()
         )
-        confusions = self._evaluator.named(figures.confusions)
-        return Evaluated(verdict, confusions, self.example.target_sequence)
 
 
 class PendingVerdict(PendingExample):
@@ -161,13 +173,12 @@ class PendingVerdict(PendingExample):
         prediction: Future[Prediction],
         clock: "_Clock",
     ) -> None:
-        example, check, category, _ = reading
-        origin = Origin(message.message_id, message.agent_id, category)
-        super().__init__(evaluator, example, origin, check, prediction, clock)
+        origin = Origin(message.message_id, message.agent_id, reading.category)
+        super().__init__(evaluator, reading, origin, prediction, clock)
         self.message = message
 
 
-@dataclass
+@dataclass(slots=True)
 class _Clock:
     """When a message was taken, converted and answered (`time.perf_counter` seconds)."""
 
@@ -351,8 +362,9 @@ class Evaluator:
         example = self.converter.example_of(content, line_index)
         check = self._check(content, example)
         clock = _Clock(None, taken, converted=time.perf_counter())
-        prediction = self._predict(example, self._inputs(example, check), self._engine)
-        return PendingExample(self, example, origin, check, prediction, clock)
+        reading = _Reading(example, check, origin.category, self._inputs(example, check))
+        prediction = self._predict(example, reading.inputs, self._engine)
+        return PendingExample(self, reading, origin, prediction, clock)
 
     def self_test(self) -> SelfTest:
         """Compute the known pairs anew, without the cache, and count those that are solved.
@@ -374,46 +386,37 @@ class Evaluator:
         """Finish the examples in slots, and fail those that wait."""
         self._engine.close()
 
-    def score(self, prediction: Prediction, example: HRMExample, check: MessageCheck) -> Score:
-        """Compare a prediction with its example's target."""
-        return score(
+    def evaluated(
+        self, reading: _Reading, prediction: Prediction, origin: Origin, timings: Timings
+    ) -> Evaluated:
+        """Judge a prediction of a text, and put together the result for one of its senders."""
+        judgement = reading.judgement
+        if judgement is None or judgement.prediction != prediction:
+            judgement = self._judgement(reading, prediction, origin, timings)
+            reading.judgement = judgement
+        # A copy is not validated, which would take as long as all else that is done here.
+        changes = {
+            "message_id": origin.message_id,
+            "agent_id": origin.agent_id,
+            "timings": timings,
+            "evaluated_at": datetime.now(UTC),
+        }
+        verdict = judgement.verdict.model_copy(update=changes)
+        return Evaluated(verdict, judgement.confusions, reading.example.target_sequence)
+
+    def _judgement(
+        self, reading: _Reading, prediction: Prediction, origin: Origin, timings: Timings
+    ) -> _Judgement:
+        """Compare a prediction with its target."""
+        example, check = reading.example, reading.check
+        figures = score(
             prediction.tokens,
             example.target_sequence,
             end=self.converter.tokenizer.vocabulary.end,
             baseline_token=self._baseline,
             length_accepted=check.target_accepted,
         )
-
-    def named(self, confusions: Mapping[tuple[int, int], int]) -> Counter[tuple[str, str]]:
-        """Confusions by the names of tokens instead of the tokens themselves."""
-        named: Counter[tuple[str, str]] = Counter()
-        if not confusions:
-            return named
-        vocabulary = self.converter.tokenizer.vocabulary
-        for pair, count in confusions.items():
-            named[vocabulary.group_names(*pair)] += count
-        return named
-
-    def _shares(self, counts: Sequence[int]) -> dict[str, float]:
-        """Shares of tokens by name, from their counts by token."""
-        vocabulary = self.converter.tokenizer.vocabulary
-        shares = dict.fromkeys(vocabulary.groups, 0.0)
-        for token, count in enumerate(counts):
-            name, _ = vocabulary.group_names(token, token)
-            shares[name] += count / max(1, sum(counts))
-        return shares
-
-    def verdict(
-        self,
-        origin: Origin,
-        example: HRMExample,
-        check: MessageCheck,
-        prediction: Prediction,
-        figures: Score,
-        timings: Timings,
-    ) -> Verdict:
-        """Put together the verdict of one example."""
-        return Verdict(
+        verdict = Verdict(
             message_id=origin.message_id,
             agent_id=origin.agent_id,
             checkpoint=self.checkpoint.name,
@@ -436,7 +439,7 @@ class Evaluator:
             q_continue=prediction.q_continue,
             q_flips=prediction.q_flips,
             difficulty=example.metadata.difficulty,
-            category=origin.category,
+            category=reading.category,
             failure_pattern=figures.failure_pattern,
             timings=timings,
             device=self.device,
@@ -444,6 +447,26 @@ class Evaluator:
             worker=self._worker,
             evaluated_at=datetime.now(UTC),
         )
+        return _Judgement(prediction, verdict, self._named(figures.confusions))
+
+    def _named(self, confusions: Mapping[tuple[int, int], int]) -> Counter[tuple[str, str]]:
+        """Confusions by the names of tokens instead of the tokens themselves."""
+        named: Counter[tuple[str, str]] = Counter()
+        if not confusions:
+            return named
+        vocabulary = self.converter.tokenizer.vocabulary
+        for pair, count in confusions.items():
+            named[vocabulary.group_names(*pair)] += count
+        return named
+
+    def _shares(self, counts: Sequence[int]) -> dict[str, float]:
+        """Shares of tokens by name, from their counts by token."""
+        vocabulary = self.converter.tokenizer.vocabulary
+        shares = dict.fromkeys(vocabulary.groups, 0.0)
+        for token, count in enumerate(counts):
+            name, _ = vocabulary.group_names(token, token)
+            shares[name] += count / max(1, sum(counts))
+        return shares
 
     def _read(self, message: SQEMessage) -> _Reading:
         is_kept = len(message.prompt) + len(message.completion) <= LONGEST_KEPT
