@@ -10,7 +10,7 @@ from tests.support.markers import DAY, store_markers
 from tests.support.processes import wait_for
 from worker.broker.keys import AGENTS, CANARIES, COUNTED, EVIDENCE, NOTED, attempt
 from worker.delivery.markers import marker_of
-from worker.delivery.scripts import STORE
+from worker.delivery.scripts import STORE, outcome_arguments
 
 
 def count(
@@ -139,15 +139,15 @@ def test_an_entry_that_is_refused_leaves_no_marker_and_the_others_counted(
     outcomes = [
         each
         for number, extra in enumerate(((), entry, ()))
-        for each in (marker_of(b"%d" % number), "", "", "", 1000, 0, len(extra), *extra, "")
+        for each in outcome_arguments(marker_of(b"%d" % number), record=extra)
     ]
     keys = (*NOTED, COUNTED, attempt("test"), AGENTS, CANARIES, EVIDENCE)
     for _ in range(2):
-        first, refused, last = STORE(store, keys, DAY, "token", 9, *outcomes)
+        first, refused, last = STORE(store, keys, DAY, "token", 9, "", 0, *outcomes)
         assert (first, last) == (1, 1)
         assert b"WRONGTYPE" in refused
     store.delete("stream")
-    assert STORE(store, keys, DAY, "token", 9, *outcomes) == [1, 1, 1]
+    assert STORE(store, keys, DAY, "token", 9, "", 0, *outcomes) == [1, 1, 1]
     assert store.xlen("stream") == 1
 
 

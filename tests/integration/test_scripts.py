@@ -38,6 +38,7 @@ from worker.delivery.scripts import (
     STORE,
     TAKE,
     Suspects,
+    outcome_arguments,
 )
 from worker.delivery.suspicion import Suspicion
 from worker.delivery.upkeep import WITH_QUEUES
@@ -178,8 +179,8 @@ def test_a_fault_before_any_message_is_evaluated_is_blamed_on_none(store: redis.
 def store_letter(store: redis.Redis, unique: str, token: str) -> int:
     names = (*NOTED, COUNTED, attempt(token), AGENTS, CANARIES, EVIDENCE)
     letter = (DEAD_LETTERS, 99, 1, "", "*", "a", 1)
-    entry = ("", tag_of(unique), "", "", 9, 0, len(letter), *letter, "")
-    (reply,) = STORE(store, names, 9, token, 9, *entry)
+    entry = outcome_arguments("", tag=tag_of(unique), record=letter)
+    (reply,) = STORE(store, names, 9, token, 9, "", 0, *entry)
     first: int = reply
     return first
 
@@ -352,18 +353,27 @@ def test_what_a_request_took_whose_reply_was_lost_goes_back_without_a_fault(
     assert not store.exists(FAULTS)
 
 
-def store_outcomes(store: redis.Redis, *streams: str, position: str = "") -> list[Any]:
+def store_outcomes(store: redis.Redis, *streams: str, position: int | None = None) -> list[Any]:
     """Store outcomes, the last of which ends the item that `take` takes, or is a message of it."""
     names = [*NOTED, COUNTED, attempt("name"), AGENTS, CANARIES, EVIDENCE]
-    arguments: list[Any] = [9, "token", 9]
+    arguments: list[Any] = [9, "token", 9, ',"task_id":', len("result-")]
     for number, stream in enumerate(streams):
         is_last = number == len(streams) - 1
         entry = (stream, 99, 1, "", "*", "a", 1)
         names += [f"result-{number}"]
-        place = position if is_last else ""
-        names += ["parts"] if place else []
-        tag = tag_of() if is_last and not position else ""
-        arguments += [str(number), tag, place, "noted", 9000, 1, "result", len(entry), *entry, ""]
+        place = position if is_last else None
+        names += [] if place is None else ["parts"]
+        tag = tag_of() if is_last and position is None else ""
+        arguments += outcome_arguments(
+            str(number),
+            tag=tag,
+            position=place,
+            outcome='"noted"',
+            is_noted=True,
+            milliseconds=9000,
+            results=1,
+            record=entry,
+        )
     reply: list[Any] = STORE(store, names, *arguments)
     return reply
 
@@ -371,18 +381,18 @@ def store_outcomes(store: redis.Redis, *streams: str, position: str = "") -> lis
 def test_an_outcome_acknowledges_its_item_or_is_noted_in_its_batch(store: redis.Redis) -> None:
     store.lpush(LIVE_QUEUE, "a", "b")
     take(store)
-    assert store_outcomes(store, "stream", "stream", position="3") == [1, 1]
-    assert store.hgetall("parts") == {b"3": b"noted"}
+    assert store_outcomes(store, "stream", "stream", position=3) == [1, 1]
+    assert store.hgetall("parts") == {b"3": b'"noted"'}
     assert store.exists(UNACKED)
     store.delete("parts")
     assert store_outcomes(store, "stream", "stream", "stream") == [1, 1, 1]
     assert not store.exists(UNACKED, "parts")
-    assert store.get("result-2") == b"result"
+    assert store.get("result-2") == b'{"status":"SUCCESS","result":"noted","task_id":"2"}'
 
 
-@pytest.mark.parametrize("position", ["", "3"])
+@pytest.mark.parametrize("position", [None, 3])
 def test_an_outcome_that_is_not_stored_neither_ends_its_item_nor_stops_others(
-    store: redis.Redis, position: str
+    store: redis.Redis, position: int | None
 ) -> None:
     store.lpush(LIVE_QUEUE, "a")
     take(store)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import redis
 
 from worker.broker.keys import AGENTS, CANARIES, COUNTED, EVIDENCE, NOTED, attempt
-from worker.delivery.scripts import STORE
+from worker.delivery.scripts import STORE, outcome_arguments
 
 DAY = 86_400
 
@@ -25,7 +25,7 @@ def store_markers(
     Returns:
         For each marker, 1 if it was not remembered, otherwise 0.
     """
-    outcomes = [each for marker in markers for each in (marker, "", "", "", 1000, 0, 0, "")]
+    outcomes = [each for marker in markers for each in outcome_arguments(marker)]
     keys = (*NOTED, COUNTED, attempt("test"), AGENTS, CANARIES, EVIDENCE)
-    reply: list[int] = STORE(store, keys, seconds, token or uuid.uuid4().hex, 9, *outcomes)
+    reply: list[int] = STORE(store, keys, seconds, token or uuid.uuid4().hex, 9, "", 0, *outcomes)
     return reply

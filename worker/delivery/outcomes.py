@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Self
+from typing import NamedTuple, Self
 
 from redis.client import Pipeline
 
@@ -25,7 +25,7 @@ from worker.delivery.agents import figures_of
 from worker.delivery.envelope import Envelope, Refusal
 from worker.delivery.evidence import group_of
 from worker.delivery.markers import marker_of
-from worker.delivery.scripts import FINISH, MARK, PUT_BACK, STORE
+from worker.delivery.scripts import FINISH, MARK, PUT_BACK, STORE, outcome_arguments
 from worker.delivery.suspicion import Suspicion
 from worker.delivery.upkeep import WITH_QUEUES
 from worker.settings import Settings
@@ -33,13 +33,7 @@ from worker.settings import Settings
 Outcome = Verdict | Rejection
 
 
-CONTENT = {"agent_id", "prompt", "completion", "puzzle_id", "task", "category"}
-"""Fields that a verdict follows from. A message with other content counts for itself, even if it
-has the id of an earlier one. A resent message may have another `created_at`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An outcome, and the places where it is stored."""
 
     outcome: Outcome
@@ -84,8 +78,7 @@ class Batch:
         return cls(keys.partial(identity.hexdigest()), list_id, seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An answer on its way to Redis."""
 
     answer: Answer
@@ -138,7 +131,7 @@ class Delivery:
             marker=marker_of(
                 verdict.checkpoint_digest.encode(),
                 verdict.message_id.encode(),
-                message.model_dump_json(include=CONTENT).encode(),
+                content_of(message).encode(),
             ),
             result_ids=_distinct(verdict.message_id, task_id),
             of_agent=figures_of(verdict) if live else "",
@@ -197,9 +190,9 @@ class Delivery:
         names, arguments = [self._key(batch.key)], [tag]
         if batch.list_id is not None:
             names.append(self._key(keys.result(batch.list_id)))
-            now = datetime.now(UTC).isoformat()
-            text = _result("SUCCESS", f"[{','.join(outcomes)}]", batch.list_id, now)
-            arguments += [str(self._milliseconds(batch.result_seconds)), text]
+            result = f'{{"status":"SUCCESS","result":[{",".join(outcomes)}]'
+            end = f"{_before_id(datetime.now(UTC))}{json.dumps(batch.list_id)}}}"
+            arguments += [str(self._milliseconds(batch.result_seconds)), result + end]
         FINISH(pipe, [*self._noted, *names], *arguments)
 
     def store(self, pipe: Pipeline, entries: Sequence[Entry], token: str, name: str) -> None:
@@ -214,36 +207,34 @@ class Delivery:
             token: Text that no other attempt has.
             name: Text that no attempt under way has; one that has ended may have had it.
         """
-        settings, now = self._settings, datetime.now(UTC).isoformat()
+        settings = self._settings
         figures = (keys.AGENTS, keys.CANARIES, keys.EVIDENCE)
         names = [*keys.NOTED, keys.COUNTED, keys.attempt(name), *figures]
         arguments: list[str | bytes | int] = [
             settings.counted_expires,
             token,
             settings.result_expires,
+            _before_id(datetime.now(UTC)),
+            len(self._key(keys.result(""))),
         ]
         for entry in entries:
             answer, batch = entry.answer, entry.batch
-            status, result = "SUCCESS", entry.outcome
-            if isinstance(answer.outcome, Rejection):
-                status, result = "FAILURE", _failure(answer.outcome)
             result_ids = answer.result_ids if answer.result_seconds != 0 else ()
             names += map(keys.result, result_ids)
             if batch is not None:
                 names.append(batch.key)
-            stream = self._stream_arguments(answer)
-            arguments += [
+            arguments += outcome_arguments(
                 answer.marker,
-                entry.tag,
-                "" if batch is None else entry.position,
-                "" if batch is None or batch.list_id is None else entry.outcome,
-                self._milliseconds(answer.result_seconds),
-                len(result_ids),
-                *(_result(status, result, task_id, now) for task_id in result_ids),
-                len(stream),
-                *stream,
-                answer.of_agent,
-            ]
+                tag=entry.tag,
+                position=None if batch is None else entry.position,
+                outcome=entry.outcome,
+                is_noted=batch is not None and batch.list_id is not None,
+                failure=_failure(answer.outcome) if isinstance(answer.outcome, Rejection) else "",
+                milliseconds=self._milliseconds(answer.result_seconds),
+                results=len(result_ids),
+                of_agent=answer.of_agent,
+                record=self._stream_arguments(answer),
+            )
         STORE(pipe, [*map(self._key, names)], *arguments)
 
     def mark_alone(self, pipe: Pipeline, suspicion: Suspicion, position: int) -> None:
@@ -275,16 +266,24 @@ class Delivery:
         return [stream, longest, settings.failures_per_hour, answer.group, "*", *fields]
 
 
+def content_of(message: SQEMessage) -> str:
+    """Everything that a verdict follows from, as one text that no other content gives.
+
+    A message with other content counts for itself, even if it has the id of an earlier one. A
+    resent message may have another `created_at`.
+    """
+    text = f"{len(message.prompt)}\0{message.prompt}{message.completion}"
+    category = message.category or ""
+    return f"{message.agent_id}\0{message.puzzle_id}\0{message.task or ''}\0{category}\0{text}"
+
+
 def _distinct(*ids: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each for each in ids if each))
 
 
-def _result(status: str, result: str, task_id: str, now: str) -> str:
-    """Wrap `result` (JSON) as Celery's Redis result backend stores it."""
-    return (
-        f'{{"status":"{status}","result":{result},"traceback":null,"children":[],'
-        f'"date_done":"{now}","task_id":{json.dumps(task_id)}}}'
-    )
+def _before_id(now: datetime) -> str:
+    """The end of a result in the form of Celery's result backend, before its id."""
+    return f',"traceback":null,"children":[],"date_done":"{now.isoformat()}","task_id":'
 
 
 def _failure(rejection: Rejection) -> str:

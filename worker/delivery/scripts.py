@@ -266,12 +266,9 @@ STORE = Script(f"""#!lua flags=allow-oom
 -- does not evaluate their messages again.
 -- KEYS: unacked, its index, faults, markers, the caller's last attempt, agents, canaries, evidence,
 -- then for each outcome the keys of its results, and that of its batch's outcomes.
--- ARGV: seconds a marker lives, token of this attempt, seconds that a batch's outcomes live, then
--- for each outcome: its marker, or nothing; the tag of the item that ends with it, or nothing; its
--- position in a batch, or nothing; the outcome to note there; milliseconds its results live; their
--- number; the results; the number of arguments that follow; those of a record for a stream
--- (`worker.delivery.evidence`); what it adds to the figures of its agent
--- (`worker.delivery.agents`), or nothing.
+-- ARGV: seconds a marker lives, token of this attempt, seconds that a batch's outcomes live, the
+-- end of a result before its id, the length of the beginning of a result's key, then for each
+-- outcome what `outcome_arguments` returns.
 -- Returns: for each outcome 1 if it is the first of its message, 2 if that is a canary, 0 if it is
 -- not the first, or why it is not stored.
 {_NOW}
@@ -289,38 +286,42 @@ local function is_ours(place)
   end
   return string.find(noted, ' ' .. place .. ' ', 1, true)
 end
-local function store(argument, key, results, fields, is_first)
-  for i = 1, results do
-    call('SET', KEYS[key + i], ARGV[argument + 5 + i], 'PX', ARGV[argument + 4])
-    call('PUBLISH', KEYS[key + i], ARGV[argument + 5 + i])
-  end
-  if is_first and fields > 0 then
-    local first = argument + 7 + results
-    keep(first, first + fields - 1)
-  end
-  if ARGV[argument + 2] ~= '' then
-    local parts = KEYS[key + results + 1]
-    call('HSET', parts, ARGV[argument + 2], ARGV[argument + 3])
-    call('EXPIRE', parts, ARGV[3])
-  end
+-- The form of Celery's result backend. The key ends with the id.
+local function result(key, outcome, failure)
+  local status, value = 'SUCCESS', outcome
+  if failure ~= '' then status, value = 'FAILURE', failure end
+  local id = cjson.encode(string.sub(key, ARGV[5] + 1))
+  return '{{"status":"' .. status .. '","result":' .. value .. ARGV[4] .. id .. '}}'
 end
-local argument, key, added = 4, 8, 0
+local argument, key, added = 6, 8, 0
 local places, tags, replies = {{}}, {{}}, {{}}
 while argument <= #ARGV do
   local place = #replies + 1
-  local marker, tag, position = unpack(ARGV, argument, argument + 2)
-  local results = tonumber(ARGV[argument + 5])
-  local fields = tonumber(ARGV[argument + 6 + results])
-  local of_agent = ARGV[argument + 7 + results + fields]
+  local head, tag, outcome, failure, of_agent = unpack(ARGV, argument, argument + 4)
+  local marker, position, is_noted, life, results, fields =
+    string.match(head, '^(%S+) (%S+) (%d) (%d+) (%d+) (%d+)$')
+  results, fields = tonumber(results), tonumber(fields)
   local set, is_first
-  if marker ~= '' then
+  if marker ~= '-' then
     set = mark(marker)
     is_first = set
   else
     -- An item without a name is counted by its delivery. It may have gone to another worker.
     is_first = call('HEXISTS', KEYS[1], tag) == 1
   end
-  local stored, failure = pcall(store, argument, key, results, fields, is_first)
+  local stored, problem = pcall(function()
+    for i = key + 1, key + results do
+      local text = result(KEYS[i], outcome, failure)
+      call('SET', KEYS[i], text, 'PX', life)
+      call('PUBLISH', KEYS[i], text)
+    end
+    if is_first and fields > 0 then keep(argument + 5, argument + 4 + fields) end
+    if position ~= '-' then
+      local parts = KEYS[key + results + 1]
+      call('HSET', parts, position, is_noted == '1' and outcome or '')
+      call('EXPIRE', parts, ARGV[3])
+    end
+  end)
   if stored then
     if set then added = added + 1 end
     if is_first then places[#places + 1] = place end
@@ -333,10 +334,10 @@ while argument <= #ARGV do
     -- With the marker, the next attempt would not add the entry.
     if set then call('SREM', set, marker) end
     -- Redis gives a table here, Valkey a string.
-    replies[place] = type(failure) == 'table' and failure.err or failure
+    replies[place] = type(problem) == 'table' and problem.err or problem
   end
-  argument = argument + 8 + results + fields
-  key = key + results + (position ~= '' and 1 or 0)
+  argument = argument + 5 + fields
+  key = key + results + (position ~= '-' and 1 or 0)
 end
 if #places > 0 then
   noted = (noted or ARGV[2] .. ' ') .. table.concat(places, ' ') .. ' '
@@ -369,6 +370,38 @@ if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then
   redis.call('HSET', KEYS[1], ARGV[1] .. '/at', ARGV[2])
 end
 """)
+
+
+def outcome_arguments(  # noqa: PLR0913 - as many as the script has
+    marker: str,
+    *,
+    tag: str = "",
+    position: int | None = None,
+    outcome: str = "",
+    is_noted: bool = False,
+    failure: str = "",
+    milliseconds: int = 1,
+    results: int = 0,
+    of_agent: str = "",
+    record: Sequence[str | bytes | int] = (),
+) -> list[str | bytes | int]:
+    """Arguments of `STORE` for one outcome: few of them, since each costs as much as its bytes.
+
+    Args:
+        marker: Its marker, from `marker_of`, or nothing.
+        tag: The tag of the item that ends with it, or nothing.
+        position: Its position in a batch, if it is part of one.
+        outcome: The outcome as JSON.
+        is_noted: Whether the batch needs the text itself, and not only that there is one.
+        failure: What the results say instead (JSON) if it is a rejection.
+        milliseconds: How long its results live.
+        results: Their number.
+        of_agent: What it adds to the figures of its agent (`worker.delivery.agents`), or nothing.
+        record: The arguments of a record for a stream (`worker.delivery.evidence`), or nothing.
+    """
+    place = "-" if position is None else position
+    head = f"{marker or '-'} {place} {is_noted:d} {milliseconds} {results} {len(record)}"
+    return [head, tag, outcome, failure, of_agent, *record]
 
 
 def load_scripts(client: redis.Redis) -> None:
