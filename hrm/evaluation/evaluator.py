@@ -56,8 +56,7 @@ LONGEST_KEPT = 4096
 language take at most 64 MB; a real message has 2,000 characters at most."""
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Origin of an example, as its verdict shows it."""
 
     message_id: str

@@ -278,7 +278,7 @@ def content_of(message: SQEMessage) -> str:
 
 
 def _distinct(*ids: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(each for each in ids if each))
+    return tuple(dict.fromkeys(filter(None, ids)))
 
 
 def _before_id(now: datetime) -> str:

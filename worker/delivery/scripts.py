@@ -294,7 +294,7 @@ local function result(key, outcome, failure)
   return '{{"status":"' .. status .. '","result":' .. value .. ARGV[4] .. id .. '}}'
 end
 local argument, key, added = 6, 8, 0
-local places, tags, replies = {{}}, {{}}, {{}}
+local places, tags, replies, alive = {{}}, {{}}, {{}}, {{}}
 while argument <= #ARGV do
   local place = #replies + 1
   local head, tag, outcome, failure, of_agent = unpack(ARGV, argument, argument + 4)
@@ -319,7 +319,8 @@ while argument <= #ARGV do
     if position ~= '-' then
       local parts = KEYS[key + results + 1]
       call('HSET', parts, position, is_noted == '1' and outcome or '')
-      call('EXPIRE', parts, ARGV[3])
+      if not alive[parts] then call('EXPIRE', parts, ARGV[3]) end
+      alive[parts] = true
     end
   end)
   if stored then

@@ -94,6 +94,9 @@ class Storable:
     """Whether no other answer may suffer from it."""
 
 
+_COUNTED = tuple(Counted)
+"""By number: looking one up takes a tenth of the time of making one."""
+
 Sent = Step | Storable
 
 Make = Callable[[], Sent | None]
@@ -257,7 +260,7 @@ class Storing:
                 continue
             self.trouble.passed(answer)
             try:
-                answer.accepted(Counted(reply))
+                answer.accepted(_COUNTED[reply])
             except Exception as problem:  # noqa: BLE001 - it must not end the thread
                 answer.failed(problem)
 
