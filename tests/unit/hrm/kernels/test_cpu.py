@@ -852,6 +852,25 @@ def test_networks_work_without_packed_weights(
     assert any(isinstance(module, Linear) for module in fast.L_level.modules())
 
 
+@pytest.mark.parametrize("packable", [{torch.float32}, set[torch.dtype]()])
+def test_without_bfloat16_products_are_of_float32_and_rounded_once(
+    built: Kernels, monkeypatch: pytest.MonkeyPatch, packable: set[torch.dtype]
+) -> None:
+    monkeypatch.setattr(cpu, "can_pack", lambda dtype: dtype in packable)
+    monkeypatch.setattr(cpu, "has_level", lambda *_: False)
+    plain = network(torch.bfloat16)
+    fast = accelerate(copy.deepcopy(plain))
+    assert describe(fast) == f"C++ ({built.compiler.label}); products in float32; bfloat16"
+    assert_same_step(plain, fast, 0.5)
+    linear = plain.H_level.get_submodule("layers.0.mlp.down_proj")
+    assert isinstance(linear, Linear)
+    x = torch.randn(3, linear.weight.shape[1]).bfloat16()
+    exact = (x.double() @ linear.weight.bfloat16().double().T).bfloat16()
+    output = fast.H_level.get_submodule("layers.0.down_proj")(x)
+    torch.testing.assert_close(output, exact, rtol=2**-7, atol=1e-5)  # one in the last place
+    assert not any(key.startswith(("H_level", "L_level")) for key in fast.state_dict())
+
+
 def test_the_kernels_are_built_once(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_build", None)
     assert Path(compiler.load().library._name) == Path(built.library._name)
