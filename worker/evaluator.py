@@ -99,5 +99,8 @@ class Model:
 
     name: str
     digest: str
+    records: str
+    """Digest of what is recorded of it: figures, accepted pairs and so on, which can change while
+    the weights do not."""
     open: Callable[[], Evaluator]
     """Loads it onto the device, and starts to answer."""

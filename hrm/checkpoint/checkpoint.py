@@ -69,6 +69,10 @@ __all__ = [
 ]
 
 
+RECORDS = (TRAINING_PAIRS, ACCEPTED_PAIRS, FIGURES, PRECISION, MEASURED)
+"""Files beside the weights that say what they were trained on, and how good they are."""
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A model as it was read: nothing was changed, and the tensors fit the configuration."""
@@ -104,6 +108,22 @@ class Checkpoint:
     def halting_evidence(self, max_steps: int | None = None) -> Evidence:
         """The halting rule that the figures support for a limit of `max_steps`, and why."""
         return halting_evidence(self.figures, max_steps)
+
+    def records_digest(self) -> str:
+        """SHA-256 of the records beside the weights as they are now, which `digest` leaves out.
+
+        Raises `CheckpointError` if one cannot be read.
+        """
+        digest = hashlib.sha256()
+        for file in (self.path.parent / name for name in RECORDS):
+            try:
+                content = file.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+            digest.update(f"{file.name} {len(content)}\n".encode() + content)
+        return digest.hexdigest()
 
     def accepted_pairs(self) -> AcceptedPairs | None:
         """Read the accepted pairs beside the weights; None if the folder has none.

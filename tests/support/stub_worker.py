@@ -43,6 +43,7 @@ try:
         read_model=lambda worker, _: Model(
             "stub",
             DIGEST,
+            "",
             lambda: StubEvaluator(options.slots, worker, every_token=options.every_token),
         ),
     )

@@ -75,7 +75,9 @@ class Serving:
         threads = self._threads
         torch.set_num_threads(1)
         model = self._model(checkpoint)
-        return Model(model.name, model.digest, partial(self._open, model, worker, threads))
+        records = " ".join(each.records_digest() for each in _members(model))
+        opened = partial(self._open, model, worker, threads)
+        return Model(model.name, model.digest, records, opened)
 
     @cached_property
     def _threads(self) -> int:
@@ -89,7 +91,7 @@ class Serving:
 
     def _open(self, model: Checkpoint | Ensemble, worker: str, threads: int) -> Evaluator:
         """Load a model onto the device, and start to answer."""
-        members = model.members if isinstance(model, Ensemble) else [model]
+        members = _members(model)
         inference = self._inference(threads, self._rule(model), members)
         device = self.device.torch_name
         known = known_pairs(members, inference.halting, inference.max_steps)
@@ -150,6 +152,10 @@ class Serving:
             threads=threads,
             cached_predictions=self.settings.cached_predictions,
         )
+
+
+def _members(model: Checkpoint | Ensemble) -> Sequence[Checkpoint]:
+    return model.members if isinstance(model, Ensemble) else [model]
 
 
 def _warn_of_no_baseline(model: Checkpoint | Ensemble, inference: Inference) -> None:

@@ -104,7 +104,7 @@ class Reloader:
         evaluator = model.open()
         with _closed_on_error(evaluator):
             self._check(evaluator)
-        self._swap = Swap(evaluator)
+        self._swap, self._records = Swap(evaluator), model.records
         self._metrics.serves(self._swap)
         return self._swap
 
@@ -188,7 +188,8 @@ class Reloader:
     def _try(self, checkpoint: str | None) -> Reloaded:
         before = in_short(self._swap.checkpoint)
         model = self._read_model(checkpoint)
-        if model.digest == self._swap.checkpoint.digest:
+        serving = (self._swap.checkpoint.digest, self._records)
+        if (model.digest, model.records) == serving:
             logger.info("reload: already serving %s", before)
             return Reloaded(Reload.ALREADY_SERVING, before)
         logger.info("reload: loading %s beside %s", in_short(model), before)
@@ -196,7 +197,7 @@ class Reloader:
         began = time.monotonic()
         with _closed_on_error(evaluator), self._swap.trial(evaluator):
             self._check(evaluator)
-            old = self._swap.take_over()
+            old, self._records = self._swap.take_over(), model.records
         waited = time.monotonic() - began
         self._left = weakref.ref(old)
         old.close()

@@ -21,6 +21,7 @@ from hrm.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from hrm.checkpoint.checkpoint import RECORDS
 from hrm.checkpoint.config import tensor_shapes
 from hrm.checkpoint.record import Variations
 from hrm.data.config import ConversionConfig
@@ -235,6 +236,22 @@ def test_the_digest_does_not_depend_on_file_format_or_training_record(tmp_path: 
 
 
 KNOWN = pair_hash(3, [0, 4, 11])
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_digest_of_records_changes_with_each_of_them(tmp_path: Path, name: str) -> None:
+    checkpoint = load_checkpoint(saved(tmp_path / "tiny", record=None))
+    none = checkpoint.records_digest()
+    record = tmp_path / "tiny" / name
+    record.write_bytes(b"one")
+    one = checkpoint.records_digest()
+    record.write_bytes(b"two")
+    assert len({none, one, checkpoint.records_digest()}) == 3
+    record.unlink()
+    assert checkpoint.records_digest() == none
+    record.mkdir()
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read: Is a directory"):
+        checkpoint.records_digest()
 
 
 def test_a_target_is_accepted_unless_a_known_pair_has_none_of_its_length() -> None:

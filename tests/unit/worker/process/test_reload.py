@@ -37,6 +37,7 @@ class World:
         self.hand = Hand(4)
         self.metrics = Metrics()
         self.read: Callable[[], Named] = lambda: STUB
+        self.records = "none"
         self.before_open: Callable[[], object] = lambda: None
         self.asked: list[str | None] = []
         self.opened: list[StubEvaluator] = []
@@ -55,7 +56,7 @@ class World:
             self.opened[-1].tested = self.tested
             return self.opened[-1]
 
-        return Model(found.name, found.digest, open_)
+        return Model(found.name, found.digest, self.records, open_)
 
     def start(self) -> None:
         self.swap = self.reloader.open()
@@ -119,6 +120,15 @@ def test_the_same_digest_opens_nothing(world: World, caplog: pytest.LogCaptureFi
     assert len(world.opened) == 1
     assert world.reloads() == {"reloaded": 0, "already_serving": 1, "refused": 0}
     assert "already serving stub (0123456789ab)" in caplog.text
+
+
+def test_the_same_digest_with_other_records_is_loaded(world: World) -> None:
+    world.start()
+    world.records = "figures"
+    for result in (Reload.RELOADED, Reload.ALREADY_SERVING):
+        assert world.reload().result is result
+    assert world.opened[0]._closed.is_set()
+    assert len(world.opened) == 2
 
 
 @pytest.mark.parametrize(
@@ -292,7 +302,7 @@ def test_the_network_that_has_left_is_freed(tmp_path: Path) -> None:
             cached = Inference(slots=2, cached_predictions=10).cached(engine, loaded.config)
             return Evaluator(loaded, cached, device="cpu", worker="w")
 
-        return Model(loaded.name, loaded.digest, open_)
+        return Model(loaded.name, loaded.digest, loaded.records_digest(), open_)
 
     reloader = Reloader(read, Device("cpu", "cpu"), Metrics())
     swap = reloader.open()
