@@ -220,6 +220,9 @@ class Reloader:
             pause.wait(seconds)
             gc.collect()
             if self._left() is None:
+                # Its last message may have let it go only after that search: what it alone kept,
+                # and is in cycles, would be frozen.
+                gc.collect()
                 gc.freeze()
                 break
         devices.release(self._device)

@@ -289,6 +289,36 @@ def test_an_engine_that_fails_while_idle_ends_the_worker(
 # Memory.
 
 
+def test_what_left_only_after_a_search_for_cycles_is_freed_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the last message of an evaluator is stored at that moment."""
+
+    class InACycle:
+        def __init__(self) -> None:
+            self.own = self
+
+    search = gc.collect
+
+    def collect() -> int:
+        found = search()
+        world.opened.clear()
+        return found
+
+    monkeypatch.setattr(gc, "collect", collect)
+    world.start()
+    network = InACycle()
+    vars(world.opened[0])["network"] = network
+    left = weakref.ref(network)
+    del network
+    world.read = lambda: NEXT
+    world.reload()
+    try:
+        wait_for(lambda: left() is None, "freed")
+    finally:
+        gc.unfreeze()
+
+
 def test_the_network_that_has_left_is_freed(tmp_path: Path) -> None:
     """Also if everything was kept out of the search for cycles, as in a worker."""
     networks: list[weakref.ref[object]] = []
