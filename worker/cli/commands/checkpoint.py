@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,12 @@ def record(checkpoint: str, data_path: Path, device: str | None) -> None:
         raise SQEHRMError(
             f"checkpoint {loaded.name}: its record is of version 2 and has figures, pairs and "
             "precision already: keep it"
+        )
+    folder = loaded.path.parent
+    # Known before the measuring, which takes minutes.
+    if not os.access(folder, os.W_OK):
+        raise SQEHRMError(
+            f"{folder}: cannot be written: copy the checkpoint to a folder of your own"
         )
     if known.accepted is None:
         known = _complete_record(loaded, known, data_path)

@@ -1,6 +1,7 @@
 """Holds `sqe-hrm checkpoint` to its words: what is printed, and what is refused in one line."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -331,6 +332,19 @@ def test_a_record_is_not_completed_from_another_file(before: tuple[Path, Path]) 
         file.write('{"prompt": "deploy", "completion": "agent"}\n')
     assert refused("record", "before", "--data-path", messages).startswith(
         f"{messages}: line 3: not among the recorded training pairs: give the file that"
+    )
+    assert (checkpoint / "training_pairs.json").read_bytes() == unchanged
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    before: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, messages = before
+    monkeypatch.setattr("os.access", lambda path, mode: (path, mode) != (checkpoint, os.W_OK))
+    monkeypatch.setattr("worker.cli.commands.checkpoint.measure_accepted", None)
+    unchanged = (checkpoint / "training_pairs.json").read_bytes()
+    assert refused("record", "before", "--data-path", messages) == (
+        f"{checkpoint}: cannot be written: copy the checkpoint to a folder of your own"
     )
     assert (checkpoint / "training_pairs.json").read_bytes() == unchanged
 
