@@ -41,8 +41,8 @@ ITEMS = 32
 TIMED = (0.7, 0.1)
 """Shares of the queue's first length between which its fall is timed."""
 
-LOOK_SECONDS = 0.01
-"""Pause between two looks at the queue's length."""
+LOOK_SECONDS = 0.1
+"""Pause between two looks at the queue's length, which take time from the worker."""
 
 ENTRIES = 100_000
 """Size of the prediction cache: larger than the number of distinct inputs."""
