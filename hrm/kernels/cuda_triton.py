@@ -10,7 +10,7 @@ launches can be captured. Kernels sum in float32, and round where a plain block 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import triton
@@ -20,10 +20,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hrm.model.network import HRM, Block
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-AnyTiles = TypeVar("AnyTiles", bound="DataclassInstance")
+class Dataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+AnyTiles = TypeVar("AnyTiles", bound=Dataclass)
 """A type with a tile for each kernel of a form."""
 
 HEAD_DIMS = (16, 32, 64, 128)
