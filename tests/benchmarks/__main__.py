@@ -28,6 +28,7 @@ from tests.benchmarks import (
     bench_precision,
     bench_redis,
     bench_scale,
+    bench_share,
     bench_training,
     bench_vocabulary,
 )
@@ -52,6 +53,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "latency": bench_latency,
     "live": bench_live,
     "path": bench_path,
+    "share": bench_share,
     "metrics": bench_metrics,
     "cache": bench_cache,
     "precision": bench_precision,

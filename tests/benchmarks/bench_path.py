@@ -8,8 +8,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -18,12 +18,11 @@ from statistics import median
 
 import redis
 
-from hrm.inference.config import Inference
 from schemas import HaltedBy, SQEMessage
 from tests.benchmarks import plain_celery
 from tests.benchmarks.page import paragraphs, table
-from tests.benchmarks.runs import engine_run, interleaved, median_ratio
-from tests.benchmarks.setting import THREADS, Setting, accepted_messages, known_examples
+from tests.benchmarks.runs import interleaved, median_ratio
+from tests.benchmarks.setting import THREADS, Setting, accepted_messages
 from tests.support.processes import REAL, ROOT, Worker
 from tests.support.servers import Server, server
 from worker.broker.keys import LIVE_QUEUE, NO_NAMESPACE
@@ -60,7 +59,7 @@ class Emptied:
 
 
 def run(setting: Setting) -> str:
-    return paragraphs(_path(setting), _engine(setting), _processes(setting))
+    return paragraphs(_path(setting), _processes(setting))
 
 
 def _path(setting: Setting) -> str:
@@ -100,50 +99,27 @@ def _path(setting: Setting) -> str:
     )
 
 
-def _engine(setting: Setting) -> str:
-    """The share of the engine's own rate that arrives, without a cache."""
-    rows = []
-    for halting, count in (
-        (HaltedBy.Q, setting.halting_messages),
-        (HaltedBy.MAX_STEPS, setting.fixed_messages),
-    ):
-        several = min(BATCH, count // ITEMS)
-        runs = [partial(_engine_rate, setting, halting, count)]
-        runs += [
-            partial(_rate, setting, count, batch, halting=halting, cached=0)
-            for batch in (1, several)
-        ]
-        engine, *workers = interleaved(runs, setting.rounds)
-        names = "single messages", f"batches of {several}"
-        for name, rates in zip(names, workers, strict=True):
-            rows.append(
-                [
-                    halting.value,
-                    name,
-                    f"{median(engine):,.0f}",
-                    f"{median(rates):,.0f}",
-                    f"{median_ratio(rates, engine):.2f}",
-                ]
-            )
-    return paragraphs(
-        f"The same without a cache, float32, {setting.slots} slots, {THREADS} threads, beside the "
-        "engine alone with as many examples:",
-        table(["rule", "messages", "engine", "a worker", "ratio"], rows, left=2),
-    )
-
-
 def _processes(setting: Setting) -> str:
-    """The gain from a second process on the same queue."""
+    rows = [
+        ("single messages", 1, HaltedBy.Q, ENTRIES, setting.singles),
+        (f"batches of {BATCH}", BATCH, HaltedBy.Q, ENTRIES, setting.batched),
+    ]
+    return two_processes(setting, rows)
+
+
+def two_processes(setting: Setting, cases: Sequence[tuple[str, int, HaltedBy, int, int]]) -> str:
+    """The gain from a second process on the same queue.
+
+    Args:
+        setting: The setting.
+        cases: What the messages are called, how many are in an item, the halting rule, the cache's
+            entries, and the number of messages.
+    """
     rows = []
-    for name, batch, halting, cached, count in (
-        ("single messages, cached", 1, HaltedBy.Q, ENTRIES, setting.singles),
-        (f"batches of {BATCH}, cached", BATCH, HaltedBy.Q, ENTRIES, setting.batched),
-        ("single messages", 1, HaltedBy.Q, 0, setting.halting_messages),
-        ("single messages", 1, HaltedBy.MAX_STEPS, 0, setting.fixed_messages),
-    ):
+    for name, batch, halting, cached, count in cases:
         runs = [
             partial(
-                _rate,
+                rate,
                 setting,
                 count,
                 batch,
@@ -221,17 +197,10 @@ def emptied(
         return _fall(to.store, LIVE_QUEUE, batch)
 
 
-def _rate(
+def rate(
     setting: Setting, count: int, batch: int, *, halting: HaltedBy, cached: int, **workers: int
 ) -> float:
     return emptied(setting, count, batch, halting=halting, cached=cached, **workers).rate
-
-
-def _engine_rate(setting: Setting, halting: HaltedBy, count: int) -> float:
-    checkpoint = setting.checkpoint()
-    inference = Inference(halting=halting, slots=setting.slots, threads=THREADS)
-    with closing(inference.open(checkpoint, setting.device)) as engine:
-        return engine_run(engine, known_examples(checkpoint, count)).rate
 
 
 def _messages(setting: Setting, count: int) -> Iterator[SQEMessage]:
