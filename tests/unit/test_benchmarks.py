@@ -263,7 +263,9 @@ def test_the_static_server_answers_waiting_examples_before_it_closes() -> None:
 # Each benchmark.
 
 
-@pytest.mark.parametrize("name", [name for name in command.BENCHMARKS if name != "path"])
+@pytest.mark.parametrize(
+    "name", [name for name in command.BENCHMARKS if name not in ("path", "share")]
+)
 def test_a_benchmark_runs(name: str, setting: Setting) -> None:
     body = command.BENCHMARKS[name].run(setting)
     _, *rows = [line for line in body.split("\n") if line.startswith("|")]
@@ -272,8 +274,11 @@ def test_a_benchmark_runs(name: str, setting: Setting) -> None:
     assert not any(line.startswith("#") for line in body.split("\n"))
 
 
-def test_a_queue_that_falls_is_timed_in_messages(setting: Setting) -> None:
-    """The benchmark of the path has dozens of workers; here is one of each kind."""
+def test_a_queue_that_falls_is_timed_in_messages(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The benchmarks of the path have dozens of workers; here is one of each kind."""
+    monkeypatch.setattr(bench_path, "LOOK_SECONDS", 0.001)  # for a queue that is soon empty
     for fall in (bench_path.plain(setting), bench_path.emptied(setting, setting.batched, 256)):
         assert fall.rate > 0
         assert 0 < fall.round_trips < 10
