@@ -37,7 +37,8 @@ def killed(folder: Path, size: Size) -> Row:
     with scene(folder) as at:
         worker = at.start()
         for _ in range(size.repetitions):
-            at.send(size.messages, seconds=0.1)
+            # Long enough that some are left when the signal comes, however busy the machine is.
+            at.send(size.messages, seconds=0.3)
             at.wait_in_hand()
             at.stop(worker, signal.SIGKILL)
             end = at.fault_ended()
