@@ -48,8 +48,9 @@ from schemas import (
 )
 
 KEPT_READINGS = 4096
-"""Texts whose tokens and checks are kept. Agents send the same known messages again and again, and
-to read one takes as long as all else that is done for it if its prediction is cached."""
+"""Texts whose tokens, checks and last verdict are kept. Agents send the same known messages again
+and again, and all else that is done for one takes as long as to read it, if its prediction is
+cached."""
 
 LONGEST_KEPT = 4096
 """Characters of the longest text that is kept, prompt and completion together. So texts of any

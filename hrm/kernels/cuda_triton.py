@@ -54,7 +54,8 @@ class Tile:
 
     rows: int
     columns: int = 0
-    """Columns of the MLP's inner layer; other kernels compute all columns."""
+    """Columns of the result; 0 in kernels that compute whole rows. Of an MLP's kernel, those of its
+    inner layer that are computed at a time."""
     depth: int = 64
     """Addends of each sum that are read at once."""
     warps: int = 4
