@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -388,6 +389,24 @@ def test_an_outcome_acknowledges_its_item_or_is_noted_in_its_batch(store: redis.
     assert store_outcomes(store, "stream", "stream", "stream") == [1, 1, 1]
     assert not store.exists(UNACKED, "parts")
     assert store.get("result-2") == b'{"status":"SUCCESS","result":"noted","task_id":"2"}'
+
+
+@pytest.mark.parametrize("task_id", ['"', "a/b", "back\\slash", "\x1f", "\x7f", "é ☃ 𝄞", ""])
+@pytest.mark.parametrize("failure", ["", '{"exc_type":"MessageRejected"}'])
+def test_a_result_names_its_task_whatever_the_name_is(
+    store: redis.Redis, task_id: str, failure: str
+) -> None:
+    names = (*NOTED, COUNTED, attempt("name"), AGENTS, CANARIES, EVIDENCE, f"result-{task_id}")
+    outcome = outcome_arguments(
+        "1", outcome='{"é":1}', failure=failure, milliseconds=9000, results=1
+    )
+    end = ',"task_id":'
+    assert STORE(store, names, 9, "token", 9, end, len("result-"), *outcome) == [1]
+    assert json.loads(store.get(names[-1]) or "") == {
+        "status": "FAILURE" if failure else "SUCCESS",
+        "result": json.loads(failure or '{"é":1}'),
+        "task_id": task_id,
+    }
 
 
 @pytest.mark.parametrize("position", [None, 3])

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from operator import eq
 from pathlib import Path
@@ -22,7 +23,12 @@ from hrm.evaluation.evaluator import LONGEST_KEPT, Evaluator
 from hrm.evaluation.scoring import score
 from hrm.inference.config import Inference
 from hrm.inference.engine import Engine
-from hrm.inference.prediction import EngineClosedError, EngineFullError, Predictor
+from hrm.inference.prediction import (
+    EngineClosedError,
+    EngineFullError,
+    Prediction,
+    Predictor,
+)
 from hrm.model.batch import encode
 from hrm.model.config import HRMConfig
 from hrm.model.reference_loop import evaluate_batch
@@ -270,6 +276,27 @@ def test_a_text_that_was_read_before_has_the_same_verdict_whoever_sends_it(
     for one, other in zip(first, again, strict=True):
         assert one.model_dump(exclude=own) == other.model_dump(exclude=own)
         assert (other.message_id, other.agent_id) == ("m-2", "a-2")
+
+
+def test_another_prediction_of_a_text_is_judged_anew(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = evaluator.submit(MESSAGE)
+    target, given = pending.example.target_sequence, pending._prediction.result(TIMEOUT)
+    right = replace(given, tokens=(*target, *given.tokens[len(target) :]))
+    wrong = replace(right, tokens=(right.tokens[0] + 1, *right.tokens[1:]))
+    for prediction in (right, right, wrong, replace(wrong, act_steps=7), right):
+        future: Future[Prediction] = Future()
+        future.set_result(prediction)
+        monkeypatch.setattr(evaluator._engine, "submit", lambda *_, future=future, **__: future)
+        result = evaluator.submit(MESSAGE).result(TIMEOUT)
+        verdict = result.verdict
+        assert verdict.predicted_sequence == prediction.tokens[: len(target)]
+        assert verdict.solved is (prediction is right)
+        assert bool(result.confusions) is not verdict.solved
+        assert verdict.act_steps == prediction.act_steps
+        # A verdict that was copied is as valid as one that was made.
+        assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
 def test_a_category_given_stands_and_is_guessed_otherwise(shared: Evaluator) -> None:
