@@ -5,7 +5,7 @@ Knows the fixed list of reasons and the form of a dead letter; not where dead le
 
 import base64
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import (
     AwareDatetime,
@@ -70,6 +70,14 @@ class MessageRejected(SQEHRMError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+    def as_value(self) -> Self:
+        """Return this exception, to be kept, without the frames that it was raised in.
+
+        They refer to it and to the message, so that only the search for cycles would free both.
+        """
+        self.__context__ = None
+        return self.with_traceback(None)
 
 
 class Rejection(BaseModel):

@@ -126,7 +126,7 @@ def read_item(item: bytes, queue: str, tag: str) -> Envelope | Refusal:
     try:
         return read_envelope(item, queue)
     except EnvelopeRejected as rejected:
-        return refuse_item(item, queue, tag, rejected, rejected.task_id)
+        return refuse_item(item, queue, tag, rejected.as_value(), rejected.task_id)
 
 
 def refuse_oversized(

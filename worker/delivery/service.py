@@ -261,7 +261,7 @@ class Service:
                 try:
                     bodies = bodies_of(item)
                 except MessageRejected as rejected:
-                    item = item.refuse(rejected)
+                    item = item.refuse(rejected.as_value())
             if isinstance(item, Refusal):
                 self._hand.weigh(taken.tag, 1)
                 self._refuse(taken.tag, item)
@@ -604,7 +604,7 @@ class Service:
         except MessageRejected as rejected:
             if rejected.reason is RejectionReason.EVALUATION_FAILED:
                 self._metrics.error(ErrorKind.EVALUATION)
-            return rejected
+            return rejected.as_value()
         except SQEHRMError as error:
             # A closed engine is no news: it was closed because this worker stops.
             if not isinstance(error, EngineClosedError):

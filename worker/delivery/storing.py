@@ -69,7 +69,7 @@ class Step:
     failed: Callable[[Exception], object]
     pause: float = field(default=FIRST_PAUSE, init=False)
     """Seconds until the next attempt, once one has failed."""
-    refused: dict["Sent", redis.RedisError] = field(default_factory=dict, init=False)
+    refused: dict["Sent", redis.RedisError] = field(default_factory=dict)
     """Answers of an accepted step that Redis refused, each with the error."""
 
 
@@ -241,22 +241,28 @@ class Storing:
         with self._changed:
             name = self._names.pop() if self._names else token
         entries = [answer.entry for answer in answers]
-        step = Step(
+        # Not the step itself, which would then keep itself and all answers in memory.
+        refused: dict[Sent, redis.RedisError] = {}
+        return Step(
             lambda pipe: self._store(pipe, entries, token, name),
-            lambda replies: self._accept(step, name, answers, replies[0]),
+            lambda replies: self._accept(refused, name, answers, replies[0]),
             lambda: self._abort(name, answers),
             lambda problem: self._divide(name, answers, problem),
+            refused=refused,
         )
-        return step
 
     def _accept(
-        self, step: Step, name: str, answers: list[Storable], replies: list[int | bytes]
+        self,
+        refused: dict[Sent, redis.RedisError],
+        name: str,
+        answers: list[Storable],
+        replies: list[int | bytes],
     ) -> None:
-        """Tell answers that they are stored; note those that Redis refused."""
+        """Tell answers that they are stored; note in `refused` those that Redis refused."""
         self._end(name)
         for answer, reply in zip(answers, replies, strict=True):
             if isinstance(reply, bytes):
-                step.refused[answer] = ResponseError(reply.decode(errors="replace"))
+                refused[answer] = ResponseError(reply.decode(errors="replace"))
                 continue
             self.trouble.passed(answer)
             try:

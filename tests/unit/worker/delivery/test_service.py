@@ -1,6 +1,7 @@
 """worker.delivery.service: each body has one outcome, whatever the others are."""
 
 # ruff: noqa: ANN401 - stand-ins take whatever they are given
+import gc
 import itertools
 import json
 import threading
@@ -213,6 +214,23 @@ def test_outcomes_come_in_the_order_of_the_bodies(world: World) -> None:
         RejectionReason.EVALUATION_FAILED,
         True,
     ]
+
+
+def test_messages_leave_no_cycles(world: World) -> None:
+    """Python looks for them seldom, and those of refused messages would hold what was refused."""
+    gc.disable()
+    try:
+        for _ in range(2):  # the first time, something is built that stays
+            gc.collect()
+            world.process(*[text("solve"), "no json", text("fail"), 7, text("nan")] * 20)
+            for body in (b"no task", b"[]"):
+                world.take_item(body)
+            world.take(7)
+            world.take("several", "arguments", batch=False)
+            world.wait()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_decoded_message_is_a_message(world: World) -> None:
