@@ -164,9 +164,9 @@ class FusedBlock(nn.Module):
         mlp_kernel[triton.cdiv(len(x), tile.rows),](
             described(values, tile.rows, width),
             described(scales, tile.rows),
-            described(gate_up.values.view(2, inner, size), 2, GROUP, width),
-            described(gate_up.scales.view(2, inner), 2, GROUP),
-            described(down.values, width // 2, GROUP),
+            described(gate_up.values.view(2, inner, size), 2, tile.columns, width),
+            described(gate_up.scales.view(2, inner), 2, tile.columns),
+            described(down.values, width // 2, tile.columns),
             described(down.scales, width // 2),
             described(x, tile.rows, width // 2),
             described(output, tile.rows, width),
