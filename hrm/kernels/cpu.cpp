@@ -24,11 +24,10 @@ template <typename T, int DIM> struct Head {
 
   size_t scratch_bytes() const { return 4 * (QUERIES * DEPTH + 2 * size_t(QUERIES) * width); }
 
-  // Stores the keys and values of positions first to end - 1; first is even. Rows of qkv are
-  // `stride` apart.
-  void take(const T* key, const T* value, int64_t stride, const float* cosines, const float* sines,
-            int first, int end) {
-    for (int t = first; t < (end < length ? end : width); t++) {
+  // Stores the keys and values of all positions. Rows of qkv are `stride` apart.
+  void take(const T* key, const T* value, int64_t stride, const float* cosines,
+            const float* sines) {
+    for (int t = 0; t < width; t++) {
       const int from = std::min(t, length - 1);  // padding repeats the last key
       Vector vectors[DIM / W];
       alignas(64) Lane lanes[DEPTH];
@@ -37,7 +36,7 @@ template <typename T, int DIM> struct Head {
       to_lanes(vectors, DIM / W, lanes);
       for (int c = 0; c < DEPTH; c++) keys[c * width + t] = lanes[c];
     }
-    for (int t = first; t < end; t += L::WIDTH) {
+    for (int t = 0; t < length; t += L::WIDTH) {
       const T* next = t + 1 < length ? value + (t + 1) * stride : nullptr;
       for (int j = 0; j < DIM; j += W)
         values_to_lanes(value + t * stride + j, next ? next + j : nullptr,
@@ -109,7 +108,7 @@ template <typename T, int DIM> struct Head {
 template <typename T> struct HeadWork {
   size_t bytes, scratch_bytes;  // memory for keys and values, and for `attend`
   void (*take)(int length, void* memory, const T* key, const T* value, int64_t stride,
-               const float* cosines, const float* sines, int first, int end);
+               const float* cosines, const float* sines);
   void (*attend)(int length, void* memory, const T* query, int64_t stride, const float* cosines,
                  const float* sines, T* out, int64_t out_stride, int first, int end, void* scratch);
 
@@ -147,8 +146,7 @@ void attention(const T* qkv, const float* rotary, T* out, int64_t batch, int len
     for (int64_t unit = first; unit < end; unit++) {
       const int64_t example = unit / heads * length * size, column = unit % heads * dim;
       const T* query = qkv + 3 * example + column;
-      work.take(length, memory.start, query + size, query + 2 * size, 3 * size, cosines, sines, 0,
-                length);
+      work.take(length, memory.start, query + size, query + 2 * size, 3 * size, cosines, sines);
       work.attend(length, memory.start, query, 3 * size, cosines, sines, out + example + column,
                   size, 0, length, memory.start + work.bytes);
     }
@@ -295,6 +293,8 @@ template <typename T> struct Exact {
   // Takes `count` numbers as row `row` of the next product, if it does not read them itself.
   void take(int, const T*, int) {}
 
+  static int64_t panel_lanes(int inputs) { return int64_t(inputs / L::WIDTH) * PANEL; }
+
   template <typename Done>
   void multiply(const T* rows, int stride, int first, int end, const typename L::Lane* weights,
                 int inputs, int panels, const Done& done) const {
@@ -368,14 +368,18 @@ template <typename T> struct Rounded {
     scales[row] = rounded(numbers, rows + int64_t(row) * row_bytes, count);
   }
 
+  static int depth_of(int inputs) { return (inputs + L::GROUP - 1) / L::GROUP * W; }
+
+  static int64_t panel_lanes(int inputs) { return int64_t(L::HEADER + depth_of(inputs)) * PANEL; }
+
   // Multiplies the rows that were taken.
   template <typename Done>
   void multiply(const void*, int, int first, int end, const uint32_t* weights, int inputs,
                 int panels, const Done& done) const {
-    const int depth = (inputs + L::GROUP - 1) / L::GROUP * W;
+    const int depth = depth_of(inputs);
     product<L>(reinterpret_cast<const uint32_t*>(rows), row_bytes / 4, first, end, weights, depth,
                panels, [&](int row, int panel, const Integers* sums) {
-                 const uint32_t* header = weights + int64_t(L::HEADER + depth) * PANEL * panel;
+                 const uint32_t* header = weights + panel_lanes(inputs) * panel;
                  Vector numbers[COLUMNS];
                  for (int j = 0; j < COLUMNS; j++)
                    numbers[j] = as_numbers(sums[j]) * load(as_floats(header + PANEL + j * W)) *
@@ -391,41 +395,61 @@ template <typename Lane> struct Weights {
   const Lane *qkv, *o, *gate_up, *down;
 };
 
-// The blocks of a level, and memory for one example in them. Rows are padded to whole panels; no
-// result depends on the padding. Operands: how it multiplies, `Exact` or `Rounded`.
+// The weights of a level's blocks.
+template <typename Lane> struct Blocks {
+  const Weights<Lane>* const weights;  // one for each block
+  const int count;
+};
+
+// Rows or other units of one thread.
+struct Part {
+  int first, end;
+  static Part of(int count, int thread, int threads) {
+    return {count * thread / threads, count * (thread + 1) / threads};
+  }
+};
+
+// Memory for one example in a level's blocks. Rows are padded to whole panels; no result depends on
+// the padding. Operands: how it multiplies, `Exact` or `Rounded`.
+//
+// Threads share the heads of attention, and the rows of everything else. They pass on to each other
+// what enters and leaves attention: with shared rows alone it would be all keys and values, which
+// are more, and take longest between cores without a common cache.
 template <typename Operands> struct Level {
   using T = typename Operands::Inner;
   using State = typename Operands::State;
   using Lane = typename Operands::L::Lane;
 
-  struct Part {  // the rows of one thread
-    int first, end, thread, threads;
+  struct Own {  // memory of one thread
+    T* qkv;  // (length, 3, group), of one group of heads
+    char *keys_and_values, *scratch;  // for one head
   };
 
-  const Weights<Lane>* const weights;  // one for each block
   const float *const cosines, *const sines;
-  const int blocks, length, heads, dim, inner;
+  const int length, heads, dim, inner;
   const float eps;
   const HeadWork<T> head{dim, length};
   const int size = heads * dim, stride = filled_up(size);
-  const int wide_stride = std::max(filled_up(3 * size), filled_up(2 * inner) / 2);
+  const int group = std::max(PANEL, dim);  // outputs of the heads that fill whole panels
+  const int groups = (size + group - 1) / group;
+  const int wide_stride = filled_up(2 * inner) / 2;
+  const size_t qkv_bytes = aligned(sizeof(T) * length * 3 * group);
   const Memory memory;
   Barrier barrier;
   Operands operands;
   State* x;  // (length, stride)
-  T* wide;  // (length, wide_stride), for results of the wider products
+  T* mixed;  // (length, stride), what attention returns
+  T* wide;  // (length, wide_stride), gated values
   float* sums;  // (length, stride); x itself if that is float
-  char *keys_and_values[2], *scratch;  // for each head; for each thread
+  char* own;  // of all threads
 
-  Level(const Weights<Lane>* weights, const float* rotary, int blocks, int length, int heads,
-        int dim, int inner, float eps, int threads)
-      : weights(weights), cosines(rotary), sines(rotary + length * dim), blocks(blocks),
-        length(length), heads(heads), dim(dim), inner(inner), eps(eps),
+  Level(const float* rotary, int length, int heads, int dim, int inner, float eps, int threads)
+      : cosines(rotary), sines(rotary + length * dim), length(length), heads(heads), dim(dim),
+        inner(inner), eps(eps),
         memory(Operands::bytes(length, std::max(size, inner)) +
-               aligned(sizeof(State) * length * stride) +
+               aligned(sizeof(State) * length * stride) + aligned(sizeof(T) * length * stride) +
                aligned(sizeof(T) * length * wide_stride) +
-               aligned(sizeof(float) * length * stride) + 2 * heads * head.bytes +
-               threads * head.scratch_bytes),
+               aligned(sizeof(float) * length * stride) + threads * own_bytes()),
         operands(memory.start, length, std::max(size, inner)) {
     char* next = memory.start + Operands::bytes(length, std::max(size, inner));
     const auto take = [&](size_t bytes) {
@@ -434,104 +458,111 @@ template <typename Operands> struct Level {
       return taken;
     };
     x = reinterpret_cast<State*>(take(sizeof(State) * length * stride));
+    mixed = reinterpret_cast<T*>(take(sizeof(T) * length * stride));
     wide = reinterpret_cast<T*>(take(sizeof(T) * length * wide_stride));
     if constexpr (std::is_same_v<State, float>)
       sums = x;
     else
       sums = reinterpret_cast<float*>(take(sizeof(float) * length * stride));
-    for (char*& one : keys_and_values) one = take(heads * head.bytes);
-    scratch = take(threads * head.scratch_bytes);
+    own = next;
   }
 
   static int filled_up(int outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
 
-  // All threads call this for the same examples in the same order, number 0 first. Of the other
-  // threads' rows, a thread needs only the keys and values. The last block computes nothing else of
-  // rows that are not wanted.
-  void run(int64_t number, const State* z, const State* injection, State* out, int wanted,
-           int thread, int threads) {
-    const auto bound = [=](int part) {  // even, since values are stored in pairs
-      return part == threads ? length : length * part / threads / 2 * 2;
-    };
-    const Part part{bound(thread), bound(thread + 1), thread, threads};
+  size_t own_bytes() const { return qkv_bytes + head.bytes + head.scratch_bytes; }
+
+  Own own_of(int thread) const {
+    char* const start = own + thread * own_bytes();
+    return {reinterpret_cast<T*>(start), start + qkv_bytes, start + qkv_bytes + head.bytes};
+  }
+
+  // Computes the blocks of one example, whose input at offset i is input(i), into out. All threads
+  // call this for the same examples in the same order. The last block computes no more of rows that
+  // are not wanted than their keys and values.
+  template <typename Input>
+  void run(const Blocks<Lane>& blocks, const Input& input, State* out, int wanted, int thread,
+           int threads) {
+    const Part part = Part::of(length, thread, threads);
     for (int row = part.first; row < part.end; row++) {
       const int64_t from = int64_t(row) * size, to = int64_t(row) * stride;
-      for (int i = 0; i < size; i += W)
-        store(x + to + i, load(z + from + i) + load(injection + from + i));
+      for (int i = 0; i < size; i += W) store(x + to + i, input(from + i));
       operands.take(row, x + to, size);
     }
-    for (int block = 0; block < blocks; block++) {
-      // Two buffers in turn, since other threads may still read those of the previous block.
-      const int turn = threads == 1 ? 0 : (number * blocks + block) % 2;
-      const bool is_last = block == blocks - 1;
+    for (int block = 0; block < blocks.count; block++) {
+      const Weights<Lane>& weights = blocks.weights[block];
+      const bool is_last = block == blocks.count - 1;
       const int limit = is_last ? wanted : length;
-      const Part own{std::min(part.first, limit), std::min(part.end, limit), thread, threads};
-      attend(weights[block], part, own, keys_and_values[turn]);
-      pass_on(own);
-      transform(weights[block], own);
+      const Part rows{std::min(part.first, limit), std::min(part.end, limit)};
+      barrier.wait(threads);
+      attend(weights, limit, thread, threads);
+      barrier.wait(threads);
+      add_product(rows, mixed, stride, weights.o, size);
+      pass_on(rows);
+      transform(weights, rows);
       if (is_last)
-        normalise(own, out, size);
+        normalise(rows, out, size);
       else
-        pass_on(own);
+        pass_on(rows);
     }
   }
 
-  // sums = x + attention of x, for the rows of `own`; keys and values for those of `part`
-  void attend(const Weights<Lane>& weights, const Part& part, const Part& own,
-              char* keys_and_values) {
-    multiply(x, stride, part, weights.qkv, size, 3 * size,
-             [&](int row, int panel, const Vector* sum) {
-               T* to = wide + int64_t(row) * wide_stride + panel * PANEL;
-               for (int j = 0; j < COLUMNS; j++) store(to + j * W, sum[j]);
-             });
-    for (int i = 0; i < heads; i++) {
-      const T* key = wide + size + i * dim;
-      head.take(length, keys_and_values + i * head.bytes, key, key + size, wide_stride, cosines,
-                sines, part.first, part.end);
+  // Attention of x: this thread's share, for queries 0 to limit - 1.
+  void attend(const Weights<Lane>& weights, int limit, int thread, int threads) const {
+    if (threads <= groups) {
+      const Part part = Part::of(groups, thread, threads);
+      for (int i = part.first; i < part.end; i++) attend(weights, i, {0, limit}, own_of(thread));
+      return;
     }
-    barrier.wait(part.threads);
-    for (int i = 0; i < heads; i++) {
-      T* query = wide + i * dim;  // overwritten with the result
-      head.attend(length, keys_and_values + i * head.bytes, query, wide_stride, cosines, sines,
-                  query, wide_stride, own.first, own.end,
-                  scratch + part.thread * head.scratch_bytes);
+    const int i = thread * groups / threads;  // of this group's threads, each has its own queries
+    const auto first_of = [=](int i) { return (i * threads + groups - 1) / groups; };
+    const Part queries = Part::of(limit, thread - first_of(i), first_of(i + 1) - first_of(i));
+    attend(weights, i, queries, own_of(thread));
+  }
+
+  void attend(const Weights<Lane>& weights, int number, Part queries, const Own& own) const {
+    const int panels = group / PANEL, row_size = 3 * group, first = number * group;
+    const Lane* const start = weights.qkv + 3 * panels * number * Operands::panel_lanes(size);
+    const auto multiply = [&](Part rows, int first, int count) {
+      const Lane* const from = start + first * Operands::panel_lanes(size);
+      operands.multiply(x, stride, rows.first, rows.end, from, size, count,
+                        [&](int row, int panel, const Vector* sum) {
+                          T* to = own.qkv + int64_t(row) * row_size + (first + panel) * PANEL;
+                          for (int j = 0; j < COLUMNS; j++) store(to + j * W, sum[j]);
+                        });
+    };
+    multiply(queries, 0, panels);
+    multiply({0, length}, panels, 2 * panels);
+    for (int i = 0; i < group && first + i < size; i += dim) {
+      const T *query = own.qkv + i, *key = query + group;
+      head.take(length, own.keys_and_values, key, key + group, row_size, cosines, sines);
+      head.attend(length, own.keys_and_values, query, row_size, cosines, sines, mixed + first + i,
+                  stride, queries.first, queries.end, own.scratch);
     }
-    take_wide(own, size);
-    add_product(own, weights.o, size);
   }
 
   // sums = x + SwiGLU of x
   void transform(const Weights<Lane>& weights, const Part& part) {
-    multiply(x, stride, part, weights.gate_up, size, 2 * inner,
-             [&](int row, int panel, const Vector* sum) {  // the first half of a panel is gates
-               T* to = wide + int64_t(row) * wide_stride + panel * (PANEL / 2);
-               for (int j = 0; j < COLUMNS / 2; j++)
-                 store(to + j * W, gated<T>(sum[j], sum[j + COLUMNS / 2]));
-             });
-    take_wide(part, inner);
-    add_product(part, weights.down, inner);
+    operands.multiply(x, stride, part.first, part.end, weights.gate_up, size,
+                      filled_up(2 * inner) / PANEL,
+                      [&](int row, int panel, const Vector* sum) {  // half a panel is gates
+                        T* to = wide + int64_t(row) * wide_stride + panel * (PANEL / 2);
+                        for (int j = 0; j < COLUMNS / 2; j++)
+                          store(to + j * W, gated<T>(sum[j], sum[j + COLUMNS / 2]));
+                      });
+    add_product(part, wide, wide_stride, weights.down, inner);
   }
 
-  void take_wide(const Part& part, int count) {
+  // sums = x + weights times the first `inputs` of each of `rows`
+  void add_product(const Part& part, const T* rows, int row_size, const Lane* weights,
+                   int inputs) {
     for (int row = part.first; row < part.end; row++)
-      operands.take(row, wide + int64_t(row) * wide_stride, count);
-  }
-
-  // sums = x + weights times the first `depth` of each row of `wide`
-  void add_product(const Part& part, const Lane* weights, int depth) {
-    multiply(wide, wide_stride, part, weights, depth, size,
-             [&](int row, int panel, const Vector* sum) {
-               const int64_t at = int64_t(row) * stride + panel * PANEL;
-               for (int j = 0; j < COLUMNS; j++)
-                 store(sums + at + j * W, sum[j] + load(x + at + j * W));
-             });
-  }
-
-  template <typename Row, typename Done>
-  void multiply(const Row* rows, int stride, const Part& part, const Lane* weights, int inputs,
-                int outputs, const Done& done) const {
-    operands.multiply(rows, stride, part.first, part.end, weights, inputs,
-                      filled_up(outputs) / PANEL, done);
+      operands.take(row, rows + int64_t(row) * row_size, inputs);
+    operands.multiply(rows, row_size, part.first, part.end, weights, inputs, stride / PANEL,
+                      [&](int row, int panel, const Vector* sum) {
+                        const int64_t at = int64_t(row) * stride + panel * PANEL;
+                        for (int j = 0; j < COLUMNS; j++)
+                          store(sums + at + j * W, sum[j] + load(x + at + j * W));
+                      });
   }
 
   void normalise(const Part& part, State* out, int out_stride) {
@@ -555,14 +586,17 @@ void level(const void* z, const void* injection, void* out, const void* weights,
            const float* rotary, int64_t batch, int blocks, int length, int wanted, int heads,
            int dim, int inner, float eps, int threads) {
   using State = typename Operands::State;
-  Level<Operands> one(static_cast<const Weights<typename Operands::L::Lane>*>(weights), rotary,
-                      blocks, length, heads, dim, inner, eps, threads);
+  using Lane = typename Operands::L::Lane;
+  Level<Operands> one(rotary, length, heads, dim, inner, eps, threads);
+  const Blocks<Lane> own{static_cast<const Weights<Lane>*>(weights), blocks};
   const int64_t row = int64_t(heads) * dim, size = length * row;
   on_threads(threads, [&](int thread, int threads) {
-    for (int64_t i = 0; i < batch; i++)
-      one.run(i, static_cast<const State*>(z) + i * size,
-              static_cast<const State*>(injection) + i * size,
+    for (int64_t i = 0; i < batch; i++) {
+      const State* own_z = static_cast<const State*>(z) + i * size;
+      const State* own_injection = static_cast<const State*>(injection) + i * size;
+      one.run(own, [=](int64_t at) { return load(own_z + at) + load(own_injection + at); },
               static_cast<State*>(out) + i * wanted * row, wanted, thread, threads);
+    }
   });
 }
 

@@ -240,6 +240,18 @@ class Packing:
         return lanes.view(-1, self.panel, lanes.shape[1]).transpose(1, 2)
 
 
+def by_heads(qkv: Tensor, dim: int, panel: int) -> Tensor:
+    """Bring the rows of queries, keys and values, (3 * size, inputs), together by heads.
+
+    A group has as many heads of `dim` rows as fill whole panels: its queries come first, then its
+    keys, then its values. Zeros pad the last one.
+    """
+    group = max(dim, panel)
+    parts = qkv.view(3, -1, qkv.shape[1])
+    filled = F.pad(parts, (0, 0, 0, -parts.shape[1] % group))
+    return filled.view(3, -1, group, qkv.shape[1]).transpose(0, 1).flatten(0, 2)
+
+
 def interleaved(gate_up: Tensor, size: int) -> Tensor:
     """Interleave the rows of gate and up, (2 * inner, inputs): `size` rows of each in turn.
 
@@ -293,8 +305,9 @@ class FusedLevel(nn.Module):
 
     def _packed(self, weights: Sequence[Tensor]) -> list[Tensor]:
         qkv, o, gate_up, down = weights
+        heads = by_heads(qkv, self.head_dim, self._pack.panel)
         gates_and_ups = interleaved(gate_up, self._pack.panel // 2)
-        return [self._pack(weight) for weight in (qkv, o, gates_and_ups, down)]
+        return [self._pack(weight) for weight in (heads, o, gates_and_ups, down)]
 
     def refresh(self, blocks: Iterable[Sequence[Tensor]]) -> None:
         """Take over new weights: `weights_of` each block."""

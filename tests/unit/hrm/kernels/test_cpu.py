@@ -138,7 +138,7 @@ def test_a_fast_level_computes_the_same_as_the_plain_one(
     ),
     batch=st.integers(1, 9),
     length=st.integers(1, 130),
-    threads=st.integers(1, 4),
+    threads=st.integers(1, 7),
     size=st.sampled_from([1e-3, 1.0]),
 )
 @settings(max_examples=60, deadline=None)
