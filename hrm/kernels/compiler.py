@@ -55,13 +55,14 @@ ARGUMENTS = {
     "add_norm_gradient": [*[c_void_p] * 4, c_int64, c_int, c_float, c_int],
     "swiglu_gradient": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int],
     "level": [*[c_void_p] * 5, c_int64, *[c_int] * 6, c_float, c_int],
+    "step": [*[c_void_p] * 8, c_int64, *[c_int] * 8, c_float, c_int],
     "product": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
 }
 """Argument types of the functions in `SOURCES`, each of which exists as `…_float32` and
 `…_bfloat16`.
 
-`level` and `product` exist only for dtypes in which their matrix product is the fastest on this
-processor, and as `…_int8` if it has instructions for it.
+`level`, `step` and `product` exist only for dtypes in which their matrix product is the fastest on
+this processor, and as `…_int8` if it has instructions for it.
 """
 
 

@@ -23,7 +23,7 @@ from hrm.kernels.compiler import (
     kernels,
 )
 from hrm.kernels.int8 import quantised
-from hrm.model.network import HRM, Block, Level, Linear
+from hrm.model.network import HRM, Block, Level, Linear, State
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -75,6 +75,7 @@ def accelerate(network: HRM, dtype: torch.dtype) -> str:
         used = f"C++ ({found.compiler.label})"
         if has_level(found, dtype):
             _replace(network, Level, lambda level: FusedLevel(level, dtype, found))
+            network.fused_step = FusedStep(network, dtype, found)
             return used
         _replace(network, Block, lambda block: FusedBlock(block, dtype, found))
     else:
@@ -301,7 +302,7 @@ class FusedLevel(nn.Module):
             for block in blocks
             for packed in self._packed([weight.detach() for weight in weights_of(block)])
         ]
-        self._pointers = (c_void_p * len(self._weights))(*(w.data_ptr() for w in self._weights))
+        self.pointers = (c_void_p * len(self._weights))(*(w.data_ptr() for w in self._weights))
 
     def _packed(self, weights: Sequence[Tensor]) -> list[Tensor]:
         qkv, o, gate_up, down = weights
@@ -345,7 +346,7 @@ class FusedLevel(nn.Module):
             z.data_ptr(),
             injection.data_ptr(),
             output.data_ptr(),
-            self._pointers,
+            self.pointers,
             table.data_ptr(),
             batch,
             self.blocks,
@@ -358,6 +359,55 @@ class FusedLevel(nn.Module):
             torch.get_num_threads(),
         )
         return output
+
+
+class FusedStep:
+    """An ACT step for inference, computed by C++ in one call.
+
+    Computes the same numbers as the levels of `network` in turn, which are of `FusedLevel`. The
+    rows of both states stay with their threads meanwhile.
+    """
+
+    def __init__(self, network: HRM, dtype: torch.dtype, kernels: Kernels) -> None:
+        H, L = network.H_level, network.L_level
+        if not (isinstance(H, FusedLevel) and isinstance(L, FusedLevel)):
+            raise TypeError("the levels are not fused")
+        self._H, self._L, self._config, self._rotary = H, L, network.config, network.rotary
+        self._step = getattr(kernels.library, f"step_{PRODUCT_DTYPES[dtype]}")
+
+    def __call__(self, state: State, x: Tensor) -> State:
+        """Compute a step from `state` and the input x, all (B, T, D) of the levels' dtype.
+
+        Raises `ValueError` for other tensors: C++ would read beyond their memory.
+        """
+        H, L, config = self._H, self._L, self._config
+        batch, length = x.shape[:2]
+        table = checked_rotary(self._rotary, length, H.head_dim)
+        shape = (batch, length, config.hidden_size)
+        x, z_H, z_L = (checked(each, shape, H.dtype) for each in (x, *state))
+        new = State(torch.empty_like(z_H), torch.empty_like(z_L))
+        self._step(
+            x.data_ptr(),
+            z_H.data_ptr(),
+            z_L.data_ptr(),
+            new.z_H.data_ptr(),
+            new.z_L.data_ptr(),
+            H.pointers,
+            L.pointers,
+            table.data_ptr(),
+            batch,
+            H.blocks,
+            L.blocks,
+            config.H_cycles,
+            config.L_cycles,
+            length,
+            H.num_heads,
+            H.head_dim,
+            H.inner,
+            H.eps,
+            torch.get_num_threads(),
+        )
+        return new
 
 
 def checked(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

@@ -89,6 +89,14 @@ inline void store(uint16_t* to, Vector x) {  // rounds to the nearest, ties to e
 #endif
 }
 
+// Rounds x to the precision of T.
+template <typename T> inline Vector as_stored(Vector x) {
+  if constexpr (std::is_same_v<T, float>) return x;
+  T stored[W];
+  store(stored, x);
+  return load(stored);
+}
+
 inline float total(Vector x) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps((__m512)x);

@@ -7,6 +7,7 @@ hidden size, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -198,6 +199,8 @@ class HRM(nn.Module):
         super().__init__()
         self.config = config
         self.forward_dtype = forward_dtype
+        self.fused_step: Callable[[State, Tensor], State] | None = None
+        """Another form of a whole step for inference."""
         size = config.hidden_size
         length = config.puzzle_emb_len + config.seq_len
 
@@ -265,6 +268,8 @@ class HRM(nn.Module):
             levels: Another form of this network's levels to compute with (default: its own).
             positions: How many leading positions of z_H are wanted (default: all).
         """
+        if levels is None and positions is None and self.fused_step is not None:
+            return self.fused_step(state, x)
         config, rotary = self.config, self.rotary
         H, L = levels or self.levels
         z_H, z_L = state

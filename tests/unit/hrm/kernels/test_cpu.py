@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ from hrm.kernels import accelerate, compiler, cpu, describe, fastest_dtype, prod
 from hrm.kernels.compiler import Kernels, KernelsUnavailableError
 from hrm.kernels.int8 import emulate, quantised
 from hrm.model.batch import Batch, encode
-from hrm.model.network import HRM, Block, Level, Linear, rotary_table
+from hrm.model.network import HRM, Block, Level, Linear, State, rotary_table
 from hrm.model.reference_loop import LoopOutput, evaluate_rules
 from schemas import HaltedBy
 from tests.support.networks import assert_same_step, config, network, step_from
@@ -593,6 +593,65 @@ def test_a_nan_stays_in_its_example_in_int8(with_int8: Kernels, bits: int) -> No
         output = fast(z, injection, rotary)
         assert output[1].isnan().all()
         assert torch.equal(output[[0, 2]], expected[[0, 2]])
+
+
+# A step
+
+
+@given(
+    dtype=st.sampled_from(list(cpu.PRODUCT_DTYPES)),
+    sizes=st.fixed_dictionaries(
+        {
+            "heads": st.integers(1, 5),
+            "head_dim": st.sampled_from(cpu.HEAD_DIMS),
+            "H_layers": st.integers(1, 3),
+            "L_layers": st.integers(1, 3),
+            "H_cycles": st.integers(1, 3),
+            "L_cycles": st.integers(1, 3),
+            "seq_len": st.integers(2, 40),
+        }
+    ),
+    batch=st.integers(0, 3),
+    threads=st.integers(1, 7),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_step_in_one_call_equals_its_levels(
+    built: Kernels, dtype: torch.dtype, sizes: dict[str, Any], batch: int, threads: int
+) -> None:
+    assume(cpu.has_level(built, dtype))
+    state_dtype = torch.float32 if dtype == torch.int8 else dtype
+    fast = accelerate(network(state_dtype, **sizes), int8=dtype == torch.int8)
+    assert fast.fused_step is not None
+    before, x = random_state(fast, batch)
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        expected = fast.step(before, x, fast.levels)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        after = fast.step(before, x)
+    assert torch.equal(after.z_H, expected.z_H)
+    assert torch.equal(after.z_L, expected.z_L)
+
+
+def random_state(network: HRM, batch: int) -> tuple[State, Tensor]:
+    """A state of `network`, and an input."""
+    config = network.config
+    shape = (3, batch, config.puzzle_emb_len + config.seq_len, config.hidden_size)
+    z_H, z_L, x = torch.randn(shape).to(network.forward_dtype)
+    return State(z_H, z_L), x
+
+
+@pytest.mark.parametrize("dtype", cpu.DTYPES)
+def test_a_step_in_one_call_refuses_other_shapes_and_dtypes(
+    built: Kernels, dtype: torch.dtype
+) -> None:
+    if not cpu.has_level(built, dtype):
+        pytest.skip(f"oneDNN has the products in {dtype} on this processor")
+    step = accelerate(network(dtype)).fused_step
+    assert step is not None
+    state, x = random_state(network(dtype), batch=2)
+    for other in (x.double(), x[:1], x[:, :5], x[..., :32]):
+        for wrong in ((state, other), (State(other, state.z_L), x), (State(state.z_H, other), x)):
+            with pytest.raises(ValueError, match=r"not \(B, T, 64\)|no float32 rotary table"):
+                step(*wrong)
 
 
 # The network
