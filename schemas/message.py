@@ -136,22 +136,24 @@ def parse_message(
         MessageRejected: With the reason, and a one-line detail that names the field and the fix.
     """
     try:
-        raw = body if isinstance(body, bytes) else _to_text(body).encode()
-        text = raw.decode()
+        text = body.decode() if isinstance(body, bytes) else _to_text(body)
+        length = len(body) if isinstance(body, bytes) else len(text.encode())
     except UnicodeError:
         raise MessageRejected(
             RejectionReason.INVALID_UNICODE, "not valid UTF-8 or a lone surrogate: send UTF-8 text"
         ) from None
     # Checked before parsing, so that a huge body costs no more than its transfer.
-    if len(raw) > max_bytes * _JSON_ESCAPE_FACTOR + _ENVELOPE_BYTES:
-        raise _too_large(len(raw), max_bytes)
+    if length > max_bytes * _JSON_ESCAPE_FACTOR + _ENVELOPE_BYTES:
+        raise _too_large(length, max_bytes)
     try:
         message = SQEMessage.model_validate_json(text)
     except ValidationError as error:
         raise _rejection(error) from None
-    size = len(message.prompt.encode()) + len(message.completion.encode())
-    if size > max_bytes:
-        raise _too_large(size, max_bytes)
+    # No text has more bytes than its JSON.
+    if length > max_bytes:
+        size = len(message.prompt.encode()) + len(message.completion.encode())
+        if size > max_bytes:
+            raise _too_large(size, max_bytes)
     return message
 
 
