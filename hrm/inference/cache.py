@@ -5,7 +5,7 @@ Knows futures and what makes two examples equal to a network; nothing of network
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,6 +47,38 @@ class _Kept(NamedTuple):
 
     def prediction(self) -> Prediction:
         return Prediction(_unpacked(self.tokens), *self[1:])
+
+
+class _Answered(Future[Prediction]):
+    """A future that has its result from the start.
+
+    It needs none of what an ordinary one has for those who wait for it: making that takes longer
+    than finding the prediction. So `concurrent.futures.wait` does not take it.
+    """
+
+    def __init__(self, prediction: Prediction) -> None:
+        self._prediction = prediction
+
+    def cancel(self) -> bool:
+        return False
+
+    def cancelled(self) -> bool:
+        return False
+
+    def running(self) -> bool:
+        return False
+
+    def done(self) -> bool:
+        return True
+
+    def add_done_callback(self, fn: Callable[[Future[Prediction]], object]) -> None:
+        fn(self)
+
+    def result(self, timeout: float | None = None) -> Prediction:  # noqa: ARG002 - never waits
+        return self._prediction
+
+    def exception(self, timeout: float | None = None) -> None:  # noqa: ARG002
+        return None
 
 
 @dataclass
@@ -147,9 +179,7 @@ class CachedPredictor:
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
-            future: Future[Prediction] = Future()
-            future.set_result(kept.prediction())
-            return future
+            return _Answered(kept.prediction())
         pending = self._pending.get(key)
         if pending is None or pending.urgent < urgent:
             return None

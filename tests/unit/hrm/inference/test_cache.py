@@ -60,6 +60,22 @@ def test_an_equal_example_is_answered_without_the_predictor(
     assert counts(cache) == (1, 1)
 
 
+def test_a_kept_prediction_comes_in_a_future_that_is_done(
+    stub: StubPredictor, cache: CachedPredictor
+) -> None:
+    first = cache.submit(example(3, (0, 5, 11)))
+    stub.asked[0].answer()
+    again = cache.submit(example(3, (0, 5, 11)))
+    called: list[Future[Prediction]] = []
+    again.add_done_callback(called.append)
+    assert called == [again]
+    assert not again.cancel()
+    assert not again.cancelled()
+    assert not again.running()
+    assert again.exception() is None
+    assert again.result(0) == first.result()
+
+
 def test_other_puzzles_inputs_and_steps_are_other_examples(
     stub: StubPredictor, cache: CachedPredictor
 ) -> None:
