@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,10 @@ import torch
 from hrm.inference.prediction import EngineClosedError, EngineStatistics, Prediction, Predictor
 from hrm.model.config import HRMConfig
 from schemas import HaltedBy, HRMExample
+
+UNPACKED = 4096
+"""Predictions that are also kept unpacked, since unpacking one takes longer than finding it. They
+take some 5 MB."""
 
 _Packed = bytes | str
 """Tokens in one or two bytes each, without pointers."""
@@ -113,6 +117,7 @@ class CachedPredictor:
         self._config = config
         self._entries = entries
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._unpacked = lru_cache(maxsize=UNPACKED)(_Kept.prediction)
         self._pending: dict[_Key, _Pending] = {}
         self._hits = 0
         self._misses = 0
@@ -179,7 +184,7 @@ class CachedPredictor:
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
-            return _Answered(kept.prediction())
+            return _Answered(self._unpacked(kept))
         pending = self._pending.get(key)
         if pending is None or pending.urgent < urgent:
             return None
