@@ -22,6 +22,7 @@ from schemas.verdict import (
     TextCheck,
     Timings,
     Verdict,
+    VerdictText,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "TextCheck",
     "Timings",
     "Verdict",
+    "VerdictText",
     "first_problem",
     "parse_message",
 ]

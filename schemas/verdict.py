@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
 from schemas.categories import Category, Difficulty
 from schemas.example import Token
@@ -158,3 +159,30 @@ class Verdict(BaseModel):
     def q_right(self) -> bool:
         """Whether the Q head is right about `solved`: `q_halt >= 0` predicts a solved example."""
         return (self.q_halt >= 0) == self.solved
+
+
+class VerdictText:
+    """The JSON text of verdicts that are equal but for ids and times: called with one, as
+    `Verdict.model_dump_json` gives it, in less than half of the time.
+
+    Args:
+        verdict: One of them.
+    """
+
+    def __init__(self, verdict: Verdict) -> None:
+        own = {"message_id", "agent_id", "timings", "evaluated_at"}
+        text = verdict.model_dump_json(exclude=own).strip("{}").encode()
+        # No string has this in it: its quotes would have backslashes.
+        results, device, rest = text.partition(b',"device":')
+        self._results = b"," + results + b',"timings":'
+        self._device = device + rest + b',"evaluated_at":'
+
+    def __call__(self, verdict: Verdict) -> str:
+        """Write `verdict` as JSON."""
+        parts = (
+            *(b'{"message_id":', to_json(verdict.message_id)),
+            *(b',"agent_id":', to_json(verdict.agent_id)),
+            *(self._results, to_json(verdict.timings)),
+            *(self._device, to_json(verdict.evaluated_at), b"}"),
+        )
+        return b"".join(parts).decode()

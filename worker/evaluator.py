@@ -23,9 +23,9 @@ __all__ = [
     "Pending",
 ]
 
-Evaluated = tuple[Verdict, Counter[tuple[str, str]], Sequence[int]]
-"""A verdict, how often each pair (target, predicted) of different tokens occurred, and the tokens
-of the completion."""
+Evaluated = tuple[Verdict, Counter[tuple[str, str]], Sequence[int], Callable[[Verdict], str]]
+"""A verdict, how often each pair (target, predicted) of different tokens occurred, the tokens of
+the completion, and what writes the verdict as JSON, also with other times."""
 
 
 class Pending(Protocol):

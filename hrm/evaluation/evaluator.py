@@ -44,6 +44,7 @@ from schemas import (
     SQEMessage,
     Timings,
     Verdict,
+    VerdictText,
     parse_message,
 )
 
@@ -80,6 +81,7 @@ class _Judgement(NamedTuple):
     prediction: Prediction
     verdict: Verdict
     """The verdict of one message; those of others differ in ids and times alone."""
+    text_of: VerdictText
     confusions: Counter[tuple[str, str]]
 
 
@@ -103,6 +105,8 @@ class Evaluated(NamedTuple):
     """How often each pair (target, predicted) of different tokens occurred, by their names."""
     completion: Sequence[int]
     """The tokens of the completion, all of its parts."""
+    text_of: VerdictText
+    """Writes the verdict as JSON, also with other ids and times."""
 
 
 class SelfTest(NamedTuple):
@@ -402,7 +406,8 @@ class Evaluator:
             "evaluated_at": datetime.now(UTC),
         }
         verdict = judgement.verdict.model_copy(update=changes)
-        return Evaluated(verdict, judgement.confusions, reading.example.target_sequence)
+        completion = reading.example.target_sequence
+        return Evaluated(verdict, judgement.confusions, completion, judgement.text_of)
 
     def _judgement(
         self, reading: _Reading, prediction: Prediction, origin: Origin, timings: Timings
@@ -447,7 +452,8 @@ class Evaluator:
             worker=self._worker,
             evaluated_at=datetime.now(UTC),
         )
-        return _Judgement(prediction, verdict, self._named(figures.confusions))
+        confusions = self._named(figures.confusions)
+        return _Judgement(prediction, verdict, VerdictText(verdict), confusions)
 
     def _named(self, confusions: Mapping[tuple[int, int], int]) -> Counter[tuple[str, str]]:
         """Confusions by the names of tokens instead of the tokens themselves."""

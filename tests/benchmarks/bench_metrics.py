@@ -88,7 +88,7 @@ def _evaluated(setting: Setting) -> tuple[Metrics, list[Evaluation]]:
         results = [each.result() for each in pending]
     return metrics, [
         Evaluation(verdict, Lane.LIVE, confusions, completion)
-        for verdict, confusions, completion in results
+        for verdict, confusions, completion, _ in results
     ]
 
 

@@ -32,6 +32,7 @@ from schemas import (
     TextCheck,
     Timings,
     Verdict,
+    VerdictText,
     parse_message,
 )
 from worker.evaluator import Evaluated, Named
@@ -160,7 +161,7 @@ class StubPending:
         if self._every_token:
             answer = with_every_token(answer, self.message)
         wrong = Counter({} if answer.solved else {("test", "agent"): 2})
-        return answer, wrong, COMPLETION
+        return answer, wrong, COMPLETION, VerdictText(answer)
 
 
 class StubEvaluator:

@@ -405,14 +405,13 @@ class Service:
         """Build what stores a message's outcome. None if it has none."""
         try:
             found = self._answer(job, position, result)
-            outcome = "" if found is None else found[0].outcome.model_dump_json()
         except Exception as error:  # noqa: BLE001 - it must not end the thread
             self._fail(job, error)
             found = None
         if found is None:
             self._round.dropped[job] += 1
             return None
-        answer, evaluation = found
+        answer, outcome, evaluation = found
         tag = job.tag if job.batch is None else ""
 
         def accepted(counted: Counted) -> None:
@@ -572,16 +571,19 @@ class Service:
 
     def _answer(
         self, job: Job, position: int, pending: Pending | MessageRejected
-    ) -> tuple[Answer, Evaluation | None] | None:
-        """Build the answer to a body that is done, and its evaluation. None if it has no answer."""
+    ) -> tuple[Answer, str, Evaluation | None] | None:
+        """Build the answer to a body that is done, its outcome as JSON, and its evaluation.
+
+        None if it has no answer.
+        """
         if isinstance(pending, MessageRejected):
-            return self._refusal(job, pending, position), None
+            return self._refusal(job, pending, position)
         evaluated = self._attempt(job, pending.result)
         if evaluated is None:
             return None
         if isinstance(evaluated, MessageRejected):
-            return self._refusal(job, evaluated, position), None
-        verdict, confusions, completion = evaluated
+            return self._refusal(job, evaluated, position)
+        verdict, confusions, completion, text_of = evaluated
         verdict = with_queue_time(verdict, pending.message, job.queued)
         answer = self._delivery.verdict(
             verdict,
@@ -590,7 +592,8 @@ class Service:
             job.envelope.result_seconds,
             live=job.is_urgent,
         )
-        return answer, Evaluation(verdict, job.lane, confusions, completion)
+        evaluation = Evaluation(verdict, job.lane, confusions, completion)
+        return answer, text_of(verdict), evaluation
 
     def _attempt(self, job: Job, step: Callable[[], T]) -> T | MessageRejected | None:
         """Return what `step` returns, or the `MessageRejected` it raises.
@@ -619,7 +622,9 @@ class Service:
                 return MessageRejected(RejectionReason.EVALUATION_FAILED, detail)
         return None
 
-    def _refusal(self, job: Job, rejected: MessageRejected, position: int) -> Answer:
+    def _refusal(
+        self, job: Job, rejected: MessageRejected, position: int
+    ) -> tuple[Answer, str, None]:
         body, task_id = job.bodies[position], job.envelope.task_id
         own_id = own_id_of(body)
         refusal = Refusal(
@@ -632,7 +637,8 @@ class Service:
             rejected=rejected,
             result_seconds=job.envelope.result_seconds,
         )
-        return self._delivery.dead_letter(refusal)
+        answer = self._delivery.dead_letter(refusal)
+        return answer, answer.outcome.model_dump_json(), None
 
     def _count(self, outcome: Outcome, evaluation: Evaluation | None, counted: Counted) -> None:
         """Count an outcome that was stored."""

@@ -121,9 +121,10 @@ def test_a_verdict_is_what_the_plain_loop_and_the_score_say(
     before = datetime.now(UTC)
     try:
         pending = evaluator.submit(json.dumps(MESSAGE), queued_seconds=2.5)
-        verdict, confusions, completion = pending.result(TIMEOUT)
+        verdict, confusions, completion, text_of = pending.result(TIMEOUT)
     finally:
         evaluator.close()
+    assert text_of(verdict) == verdict.model_dump_json()
     q_halt, q_continue = output.q_logits[0].tolist()
     assert verdict.model_dump(exclude={"timings", "evaluated_at", "q_halt", "q_continue"}) == {
         "message_id": "m-1",

@@ -57,7 +57,7 @@ def test_a_verdict_is_what_the_plain_loop_says_of_all_parts(
             predicted = output.predictions[messages.parts.labels >= 0]
             body = {"schema_version": 1, "message_id": "m", "agent_id": "a"}
             body |= {"prompt": f"prompt {text[:9]}", "completion": text}
-            verdict, confusions, completion = evaluator.submit(json.dumps(body)).result(TIMEOUT)
+            verdict, confusions, completion, _ = evaluator.submit(json.dumps(body)).result(TIMEOUT)
             assert verdict.predicted_sequence == tuple(predicted.tolist())
             assert verdict.target_tokens == len(target)
             assert verdict.correct_tokens == int((predicted == target).sum())

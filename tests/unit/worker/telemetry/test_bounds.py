@@ -163,7 +163,7 @@ def test_no_text_of_a_message_makes_a_series(evaluator: Evaluator) -> None:
     before, evaluated, refused = series(metrics), 0, 0
     for body in hostile_messages():
         try:
-            made, confusions, completion = evaluator.submit(body).result(60)
+            made, confusions, completion, _ = evaluator.submit(body).result(60)
         except MessageRejected as rejected:
             metrics.rejected(rejected.reason)
             refused += 1
