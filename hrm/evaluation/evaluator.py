@@ -24,6 +24,7 @@ from hrm.evaluation.scoring import commonest_token, score
 from hrm.evaluation.statistics import wilson_interval
 from hrm.inference.cache import without_cache
 from hrm.inference.prediction import (
+    Answered,
     EngineStatistics,
     InferenceError,
     Prediction,
@@ -160,6 +161,8 @@ class PendingExample:
             prediction = self._prediction.result(timeout)
         except InferenceError as error:
             raise MessageRejected(RejectionReason.EVALUATION_FAILED, str(error)) from None
+        # An ordinary future keeps its callbacks, and those may keep this object.
+        self._prediction = Answered(prediction)
         self._clock.stop()  # a future wakes its waiters before it calls back
         return self._evaluator.evaluated(
             self._reading, prediction, self._origin, self._clock.timings()

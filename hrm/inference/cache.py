@@ -5,7 +5,7 @@ Knows futures and what makes two examples equal to a network; nothing of network
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from hrm.inference.prediction import EngineClosedError, EngineStatistics, Prediction, Predictor
+from hrm.inference.prediction import (
+    Answered,
+    EngineClosedError,
+    EngineStatistics,
+    Prediction,
+    Predictor,
+)
 from hrm.model.config import HRMConfig
 from schemas import HaltedBy, HRMExample
 
@@ -53,43 +59,12 @@ class _Kept(NamedTuple):
         return Prediction(_unpacked(self.tokens), *self[1:])
 
 
-class _Answered(Future[Prediction]):
-    """A future that has its result from the start.
-
-    It needs none of what an ordinary one has for those who wait for it: making that takes longer
-    than finding the prediction. So `concurrent.futures.wait` does not take it.
-    """
-
-    def __init__(self, prediction: Prediction) -> None:
-        self._prediction = prediction
-
-    def cancel(self) -> bool:
-        return False
-
-    def cancelled(self) -> bool:
-        return False
-
-    def running(self) -> bool:
-        return False
-
-    def done(self) -> bool:
-        return True
-
-    def add_done_callback(self, fn: Callable[[Future[Prediction]], object]) -> None:
-        fn(self)
-
-    def result(self, timeout: float | None = None) -> Prediction:  # noqa: ARG002 - never waits
-        return self._prediction
-
-    def exception(self, timeout: float | None = None) -> None:  # noqa: ARG002
-        return None
-
-
 @dataclass
 class _Pending:
     """An example that the predictor works on, and the futures that wait for its prediction."""
 
-    inner: Future[Prediction]
+    inner: Future[Prediction] | None
+    """None once it has answered."""
     urgent: bool
     futures: list[Future[Prediction]] = field(default_factory=list)
 
@@ -184,7 +159,7 @@ class CachedPredictor:
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
-            return _Answered(self._unpacked(kept))
+            return Answered(self._unpacked(kept))
         pending = self._pending.get(key)
         if pending is None or pending.urgent < urgent:
             return None
@@ -219,9 +194,11 @@ class CachedPredictor:
             if inner is not pending.inner:  # the work for an urgent example took its place
                 return
             self._forget(key, pending)
+            # All of them keep their callbacks, and those keep this.
+            futures, pending.futures, pending.inner = pending.futures, [], None
             if not inner.cancelled() and inner.exception() is None:
                 self._keep(key, inner.result())
-        for future in pending.futures:
+        for future in futures:
             if not future.set_running_or_notify_cancel():
                 continue
             error = inner.exception()
@@ -236,10 +213,11 @@ class CachedPredictor:
         if not future.cancelled():
             return
         with self._lock:
-            if not all(other.cancelled() for other in pending.futures):
+            inner = pending.inner
+            if inner is None or not all(other.cancelled() for other in pending.futures):
                 return
             self._forget(key, pending)
-        pending.inner.cancel()
+        inner.cancel()
 
     def _forget(self, key: _Key, pending: _Pending) -> None:
         """Stop further callers from attaching to `pending`. Those attached still get its answer."""

@@ -53,6 +53,44 @@ class Prediction:
     """Logits of the token head, float32 (S, V) on the CPU, if the engine keeps them."""
 
 
+class Answered(Future[Prediction]):
+    """A future that has its result from the start.
+
+    It needs none of what an ordinary one has for those who wait for it: making that takes longer
+    than finding the prediction. So `concurrent.futures.wait` does not take it.
+    """
+
+    def __init__(self, prediction: Prediction) -> None:
+        self._prediction = prediction
+
+    def cancel(self) -> bool:
+        """Cancel nothing: it is done."""
+        return False
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled, which cannot be."""
+        return False
+
+    def running(self) -> bool:
+        """Whether someone still works on it, which nobody does."""
+        return False
+
+    def done(self) -> bool:
+        """Whether it is done, which it always is."""
+        return True
+
+    def add_done_callback(self, fn: Callable[[Future[Prediction]], object]) -> None:
+        """Call `fn` at once."""
+        fn(self)
+
+    def result(self, timeout: float | None = None) -> Prediction:  # noqa: ARG002 - never waits
+        """Return the prediction, at once."""
+        return self._prediction
+
+    def exception(self, timeout: float | None = None) -> None:
+        """Return None: it has a result."""
+
+
 @dataclass(frozen=True)
 class EngineStatistics:
     """The state of an engine at one moment, and counts since its start."""

@@ -1,6 +1,7 @@
 """A message gets a verdict with every field right, or a refusal with its reason."""
 
 import contextlib
+import gc
 import hashlib
 import json
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from operator import eq
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +106,28 @@ def refusal(evaluator: Evaluator, body: Any) -> MessageRejected:  # noqa: ANN401
 
 
 # Verdicts.
+
+
+@pytest.mark.parametrize("cached", [0, 100])
+def test_an_answered_message_leaves_no_cycle(checkpoint: Path, cached: int) -> None:
+    """Python looks for them seldom, and they would hold messages by the ten thousand."""
+    answering = opened(checkpoint, cached_predictions=cached)
+
+    def submit(prompt: str) -> None:
+        pending = answering.submit({**MESSAGE, "prompt": prompt})
+        pending.add_done_callback(partial(id, pending))
+        pending.result(TIMEOUT)
+
+    gc.disable()
+    try:
+        submit("deployment")  # the first time, something is built that stays
+        gc.collect()
+        for prompt in ("security", "security data", "security test", "security"):
+            submit(prompt)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+        answering.close()
 
 
 @pytest.mark.parametrize("halting", HaltedBy)
