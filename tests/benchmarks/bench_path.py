@@ -56,6 +56,8 @@ class Emptied:
     round_trips: float
     """Times that Redis read from a connection, a message. It reads at most 16 kB at once, so that
     a request with many outcomes counts as several."""
+    cores: float
+    """Number of cores at work, on average, for all programs of the machine."""
 
 
 def run(setting: Setting) -> str:
@@ -119,7 +121,7 @@ def two_processes(setting: Setting, cases: Sequence[tuple[str, int, HaltedBy, in
     for name, batch, halting, cached, count in cases:
         runs = [
             partial(
-                rate,
+                emptied,
                 setting,
                 count,
                 batch,
@@ -130,7 +132,8 @@ def two_processes(setting: Setting, cases: Sequence[tuple[str, int, HaltedBy, in
             )
             for processes in (1, 2)
         ]
-        one, two = interleaved(runs, setting.rounds)
+        given = interleaved(runs, setting.rounds)
+        one, two = ([each.rate for each in own] for own in given)
         rows.append(
             [
                 name,
@@ -138,11 +141,15 @@ def two_processes(setting: Setting, cases: Sequence[tuple[str, int, HaltedBy, in
                 f"{median(one):,.0f}",
                 f"{median(two):,.0f}",
                 f"{median_ratio(two, one):.2f}",
+                *(f"{median(each.cores for each in own):.2f}" for own in given),
             ]
         )
     return paragraphs(
-        "Processes of one thread each on one queue:",
-        table(["messages", "rule", "one", "two", "ratio"], rows, left=2),
+        "Processes of one thread each on one queue, and how many of the machine's "
+        f"{os.cpu_count()} cores were at work, Redis and all else included:",
+        table(
+            ["messages", "rule", "one", "two", "ratio", "cores, one", "cores, two"], rows, left=2
+        ),
     )
 
 
@@ -219,13 +226,21 @@ def _redis() -> Iterator[tuple[Path, Server]]:
 def _fall(store: redis.Redis, queue: str, batch: int) -> Emptied:
     """Time how the length of `queue` falls while somebody empties it."""
     first, looks = store.llen(queue), 0
-    seen: list[tuple[float, int, int]] = []
+    seen: list[tuple[float, int, int, float]] = []
     for share in TIMED:
         while (left := store.llen(queue)) > share * first:
             looks += 1
             time.sleep(LOOK_SECONDS)
         reads = store.info("stats")["total_reads_processed"]
-        seen.append((time.perf_counter(), left, reads - looks))
-    (started, before, reads), (ended, after, reads_later) = seen
-    messages = batch * (before - after)
-    return Emptied(messages / (ended - started), (reads_later - reads) / messages)
+        seen.append((time.perf_counter(), left, reads - looks, _busy_seconds()))
+    (started, before, reads, busy), (ended, after, reads_later, busy_later) = seen
+    messages, seconds = batch * (before - after), ended - started
+    return Emptied(
+        messages / seconds, (reads_later - reads) / messages, (busy_later - busy) / seconds
+    )
+
+
+def _busy_seconds() -> float:
+    """Seconds for which the machine's cores have been at work since its start: proc(5), stat."""
+    user, nice, system = Path("/proc/stat").read_text().split(maxsplit=4)[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
