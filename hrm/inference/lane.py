@@ -212,9 +212,8 @@ class Lane(Generic[Occupant]):
     def compute(self, offset: int, first: int, end: int) -> None:
         """Compute one ACT step in place, for rows `first` up to `end`, counted from `offset`."""
         rows = slice(offset + first, offset + end)
-        state = self.network.step(State(self._z_H[rows], self._z_L[rows]), self._x[rows])
-        self._z_H[rows] = state.z_H
-        self._z_L[rows] = state.z_L
+        state = State(self._z_H[rows], self._z_L[rows])
+        self.network.step_in_place(state, self._x[rows])
         self._q_logits[rows] = self.network.q_logits(state.z_H)
 
     def replay(self) -> None:

@@ -55,7 +55,7 @@ ARGUMENTS = {
     "add_norm_gradient": [*[c_void_p] * 4, c_int64, c_int, c_float, c_int],
     "swiglu_gradient": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int],
     "level": [*[c_void_p] * 5, c_int64, *[c_int] * 6, c_float, c_int],
-    "step": [*[c_void_p] * 8, c_int64, *[c_int] * 8, c_float, c_int],
+    "step": [*[c_void_p] * 6, c_int64, *[c_int] * 8, c_float, c_int],
     "product": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
 }
 """Argument types of the functions in `SOURCES`, each of which exists as `…_float32` and

@@ -600,14 +600,13 @@ void level(const void* z, const void* injection, void* out, const void* weights,
   });
 }
 
-// An ACT step: in each of the H cycles, L cycles of z_L = L(z_L, z_H + x), then z_H = H(z_H, z_L).
-// x and the states before and after are (batch, length, heads * dim). A thread computes the same
+// An ACT step in place: in each of the H cycles, L cycles of z_L = L(z_L, z_H + x), then
+// z_H = H(z_H, z_L). x and both states are (batch, length, heads * dim). A thread computes the same
 // rows of both states in all levels, so that they stay in its core's cache.
 template <typename Operands>
-void step(const void* x, const void* z_H, const void* z_L, void* out_H, void* out_L,
-          const void* weights_H, const void* weights_L, const float* rotary, int64_t batch,
-          int blocks_H, int blocks_L, int cycles_H, int cycles_L, int length, int heads, int dim,
-          int inner, float eps, int threads) {
+void step(const void* x, void* z_H, void* z_L, const void* weights_H, const void* weights_L,
+          const float* rotary, int64_t batch, int blocks_H, int blocks_L, int cycles_H,
+          int cycles_L, int length, int heads, int dim, int inner, float eps, int threads) {
   using State = typename Operands::State;
   using Lane = typename Operands::L::Lane;
   Level<Operands> one(rotary, length, heads, dim, inner, eps, threads);
@@ -616,23 +615,16 @@ void step(const void* x, const void* z_H, const void* z_L, void* out_H, void* ou
   const int64_t size = int64_t(length) * heads * dim;
   on_threads(threads, [&](int thread, int threads) {
     for (int64_t start = 0; start < batch * size; start += size) {
-      const State* input = static_cast<const State*>(x) + start;
-      const State* high = static_cast<const State*>(z_H) + start;
-      const State* low = static_cast<const State*>(z_L) + start;
-      State* const new_high = static_cast<State*>(out_H) + start;
-      State* const new_low = static_cast<State*>(out_L) + start;
+      const State* const input = static_cast<const State*>(x) + start;
+      State* const high = static_cast<State*>(z_H) + start;
+      State* const low = static_cast<State*>(z_L) + start;
+      const auto for_L = [=](int64_t at) {
+        return load(low + at) + as_stored<State>(load(high + at) + load(input + at));
+      };
+      const auto for_H = [=](int64_t at) { return load(high + at) + load(low + at); };
       for (int i = 0; i < cycles_H; i++) {
-        for (int j = 0; j < cycles_L; j++) {
-          one.run(L,
-                  [=](int64_t at) {
-                    return load(low + at) + as_stored<State>(load(high + at) + load(input + at));
-                  },
-                  new_low, length, thread, threads);
-          low = new_low;
-        }
-        one.run(H, [=](int64_t at) { return load(high + at) + load(low + at); }, new_high, length,
-                thread, threads);
-        high = new_high;
+        for (int j = 0; j < cycles_L; j++) one.run(L, for_L, low, length, thread, threads);
+        one.run(H, for_H, high, length, thread, threads);
       }
     }
   });
@@ -683,13 +675,13 @@ EXPORT(uint16_t, bfloat16)
     level<OPERANDS>(z, injection, out, weights, rotary, batch, blocks, length, wanted, heads,   \
                        dim, inner, eps, threads);                                               \
   }                                                                                             \
-  extern "C" void step_##NAME(const void* x, const void* z_H, const void* z_L, void* out_H,     \
-                              void* out_L, const void* weights_H, const void* weights_L,        \
-                              const float* rotary, int64_t batch, int blocks_H, int blocks_L,   \
-                              int cycles_H, int cycles_L, int length, int heads, int dim,       \
-                              int inner, float eps, int threads) {                              \
-    step<OPERANDS>(x, z_H, z_L, out_H, out_L, weights_H, weights_L, rotary, batch, blocks_H,    \
-                   blocks_L, cycles_H, cycles_L, length, heads, dim, inner, eps, threads);      \
+  extern "C" void step_##NAME(const void* x, void* z_H, void* z_L, const void* weights_H,       \
+                              const void* weights_L, const float* rotary, int64_t batch,        \
+                              int blocks_H, int blocks_L, int cycles_H, int cycles_L,           \
+                              int length, int heads, int dim, int inner, float eps,             \
+                              int threads) {                                                    \
+    step<OPERANDS>(x, z_H, z_L, weights_H, weights_L, rotary, batch, blocks_H, blocks_L,        \
+                   cycles_H, cycles_L, length, heads, dim, inner, eps, threads);                \
   }                                                                                             \
   extern "C" void product_##NAME(const void* x, const void* weights, float* out, int64_t rows,  \
                                  int inputs, int outputs, int threads) {                        \

@@ -362,10 +362,10 @@ class FusedLevel(nn.Module):
 
 
 class FusedStep:
-    """An ACT step for inference, computed by C++ in one call.
+    """An ACT step for inference, computed by C++ in one call and in place.
 
     Computes the same numbers as the levels of `network` in turn, which are of `FusedLevel`. The
-    rows of both states stay with their threads meanwhile.
+    rows of both states stay with their threads.
     """
 
     def __init__(self, network: HRM, dtype: torch.dtype, kernels: Kernels) -> None:
@@ -375,23 +375,24 @@ class FusedStep:
         self._H, self._L, self._config, self._rotary = H, L, network.config, network.rotary
         self._step = getattr(kernels.library, f"step_{PRODUCT_DTYPES[dtype]}")
 
-    def __call__(self, state: State, x: Tensor) -> State:
-        """Compute a step from `state` and the input x, all (B, T, D) of the levels' dtype.
+    def __call__(self, state: State, x: Tensor) -> None:
+        """Compute a step from the input x and `state`, and overwrite this with the result.
 
-        Raises `ValueError` for other tensors: C++ would read beyond their memory.
+        All are (B, T, D), contiguous and of the levels' dtype. Raises `ValueError` for other
+        tensors: C++ would read or write beyond their memory.
         """
         H, L, config = self._H, self._L, self._config
         batch, length = x.shape[:2]
         table = checked_rotary(self._rotary, length, H.head_dim)
         shape = (batch, length, config.hidden_size)
-        x, z_H, z_L = (checked(each, shape, H.dtype) for each in (x, *state))
-        new = State(torch.empty_like(z_H), torch.empty_like(z_L))
+        for each in (x, *state):
+            if not each.is_contiguous():
+                raise ValueError("a step in place needs contiguous tensors")
+            checked(each, shape, H.dtype)
         self._step(
             x.data_ptr(),
-            z_H.data_ptr(),
-            z_L.data_ptr(),
-            new.z_H.data_ptr(),
-            new.z_L.data_ptr(),
+            state.z_H.data_ptr(),
+            state.z_L.data_ptr(),
             H.pointers,
             L.pointers,
             table.data_ptr(),
@@ -407,7 +408,6 @@ class FusedStep:
             H.eps,
             torch.get_num_threads(),
         )
-        return new
 
 
 def checked(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

@@ -199,8 +199,8 @@ class HRM(nn.Module):
         super().__init__()
         self.config = config
         self.forward_dtype = forward_dtype
-        self.fused_step: Callable[[State, Tensor], State] | None = None
-        """Another form of a whole step for inference."""
+        self.fused_step: Callable[[State, Tensor], None] | None = None
+        """Another form of `step_in_place`, for inference."""
         size = config.hidden_size
         length = config.puzzle_emb_len + config.seq_len
 
@@ -268,8 +268,6 @@ class HRM(nn.Module):
             levels: Another form of this network's levels to compute with (default: its own).
             positions: How many leading positions of z_H are wanted (default: all).
         """
-        if levels is None and positions is None and self.fused_step is not None:
-            return self.fused_step(state, x)
         config, rotary = self.config, self.rotary
         H, L = levels or self.levels
         z_H, z_L = state
@@ -283,6 +281,17 @@ class HRM(nn.Module):
         z_L = L(z_L, z_H + x, rotary)
         z_H = H(z_H, z_L, rotary, positions)
         return State(z_H, z_L)
+
+    def step_in_place(self, state: State, x: Tensor) -> None:
+        """Run one ACT step, in the fastest form, and overwrite `state` with the result.
+
+        Both states and x, (B, T, D) of the forward dtype, are contiguous.
+        """
+        if self.fused_step is not None:
+            self.fused_step(state, x)
+            return
+        for own, new in zip(state, self.step(state, x), strict=True):
+            own.copy_(new)
 
     def token_logits(self, z_H: Tensor) -> Tensor:
         """Token logits of z_H (B, P + S, D): (B, S, V), forward dtype."""
