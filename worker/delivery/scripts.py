@@ -392,7 +392,7 @@ def outcome_arguments(  # noqa: PLR0913 - as many as the script has
         marker: Its marker, from `marker_of`, or nothing.
         tag: The tag of the item that ends with it, or nothing.
         position: Its position in a batch, if it is part of one.
-        outcome: The outcome as JSON.
+        outcome: The outcome as JSON, which is not sent if neither results nor the batch need it.
         is_noted: Whether the batch needs the text itself, and not only that there is one.
         failure: What the results say instead (JSON) if it is a rejection.
         milliseconds: How long its results live.
@@ -402,7 +402,7 @@ def outcome_arguments(  # noqa: PLR0913 - as many as the script has
     """
     place = "-" if position is None else position
     head = f"{marker or '-'} {place} {is_noted:d} {milliseconds} {results} {len(record)}"
-    return [head, tag, outcome, failure, of_agent, *record]
+    return [head, tag, outcome if results or is_noted else "", failure, of_agent, *record]
 
 
 def load_scripts(client: redis.Redis) -> None:
