@@ -24,8 +24,8 @@ from hrm.model.config import HRMConfig
 from schemas import HaltedBy, HRMExample
 
 UNPACKED = 4096
-"""Predictions that are also kept unpacked, since unpacking one takes longer than finding it. They
-take some 5 MB."""
+"""Predictions that are also kept unpacked, since unpacking one takes longer than finding it. With
+100 tokens each they take some 5 MB."""
 
 _Packed = bytes | str
 """Tokens in one or two bytes each, without pointers."""
