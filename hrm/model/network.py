@@ -268,6 +268,10 @@ class HRM(nn.Module):
             levels: Another form of this network's levels to compute with (default: its own).
             positions: How many leading positions of z_H are wanted (default: all).
         """
+        if levels is None and positions is None and self.fused_step is not None:
+            new = State(*(each.clone(memory_format=torch.contiguous_format) for each in state))
+            self.fused_step(new, x.contiguous())
+            return new
         config, rotary = self.config, self.rotary
         H, L = levels or self.levels
         z_H, z_L = state
