@@ -162,8 +162,9 @@ class Verdict(BaseModel):
 
 
 class VerdictText:
-    """The JSON text of verdicts that are equal but for ids and times: called with one, as
-    `Verdict.model_dump_json` gives it, in less than half of the time.
+    """Writes verdicts that are equal but for ids and times as JSON.
+
+    The text is that of `Verdict.model_dump_json`, in half of the time.
 
     Args:
         verdict: One of them.

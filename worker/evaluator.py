@@ -25,7 +25,7 @@ __all__ = [
 
 Evaluated = tuple[Verdict, Counter[tuple[str, str]], Sequence[int], Callable[[Verdict], str]]
 """A verdict, how often each pair (target, predicted) of different tokens occurred, the tokens of
-the completion, and what writes the verdict as JSON, also with other times."""
+the completion, and a function that writes the verdict as JSON, also with other times."""
 
 
 class Pending(Protocol):
