@@ -32,12 +32,16 @@ DOWN = (
 )
 """Alerts that fire, among others, while no worker is up."""
 
+LAST = "last-"
+"""How the instances begin of the alerts that come last."""
+
 
 class Alertmanager:
     """A running Alertmanager."""
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/api/v2"
+        self._fired = 0
 
     def is_ready(self) -> bool:
         with contextlib.suppress(OSError):
@@ -45,13 +49,32 @@ class Alertmanager:
         return False
 
     def fire(self, *alerts: dict[str, str]) -> None:
-        """Tell it of alerts by their labels, as Prometheus does."""
-        self._ask("/alerts", json.dumps([{"labels": labels} for labels in alerts]).encode())
+        """Tell it of alerts by their labels, as Prometheus does, and wait until it acts on them.
+
+        It answers before the alerts keep others quiet, which it does for one alert after the other.
+        So a pair comes last of which one keeps the other quiet.
+        """
+        self._fired += 1
+        worker = {"instance": f"{LAST}{self._fired}"}
+        last = named("SQEHRMSelfTestFailing", "SQEHRMWorkerApart", **worker)
+        body = json.dumps([{"labels": labels} for labels in (*alerts, *last)])
+        self._ask("/alerts", body.encode())
+        wait_for(lambda: worker["instance"] in self._instances(inhibited=True), "the alerts")
 
     def told(self) -> set[str]:
         """The alerts that it would tell somebody of."""
-        alerts = self._ask("/alerts?inhibited=false")
-        return {alert["labels"]["alertname"] for alert in alerts}
+        return {
+            labels["alertname"]
+            for labels in self._labels(inhibited=False)
+            if not labels.get("instance", "").startswith(LAST)
+        }
+
+    def _instances(self, *, inhibited: bool) -> set[str]:
+        return {labels.get("instance", "") for labels in self._labels(inhibited=inhibited)}
+
+    def _labels(self, *, inhibited: bool) -> list[dict[str, str]]:
+        other = "active" if inhibited else "inhibited"
+        return [alert["labels"] for alert in self._ask(f"/alerts?{other}=false")]
 
     def _ask(self, path: str, body: bytes | None = None) -> Any:  # noqa: ANN401 - any answer
         headers = {"Content-Type": "application/json"}
@@ -81,8 +104,8 @@ def alertmanager(tmp_path: Path) -> Iterator[Alertmanager]:
         end_child(process)
 
 
-def named(*names: str) -> list[dict[str, str]]:
-    return [{"alertname": name} for name in names]
+def named(*names: str, **labels: str) -> list[dict[str, str]]:
+    return [{"alertname": name, **labels} for name in names]
 
 
 def test_the_cause_is_told_and_not_what_follows(alertmanager: Alertmanager) -> None:
