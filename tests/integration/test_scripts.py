@@ -103,7 +103,7 @@ def fail(store: redis.Redis, times: int) -> list[Any]:
 
 def test_an_item_is_noted_before_it_leaves_its_list(store: redis.Redis) -> None:
     store.lpush(LIVE_QUEUE, "a", "b")
-    assert take(store) == [b"a", b"sqe.evaluate/1-0", 0, None, None, None]
+    assert take(store) == [b"a", b"sqe.evaluate/1-0", 0]
     assert store.hgetall(UNACKED) == {b"sqe.evaluate/1-0": b"a"}
     server: Any = store.time()
     assert store.zscore(UNACKED_INDEX, "sqe.evaluate/1-0") == pytest.approx(server[0], abs=5)
@@ -125,7 +125,7 @@ def test_after_a_drain_an_item_is_taken_next_and_after_a_fault_last(store: redis
 
 def test_an_item_becomes_a_suspect_with_its_second_fault(store: redis.Redis) -> None:
     store.lpush(LIVE_QUEUE, "a")
-    assert fail(store, 1)[3:] == [None, None, None]
+    assert fail(store, 1)[3:] == []
     put_back(store, fault=True)
     assert store.lrange(APART, 0, -1) == [b"a"]
     assert suspicion(take(store)).positions == {"-": 2}
@@ -239,7 +239,7 @@ def without(store: redis.Redis, redis_url: str, command: str) -> redis.Redis:
     return redis.Redis.from_url(limited_url(store, redis_url, f"-{command}"))
 
 
-@pytest.mark.parametrize("command", ["hset", "zadd", "rpop"])
+@pytest.mark.parametrize("command", ["hset", "zadd", "ltrim"])
 def test_a_request_that_fails_loses_nothing(
     store: redis.Redis, redis_url: str, command: str
 ) -> None:
@@ -389,6 +389,18 @@ def test_an_outcome_acknowledges_its_item_or_is_noted_in_its_batch(store: redis.
     assert store_outcomes(store, "stream", "stream", "stream") == [1, 1, 1]
     assert not store.exists(UNACKED, "parts")
     assert store.get("result-2") == b'{"status":"SUCCESS","result":"noted","task_id":"2"}'
+
+
+def test_any_number_of_outcomes_acknowledges_its_items(store: redis.Redis) -> None:
+    tags = [tag_of(str(number)) for number in range(2_001)]
+    store.hset(UNACKED, mapping=dict.fromkeys(tags, "item"))
+    store.zadd(UNACKED_INDEX, dict.fromkeys(tags, 1.0))
+    names = [*NOTED, COUNTED, attempt("name"), AGENTS, CANARIES, EVIDENCE]
+    arguments: list[Any] = [9, "token", 9, "", 0]
+    for number, tag in enumerate(tags):
+        arguments += outcome_arguments(str(number), tag=tag)
+    assert STORE(store, names, *arguments) == [1] * len(tags)
+    assert not store.exists(UNACKED, UNACKED_INDEX)
 
 
 @pytest.mark.parametrize("task_id", ['"', "a/b", "back\\slash", "\x1f", "\x7f", "é ☃ 𝄞", ""])

@@ -53,7 +53,7 @@ _MARKS = tuple(stream + MARKED for stream in _STREAMS)
 NEEDED: dict[str, tuple[str, ...]] = {
     # The scripts that move items, and the backlog.
     "LINDEX": _LISTS,
-    "RPOP": _LISTS,
+    "LTRIM": _LISTS,
     "LLEN": _LISTS,
     "LPUSH": _LISTS,
     "RPUSH": (*_LISTS, *_MARKS),
@@ -100,6 +100,7 @@ WITHOUT_KEYS: tuple[tuple[str, ...], ...] = (
 
 _ARGUMENTS = {
     "LINDEX": ["-1"],
+    "LTRIM": ["0", "-1"],
     "LPUSH": [""],
     "RPUSH": [""],
     "HGET": [""],

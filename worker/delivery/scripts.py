@@ -88,8 +88,9 @@ TAKE = Script(f"""#!lua flags=allow-oom
 -- ARGV: number of queues, when to take suspects, the longest item to return, the number of bytes to
 -- return of a longer one, the most items, the bytes after which no further item is taken, the name
 -- of a batch's task, the beginning of all tags, then how many items to take of each queue.
--- Returns: the items, and how many lists of suspects have any. An item is its bytes, its tag, its
--- faults if it is a suspect, and its length and digest if only its beginning is returned.
+-- Returns: the items, and how many lists of suspects have any. An item is its bytes and its tag,
+-- then, if it is a suspect or long, its faults if it is a suspect, its length if only its beginning
+-- is returned, and its digest.
 -- Mostly there is nothing, and finding that out one by one takes three times as long.
 if redis.call('EXISTS', unpack(KEYS, 4, #KEYS - 1)) == 0 then return {{{{}}, 0}} end
 local queues = tonumber(ARGV[1])
@@ -97,48 +98,55 @@ local suspects, longest, beginning, most, enough, batch, unique = unpack(ARGV, 2
 longest, most, enough = tonumber(longest), tonumber(most), tonumber(enough)
 {_NOW}
 {_MESSAGES}
-local taken, size = {{}}, 0
+local call, time = redis.call, string.format('%.6f', now)
 local function first_list(queue) return 4 + queues + (queue - 1) * {LISTS} end
--- Takes a batch's messages from the number of those that wait. Rubbish in its place stops nothing.
-local function count_out(queue, messages)
-  local first = first_list(queue)
-  local left = redis.pcall('HINCRBY', KEYS[#KEYS], KEYS[first], 1 - messages)
-  -- Somebody may have removed batches by other means.
-  local lists = {{KEYS[3 + queue], unpack(KEYS, first, first + {LISTS} - 1)}}
-  if left ~= 0 and redis.call('EXISTS', unpack(lists)) == 0 then
-    redis.pcall('HDEL', KEYS[#KEYS], KEYS[first])
-  end
-end
+-- What was taken is written and removed at the end, in one command for all, since a command costs
+-- more than what it does for an item.
+local taken, size = {{}}, 0
+local items, entries, removed, further = {{}}, {{}}, {{}}, {{}}
 local function take(list, queue, place, is_suspect)
-  local item = redis.call('LINDEX', list, -1)
+  local before = removed[list] or 0
+  local item = call('LINDEX', list, -1 - before)
   if not item then return nil end
   local is_long, is_batch, messages = #item > longest, false, 1
   -- The name elsewhere in the item only ends this queue's share of the request early.
   if not is_long then is_batch = string.find(item, batch, 1, true) end
   if is_long or is_batch then messages = messages_of(item) end
   local tag = KEYS[first_list(queue)] .. '/' .. unique .. '-' .. #taken
-  if messages > 1 then tag = tag .. '.' .. messages end
+  if messages > 1 then
+    tag = tag .. '.' .. messages
+    further[queue] = (further[queue] or 0) + messages - 1
+  end
   if place > 0 then tag = tag .. '/' .. place end
-  redis.call('HSET', KEYS[1], tag, item)
-  redis.call('ZADD', KEYS[2], now, tag)
-  redis.call('RPOP', list)
-  if messages > 1 then count_out(queue, messages) end
+  local at = 2 * #taken
+  items[at + 1], items[at + 2] = tag, item
+  entries[at + 1], entries[at + 2] = time, tag
+  removed[list] = before + 1
   size = size + #item
-  local returned, faults, length, digest = item, false, false, false
-  if is_suspect then
-    digest = redis.sha1hex(item)
-    faults = redis.call('HGET', KEYS[3], digest) or ''
+  local returned = {{item, tag}}
+  if is_suspect or is_long then
+    local digest = redis.sha1hex(item)
+    local faults = is_suspect and (call('HGET', KEYS[3], digest) or '')
+    local length = is_long and #item
+    if is_long then item = string.sub(item, 1, beginning) end
+    returned = {{item, tag, faults, length, digest}}
   end
-  if is_long then
-    returned, length = string.sub(item, 1, beginning), #item
-    digest = redis.sha1hex(item)
-  end
-  table.insert(taken, {{returned, tag, faults, length, digest}})
+  table.insert(taken, returned)
   return is_batch and 'batch' or 'item'
 end
 local function take_suspect()
   for queue = 1, queues do
     if take(KEYS[3 + queue], queue, 0, true) then return end
+  end
+end
+-- Takes batches' messages from the number of those that wait. Rubbish in its place stops nothing.
+local function count_out(queue, messages)
+  local first = first_list(queue)
+  local left = redis.pcall('HINCRBY', KEYS[#KEYS], KEYS[first], -messages)
+  -- Somebody may have removed batches by other means.
+  local lists = {{KEYS[3 + queue], unpack(KEYS, first, first + {LISTS} - 1)}}
+  if left ~= 0 and call('EXISTS', unpack(lists)) == 0 then
+    redis.pcall('HDEL', KEYS[#KEYS], KEYS[first])
   end
 end
 if suspects == 'first' then take_suspect() end
@@ -155,8 +163,15 @@ if #taken == 0 then
   end
 end
 if #taken == 0 and suspects == 'last' then take_suspect() end
+if #taken > 0 then
+  call('HSET', KEYS[1], unpack(items))
+  call('ZADD', KEYS[2], unpack(entries))
+  -- Unlike RPOP, it does not return the items.
+  for list, count in pairs(removed) do call('LTRIM', list, 0, -1 - count) end
+  for queue, messages in pairs(further) do count_out(queue, messages) end
+end
 local waiting = 0
-for queue = 1, queues do waiting = waiting + redis.call('EXISTS', KEYS[3 + queue]) end
+for queue = 1, queues do waiting = waiting + call('EXISTS', KEYS[3 + queue]) end
 return {{taken, waiting}}
 """)
 
@@ -247,16 +262,22 @@ end
 
 _ACKNOWLEDGE = """
 -- KEYS: unacked, its index, faults.
-local function acknowledge(tag)
+local function acknowledge(tags)
   if redis.call('EXISTS', KEYS[3]) == 1 then
-    local item = redis.call('HGET', KEYS[1], tag)
-    if item then
-      local digest = redis.sha1hex(item)
-      redis.call('HDEL', KEYS[3], digest, digest .. '/at')
+    for _, tag in ipairs(tags) do
+      local item = redis.call('HGET', KEYS[1], tag)
+      if item then
+        local digest = redis.sha1hex(item)
+        redis.call('HDEL', KEYS[3], digest, digest .. '/at')
+      end
     end
   end
-  redis.call('HDEL', KEYS[1], tag)
-  redis.call('ZREM', KEYS[2], tag)
+  -- Lua passes at most 8,000 arguments.
+  for first = 1, #tags, 1000 do
+    local last = math.min(first + 999, #tags)
+    redis.call('HDEL', KEYS[1], unpack(tags, first, last))
+    redis.call('ZREM', KEYS[2], unpack(tags, first, last))
+  end
 end
 """
 
@@ -347,7 +368,7 @@ end
 pcall(count_agents)
 pcall(count_left_out)
 if added > 0 then grow(added) end
-for _, tag in ipairs(tags) do acknowledge(tag) end
+acknowledge(tags)
 return replies
 """)
 
@@ -362,7 +383,7 @@ if KEYS[5] then
   redis.call('PUBLISH', KEYS[5], ARGV[3])
 end
 redis.call('DEL', KEYS[4])
-acknowledge(ARGV[1])
+acknowledge({{ARGV[1]}})
 """)
 
 MARK = Script("""#!lua flags=allow-oom

@@ -275,9 +275,9 @@ class Channel(redis.Channel):
         self,
         item: bytes,
         tag: bytes,
-        faults: bytes | None,
-        length: int | None,
-        digest: bytes,
+        faults: bytes | None = None,
+        length: int | None = None,
+        digest: bytes = b"",
     ) -> Taken:
         """Note an item as in hand."""
         name = tag.decode()
