@@ -4,9 +4,12 @@ Real worker processes empty a queue that was filled before they started. The rat
 length in the middle of that time: neither a start counts nor the last messages.
 """
 
+import itertools
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,6 +45,9 @@ TIMED = (0.7, 0.1)
 
 LOOK_SECONDS = 0.1
 """Pause between two looks at the queue's length, which take time from the worker."""
+
+TURN_SECONDS = 0.01
+"""Time for which a process runs before another one does, if they take turns."""
 
 ENTRIES = 100_000
 """Size of the prediction cache: larger than the number of distinct inputs."""
@@ -106,16 +112,27 @@ def _processes(setting: Setting) -> str:
         ("single messages", 1, HaltedBy.Q, ENTRIES, setting.singles),
         (f"batches of {BATCH}", BATCH, HaltedBy.Q, ENTRIES, setting.batched),
     ]
-    return two_processes(setting, rows)
+    return paragraphs(
+        two_processes(setting, rows),
+        "The same with each process stopped for half of the time, so that two of them and Redis "
+        "have as many cores as they need:",
+        two_processes(setting, rows, in_turns=True),
+    )
 
 
-def two_processes(setting: Setting, cases: Sequence[tuple[str, int, HaltedBy, int, int]]) -> str:
+def two_processes(
+    setting: Setting,
+    cases: Sequence[tuple[str, int, HaltedBy, int, int]],
+    *,
+    in_turns: bool = False,
+) -> str:
     """The gain from a second process on the same queue.
 
     Args:
         setting: The setting.
         cases: What the messages are called, how many are in an item, the halting rule, the cache's
             entries, and the number of messages.
+        in_turns: Whether each process runs for half of the time only, and not beside the other.
     """
     rows = []
     for name, batch, halting, cached, count in cases:
@@ -129,6 +146,7 @@ def two_processes(setting: Setting, cases: Sequence[tuple[str, int, HaltedBy, in
                 cached=cached,
                 processes=processes,
                 threads=1,
+                in_turns=in_turns,
             )
             for processes in (1, 2)
         ]
@@ -180,6 +198,7 @@ def emptied(
     cached: int = ENTRIES,
     processes: int = 1,
     threads: int = THREADS,
+    in_turns: bool = False,
 ) -> Emptied:
     """Empty a queue of `count` messages, `batch` in an item, by workers with the checkpoint."""
     options = ["--checkpoint", str(setting.checkpoints[0].resolve()), "--halting", halting]
@@ -199,16 +218,19 @@ def emptied(
         for task in tasks:
             for command in task.commands(NO_NAMESPACE, 0):
                 to.store.execute_command(*command)  # type: ignore[no-untyped-call]
-        for _ in range(processes):
-            start = Worker.start(REAL, folder, to.url, *options, cached_predictions=cached)
-            workers.enter_context(start)
+        started = [
+            workers.enter_context(
+                Worker.start(REAL, folder, to.url, *options, cached_predictions=cached)
+            )
+            for _ in range(processes)
+        ]
+        if in_turns:
+            workers.enter_context(_taking_turns(started))
         return _fall(to.store, LIVE_QUEUE, batch)
 
 
-def rate(
-    setting: Setting, count: int, batch: int, *, halting: HaltedBy, cached: int, **workers: int
-) -> float:
-    return emptied(setting, count, batch, halting=halting, cached=cached, **workers).rate
+def rate(setting: Setting, count: int, batch: int, *, halting: HaltedBy, cached: int) -> float:
+    return emptied(setting, count, batch, halting=halting, cached=cached).rate
 
 
 def _messages(setting: Setting, count: int) -> Iterator[SQEMessage]:
@@ -221,6 +243,29 @@ def _messages(setting: Setting, count: int) -> Iterator[SQEMessage]:
 def _redis() -> Iterator[tuple[Path, Server]]:
     with tempfile.TemporaryDirectory() as name, server(Path(name)) as started:
         yield Path(name), started
+
+
+@contextmanager
+def _taking_turns(workers: Sequence[Worker]) -> Iterator[None]:
+    """Let one or two workers run for half of the time each, one after the other."""
+    ended = threading.Event()
+
+    def change() -> None:
+        for turn in itertools.cycle((0, 1)):
+            for number, worker in enumerate(workers):
+                worker.signal(signal.SIGCONT if number == turn else signal.SIGSTOP)
+            if ended.wait(TURN_SECONDS):
+                break
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        changing.join()
+        for worker in workers:
+            worker.signal(signal.SIGCONT)
 
 
 def _fall(store: redis.Redis, queue: str, batch: int) -> Emptied:
