@@ -12,6 +12,13 @@ import redis
 # whatever runs beside the tests, such as their own workers.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from tests.support.processor import IS_INTEL
+
+if IS_INTEL:
+    # Otherwise a row's sums depend on how many rows are multiplied with it, and an untrained
+    # network multiplies the difference by a hundred at each ACT step.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 from tests.support.networks import saved_for_messages
 from tests.support.processes import REAL, Worker
 from tests.support.servers import server

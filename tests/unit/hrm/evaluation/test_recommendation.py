@@ -9,6 +9,7 @@ import torch
 from hrm.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, pair_hash, save_checkpoint
 from hrm.data.config import ConversionConfig
 from hrm.data.conversion import AcceptedPair, Converter
+from hrm.data.vocabulary import VOCABULARY_1
 from hrm.evaluation import recommendation
 from hrm.evaluation.measurement import measure, measure_each
 from hrm.evaluation.outcomes import (
@@ -102,8 +103,13 @@ def test_a_prompt_with_several_answers_counts_with_the_best_of_their_rows(
 ) -> None:
     monkeypatch.setattr(recommendation, "MEASURE_BATCH", 3)
     converter = Converter(SHA256)
-    words = ("agent test", "agent", "data", "security test agent")
-    pairs = [AcceptedPair(prompt="security", completion=text, puzzle_id=3) for text in words]
+    # With every word, whatever the two rows predict.
+    words = VOCABULARY_1.names[1:-1]
+    pairs = [
+        AcceptedPair(prompt="security", completion=f"{one} {other}", puzzle_id=3)
+        for one in words
+        for other in words
+    ]
     single, several = save("single", record=RECORD), save("several", record=SEVERAL)
     found = measure_messages([several], enumerate(pairs), [HaltedBy.Q]).figures[0]
     right = [

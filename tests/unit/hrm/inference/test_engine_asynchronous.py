@@ -95,7 +95,9 @@ def test_members_of_an_ensemble_halt_each_for_itself_and_one_may_fail() -> None:
             assert_same(future.result(DEADLINE), each)
         wait_until(lambda: engine.statistics.busy_slots == 0)
     assert len(given) == 8
-    assert all(one == other for one, other in given)
+    for one, other in given:
+        # Their steps may have different numbers of rows, and torch sums these in different orders.
+        assert_same(one, other)
 
 
 def test_an_example_that_one_member_fails_leaves_another_at_the_step_in_flight() -> None:
