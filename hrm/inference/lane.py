@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Generic, TypeVar
@@ -35,56 +36,76 @@ DEVICE_FAILURES = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Err
 of its own calls only."""
 
 
+@dataclass(slots=True, eq=False)
+class _Row(Generic[Occupant]):
+    """A row in work, and what the host knows of it."""
+
+    occupant: Occupant
+    limit: int
+    """The most ACT steps."""
+    act_steps: int = 0
+    q_flips: int = 0
+    q_halt: float = math.nan
+    q_continue: float = math.nan
+
+    @property
+    def prefers_halt(self) -> bool:
+        return self.q_halt > self.q_continue
+
+    def note_step(self, q_halt: float, q_continue: float) -> None:
+        preferred_halt, self.q_halt, self.q_continue = self.prefers_halt, q_halt, q_continue
+        self.q_flips += self.act_steps > 0 and self.prefers_halt != preferred_halt
+        self.act_steps += 1
+
+
 class Answers(Generic[Occupant]):
     """The predictions of the rows that halted at one step. The device may still work on them."""
 
     def __init__(
         self,
-        occupants: Sequence[Occupant],
+        rows: Sequence[_Row[Occupant]],
         logits: Tensor,
-        q_logits: Tensor,
-        act_steps: Tensor,
-        q_flips: Tensor,
         *,
         halting: HaltedBy,
         keep_logits: bool,
     ) -> None:
-        self.occupants = occupants
+        self._rows = rows
         self._tokens = ToHost(logits.argmax(-1))
         self._finite = ToHost(logits.isfinite().all((1, 2)))
         self._logits = ToHost(logits.float()) if keep_logits else None
-        self._q_logits, self._act_steps, self._q_flips = q_logits, act_steps, q_flips
         self._halting = halting
+
+    @property
+    def occupants(self) -> list[Occupant]:
+        """The occupants of the rows."""
+        return [row.occupant for row in self._rows]
 
     def read(self) -> Iterator[tuple[Occupant, Prediction | InferenceError]]:
         """Wait for the device; yield each occupant's prediction, or the reason why it has none."""
-        kept = [None] * len(self.occupants) if self._logits is None else self._logits.read()
-        for occupant, tokens, finite, logits, (q_halt, q_continue), act_steps, q_flips in zip(
-            self.occupants,
+        kept = [None] * len(self._rows) if self._logits is None else self._logits.read()
+        for row, tokens, finite, logits in zip(
+            self._rows,
             self._tokens.read().tolist(),
             self._finite.read().tolist(),
             kept,
-            self._q_logits.tolist(),
-            self._act_steps.tolist(),
-            self._q_flips.tolist(),
             strict=True,
         ):
-            if not (finite and math.isfinite(q_halt) and math.isfinite(q_continue)):
+            if not (finite and math.isfinite(row.q_halt) and math.isfinite(row.q_continue)):
                 yield (
-                    occupant,
+                    row.occupant,
                     InferenceError("the network's answer is not finite for this example"),
                 )
                 continue
-            by_q = self._halting is HaltedBy.Q and q_halt > q_continue
+            by_q = self._halting is HaltedBy.Q and row.prefers_halt
             yield (
-                occupant,
+                row.occupant,
                 Prediction(
                     tokens=tuple(tokens),
-                    act_steps=act_steps,
+                    act_steps=row.act_steps,
                     halted_by=HaltedBy.Q if by_q else HaltedBy.MAX_STEPS,
-                    q_halt=q_halt,
-                    q_continue=q_continue,
-                    q_flips=q_flips,
+                    q_halt=row.q_halt,
+                    q_continue=row.q_continue,
+                    q_flips=row.q_flips,
                     logits=logits,
                 ),
             )
@@ -131,15 +152,10 @@ class Lane(Generic[Occupant]):
             self._q_logits = torch.zeros(capacity, 2, device=self.device)
             capture = self._capture()
             self._replay = None if capture is None else self._captured(capacity, capture)
-        self._occupants: list[Occupant | None] = []
-        # The state of each row on the host, in the order of the device's tensors above.
-        self._act_steps, self._limits, self._q_flips = (
-            torch.zeros(capacity, dtype=torch.int64) for _ in range(3)
-        )
-        self._preferred_halt = torch.zeros(capacity, dtype=torch.bool)
-        self._numbers = torch.arange(capacity)
-        self._rows: slice | Tensor = slice(0)
-        """The rows of the step in flight."""
+        self._rows: list[_Row[Occupant] | None] = []
+        """In the order of the device's tensors above; None for a row that is free."""
+        self._in_flight: slice | Tensor = slice(0)
+        """The places of the rows whose step is in flight."""
         self._sent: ToHost | None = None
 
     @property
@@ -162,34 +178,32 @@ class Lane(Generic[Occupant]):
             examples: The example of each.
             limits: How many steps each gets at most.
         """
-        holes = [row for row, occupant in enumerate(self._occupants) if occupant is None]
-        end = len(self._occupants)
-        self._occupants += [None] * max(0, len(occupants) - len(holes))
-        rows = [*holes, *range(end, len(self._occupants))][: len(occupants)]
+        holes = [place for place, row in enumerate(self._rows) if row is None]
+        end = len(self._rows)
+        self._rows += [None] * max(0, len(occupants) - len(holes))
+        places = [*holes, *range(end, len(self._rows))][: len(occupants)]
         inputs, puzzle_ids = encode_inputs(examples, self.network.config)
         with self._on_stream():
-            index = self._index(rows)
+            index = self._index(places)
             puzzles = self.network.puzzle_embedding(to_device(puzzle_ids, self.device))
             x = self.network.embed(to_device(inputs, self.device), puzzles)
-            state = self.network.initial_state(len(rows))
+            state = self.network.initial_state(len(places))
             for memory, values in ((self._x, x), (self._z_H, state.z_H), (self._z_L, state.z_L)):
                 memory[index] = values
-        self._act_steps[rows] = self._q_flips[rows] = 0
-        self._limits[rows] = torch.tensor(limits)
-        for row, occupant in zip(rows, occupants, strict=True):
-            self._occupants[row] = occupant
+        for place, occupant, limit in zip(places, occupants, limits, strict=True):
+            self._rows[place] = _Row(occupant, limit)
 
     def remove(self, occupants: Collection[Occupant]) -> None:
         """Free the rows of `occupants`, even during a step. Those without a row are ignored."""
         if not occupants:
             return
-        for row, occupant in enumerate(self._occupants):
-            if occupant is not None and occupant in occupants:
-                self._occupants[row] = None
+        for place, row in enumerate(self._rows):
+            if row is not None and row.occupant in occupants:
+                self._rows[place] = None
 
     def clear(self) -> None:
         """Free all rows, and forget a step that was begun."""
-        self._occupants.clear()
+        self._rows.clear()
         self._sent = None
 
     def begin(self, chosen: Collection[Occupant] | None = None) -> list[tuple[RowWork, int]]:
@@ -200,13 +214,13 @@ class Lane(Generic[Occupant]):
         """
         if chosen is None:
             self._compact()
-            self._rows = slice(len(self._occupants))
-            return [(partial(self.compute, 0), len(self._occupants))]
-        rows = [row for row, occupant in enumerate(self._occupants) if occupant in chosen]
-        runs = _runs(rows)
-        self._rows = torch.tensor(rows, dtype=torch.int64)
+            self._in_flight = slice(len(self._rows))
+            return [(partial(self.compute, 0), len(self._rows))]
+        places = [place for place, row in enumerate(self._rows) if row and row.occupant in chosen]
+        runs = _runs(places)
+        self._in_flight = torch.tensor(places, dtype=torch.int64)
         if len(runs) == 1:
-            self._rows = slice(rows[0], rows[-1] + 1)
+            self._in_flight = slice(places[0], places[-1] + 1)
         return [(partial(self.compute, first), count) for first, count in runs]
 
     def compute(self, offset: int, first: int, end: int) -> None:
@@ -218,71 +232,63 @@ class Lane(Generic[Occupant]):
 
     def replay(self) -> None:
         """Have the device compute one ACT step over all rows by itself."""
-        if self._replay is not None and self._occupants:
+        if self._replay is not None and self._rows:
             with self._on_stream():
-                self._replay(len(self._occupants))
+                self._replay(len(self._rows))
 
     def send(self) -> None:
         """Send the step's Q logits to the host, without waiting for them."""
-        if self._occupants:
+        if self._rows:
             with self._on_stream():
-                self._sent = ToHost(self._q_logits[self._rows])
+                self._sent = ToHost(self._q_logits[self._in_flight])
 
     def finish(self) -> Answers[Occupant] | None:
         """Wait for the step, free the rows that halt at it, and begin their answers."""
         if self._sent is None:
             return None
-        q_logits, rows, self._sent = self._sent.read(), self._rows, None
-        self._act_steps[rows] += 1
-        prefers_halt = q_logits[:, 0] > q_logits[:, 1]
-        turned = prefers_halt != self._preferred_halt[rows]
-        self._q_flips[rows] += turned & (self._act_steps[rows] > 1)
-        self._preferred_halt[rows] = prefers_halt
-        halts = self._act_steps[rows] >= self._limits[rows]
-        if self._halting is HaltedBy.Q:
-            halts |= prefers_halt
-        halting = halts.nonzero().squeeze(1)
-        numbers = self._numbers[rows][halting]
-        places: list[int] = []
-        occupants: list[Occupant] = []
-        for place, row in zip(halting.tolist(), numbers.tolist(), strict=True):
-            occupant, self._occupants[row] = self._occupants[row], None
-            if occupant is not None:  # otherwise it was removed during the step
-                places.append(place)
-                occupants.append(occupant)
-        if not occupants:
+        q_logits, in_flight, self._sent = self._sent.read().tolist(), self._in_flight, None
+        places = (
+            range(len(self._rows))[in_flight]
+            if isinstance(in_flight, slice)
+            else in_flight.tolist()
+        )
+        halted: list[int] = []
+        rows: list[_Row[Occupant]] = []
+        for place, (q_halt, q_continue) in zip(places, q_logits, strict=True):
+            row = self._rows[place]
+            if row is None:  # it was removed during the step
+                continue
+            row.note_step(q_halt, q_continue)
+            by_q = self._halting is HaltedBy.Q and row.prefers_halt
+            if by_q or row.act_steps >= row.limit:
+                self._rows[place] = None
+                halted.append(place)
+                rows.append(row)
+        if not rows:
             return None
-        halted = self._numbers[rows][places]
         with self._on_stream():
             return Answers(
-                occupants,
-                self.network.token_logits(self._z_H[to_device(halted, self.device)]),
-                q_logits[places],
-                self._act_steps[halted],
-                self._q_flips[halted],
+                rows,
+                self.network.token_logits(self._z_H.index_select(0, self._index(halted))),
                 halting=self._halting,
                 keep_logits=self._keep_logits,
             )
 
     def _compact(self) -> None:
         """Move the last rows into the holes, so that the rows in work come first."""
-        count = sum(occupant is not None for occupant in self._occupants)
-        holes = [row for row in range(count) if self._occupants[row] is None]
+        count = sum(row is not None for row in self._rows)
+        holes = [place for place in range(count) if self._rows[place] is None]
         if holes:
             movers = [
-                row
-                for row in range(count, len(self._occupants))
-                if self._occupants[row] is not None
+                place for place in range(count, len(self._rows)) if self._rows[place] is not None
             ]
             with self._on_stream():
                 to, source = self._index(holes), self._index(movers)
                 for memory in (self._x, self._z_H, self._z_L):
-                    memory[to] = memory[source]
-            for values in (self._act_steps, self._limits, self._q_flips, self._preferred_halt):
-                values[holes] = values[movers]
+                    memory[to] = memory.index_select(0, source)
             for hole, mover in zip(holes, movers, strict=True):
-                self._occupants[hole] = self._occupants[mover]
-        del self._occupants[count:]
+                self._rows[hole] = self._rows[mover]
+        del self._rows[count:]
 
     def _captured(self, capacity: int, capture: Capture) -> Callable[[int], None]:
         """Return the function that computes a given number of the first rows."""

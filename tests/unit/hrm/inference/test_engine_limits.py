@@ -74,11 +74,11 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             examples: Sequence[HRMExample],
             limits: Sequence[int],
         ) -> None:
-            check(len(self._occupants) + len(occupants))
+            check(len(self._rows) + len(occupants))
             admit(self, occupants, examples, limits)
 
         def limited_begin(self: Lane[str], chosen: Collection[str] | None = None) -> Works:
-            check(sum(occupant is not None for occupant in self._occupants))
+            check(sum(row is not None for row in self._rows))
             return begin(self, chosen)
 
         name, limited = {

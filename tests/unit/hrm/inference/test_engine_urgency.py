@@ -286,7 +286,7 @@ def test_without_memory_both_kinds_start_again_in_their_order(
     begin = Lane.begin
 
     def begin_one(self: Lane[object], chosen: Collection[object] | None = None) -> Works:
-        if sum(occupant is not None for occupant in self._occupants) > 1:
+        if sum(row is not None for row in self._rows) > 1:
             raise OUT_OF_MEMORY
         return begin(self, chosen)
 
