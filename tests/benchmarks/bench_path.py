@@ -108,15 +108,17 @@ def _path(setting: Setting) -> str:
 
 
 def _processes(setting: Setting) -> str:
-    rows = [
-        ("single messages", 1, HaltedBy.Q, ENTRIES, setting.singles),
-        (f"batches of {BATCH}", BATCH, HaltedBy.Q, ENTRIES, setting.batched),
-    ]
+    def cases(part: int) -> list[tuple[str, int, HaltedBy, int, int]]:
+        return [
+            ("single messages", 1, HaltedBy.Q, ENTRIES, setting.singles // part),
+            (f"batches of {BATCH}", BATCH, HaltedBy.Q, ENTRIES, setting.batched // part),
+        ]
+
     return paragraphs(
-        two_processes(setting, rows),
+        two_processes(setting, cases(1)),
         "The same with each process stopped for half of the time, so that two of them and Redis "
         "have as many cores as they need:",
-        two_processes(setting, rows, in_turns=True),
+        two_processes(setting, cases(2), in_turns=True),
     )
 
 
@@ -201,6 +203,33 @@ def emptied(
     in_turns: bool = False,
 ) -> Emptied:
     """Empty a queue of `count` messages, `batch` in an item, by workers with the checkpoint."""
+    workers = filled(
+        setting,
+        count,
+        batch,
+        halting=halting,
+        cached=cached,
+        processes=processes,
+        threads=threads,
+    )
+    with workers as (store, started), ExitStack() as turns:
+        if in_turns:
+            turns.enter_context(_taking_turns(started))
+        return _fall(store, LIVE_QUEUE, batch)
+
+
+@contextmanager
+def filled(
+    setting: Setting,
+    count: int,
+    batch: int,
+    *,
+    halting: HaltedBy,
+    cached: int,
+    processes: int = 1,
+    threads: int = THREADS,
+) -> Iterator[tuple[redis.Redis, list[Worker]]]:
+    """Fill a queue with `count` messages, `batch` in an item, and start workers for it."""
     options = ["--checkpoint", str(setting.checkpoints[0].resolve()), "--halting", halting]
     options += ["--device", setting.device, "--slots", str(setting.slots)]
     options += ["--threads", str(threads), "--dtype", "float32"]
@@ -224,13 +253,7 @@ def emptied(
             )
             for _ in range(processes)
         ]
-        if in_turns:
-            workers.enter_context(_taking_turns(started))
-        return _fall(to.store, LIVE_QUEUE, batch)
-
-
-def rate(setting: Setting, count: int, batch: int, *, halting: HaltedBy, cached: int) -> float:
-    return emptied(setting, count, batch, halting=halting, cached=cached).rate
+        yield to.store, started
 
 
 def _messages(setting: Setting, count: int) -> Iterator[SQEMessage]:

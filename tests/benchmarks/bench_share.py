@@ -1,17 +1,56 @@
-"""The share of an engine's own rate that arrives in Redis as verdicts, without a cache."""
+"""The share of an engine's own rate that arrives in Redis as verdicts, without a cache.
 
-from contextlib import closing
-from functools import partial
-from statistics import median
+A worker and an engine alone take turns of a second, each stopped meanwhile. So both have the same
+machine, whose speed changes within a minute more than a worker's share does.
+"""
 
-from hrm.inference.config import Inference
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import redis
+
 from schemas import HaltedBy
-from tests.benchmarks.bench_path import BATCH, ITEMS, rate, two_processes
+from tests.benchmarks import engine_alone
+from tests.benchmarks.bench_path import BATCH, filled, two_processes
 from tests.benchmarks.page import paragraphs, table
-from tests.benchmarks.runs import engine_run, interleaved, median_ratio
-from tests.benchmarks.setting import THREADS, Setting, known_examples
+from tests.benchmarks.setting import THREADS, Setting
+from tests.support.processes import DEADLINE, ROOT, wait_for
+from worker.broker.keys import AGENTS
 
 TITLE = "The way of a message beside its engine"
+
+TURN_SECONDS = 1.0
+
+SETTLE_SECONDS = 0.15
+"""Time after a stop that is not counted: the first requests and the caches of the processor."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A process that answers examples."""
+
+    process: subprocess.Popen[bytes]
+    answered: Callable[[], int]
+    """Counts its answers while it runs."""
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def rate(self) -> float:
+        """Let it run for a turn; answers a second."""
+        self.process.send_signal(signal.SIGCONT)
+        time.sleep(SETTLE_SECONDS)
+        before, started = self.answered(), time.perf_counter()
+        time.sleep(TURN_SECONDS)
+        rate = (self.answered() - before) / (time.perf_counter() - started)
+        self.stop()
+        return rate
 
 
 def run(setting: Setting) -> str:
@@ -19,42 +58,93 @@ def run(setting: Setting) -> str:
         ("single messages", 1, HaltedBy.Q, 0, setting.halting_messages),
         ("single messages", 1, HaltedBy.MAX_STEPS, 0, setting.fixed_messages),
     ]
-    return paragraphs(_engine(setting), two_processes(setting, rows))
+    return paragraphs(_shares(setting), two_processes(setting, rows))
 
 
-def _engine(setting: Setting) -> str:
+def _shares(setting: Setting) -> str:
     rows = []
-    for halting, count in (
-        (HaltedBy.Q, setting.halting_messages),
-        (HaltedBy.MAX_STEPS, setting.fixed_messages),
-    ):
-        several = min(BATCH, count // ITEMS)
-        runs = [partial(_engine_rate, setting, halting, count)]
-        runs += [
-            partial(rate, setting, count, batch, halting=halting, cached=0)
-            for batch in (1, several)
-        ]
-        engine, *workers = interleaved(runs, setting.rounds)
-        names = "single messages", f"batches of {several}"
-        for name, rates in zip(names, workers, strict=True):
+    for halting in (HaltedBy.Q, HaltedBy.MAX_STEPS):
+        for batch in (1, BATCH):
+            with _engine(setting, halting) as engine:
+                engines, workers = _in_turns(setting, engine, halting, batch)
+            ratio = statistics.fmean(workers) / statistics.fmean(engines)
             rows.append(
                 [
                     halting.value,
-                    name,
-                    f"{median(engine):,.0f}",
-                    f"{median(rates):,.0f}",
-                    f"{median_ratio(rates, engine):.2f}",
+                    "single messages" if batch == 1 else f"batches of {batch}",
+                    f"{statistics.fmean(engines):,.0f}",
+                    f"{statistics.fmean(workers):,.0f}",
+                    f"{ratio:.2f} ± {_error(workers, engines, ratio):.2f}",
                 ]
             )
     return paragraphs(
         f"{setting.checkpoints[0].name}, its known messages, without a cache, float32, "
-        f"{setting.slots} slots, {THREADS} threads, beside the engine alone with as many examples:",
+        f"{setting.slots} slots, {THREADS} threads, beside the engine alone: {setting.turns} turns "
+        "of a second each, one after the other. Means, their ratio, and its standard error.",
         table(["rule", "messages", "engine", "a worker", "ratio"], rows, left=2),
     )
 
 
-def _engine_rate(setting: Setting, halting: HaltedBy, count: int) -> float:
-    checkpoint = setting.checkpoint()
-    inference = Inference(halting=halting, slots=setting.slots, threads=THREADS)
-    with closing(inference.open(checkpoint, setting.device)) as engine:
-        return engine_run(engine, known_examples(checkpoint, count)).rate
+def _in_turns(
+    setting: Setting, engine: Contestant, halting: HaltedBy, batch: int
+) -> tuple[list[float], list[float]]:
+    """Rates of the engine and of a worker in each turn."""
+    seconds = (setting.turns + 2) * (TURN_SECONDS + 2 * SETTLE_SECONDS)
+    count = int(1.5 * engine.rate() * seconds) + 2 * BATCH
+    engines: list[float] = []
+    workers: list[float] = []
+    with filled(setting, count, batch, halting=halting, cached=0) as (store, (started,)):
+        worker = Contestant(started.process, lambda: _counted(store))
+        wait_for(lambda: worker.answered() > 0, "the first verdict")
+        worker.stop()
+        for turn in range(setting.turns):
+            pair = [(engine, engines), (worker, workers)]
+            for contestant, rates in pair if turn % 2 else reversed(pair):
+                rates.append(contestant.rate())
+        worker.process.send_signal(signal.SIGCONT)
+        if started.total("evaluations_total") >= count:
+            raise RuntimeError("the queue was empty too early: give it more messages")
+    return engines, workers
+
+
+def _counted(store: redis.Redis) -> int:
+    """Number of live messages that were counted for their agents, and one or two more."""
+    return sum(int(number) for number in store.hvals(AGENTS) if number)
+
+
+def _error(ours: list[float], theirs: list[float], ratio: float) -> float:
+    """The standard error of the ratio of two means."""
+    rests = [a - ratio * b for a, b in zip(ours, theirs, strict=True)]
+    scale = statistics.fmean(theirs) * len(rests) ** 0.5
+    return statistics.stdev(rests) / scale if len(rests) > 1 else 0.0
+
+
+@contextmanager
+def _engine(setting: Setting, halting: HaltedBy) -> Iterator[Contestant]:
+    """An engine that has answered its first examples, and is stopped."""
+    command = [sys.executable, "-m", engine_alone.__name__]
+    command += [
+        str(setting.checkpoints[0].resolve()),
+        setting.device,
+        str(setting.slots),
+        halting.value,
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        asked, given = process.stdin, process.stdout
+        assert asked is not None
+        assert given is not None
+
+        def answered() -> int:
+            asked.write(b"\n")
+            asked.flush()
+            return int(given.readline())
+
+        engine = Contestant(process, answered)
+        try:
+            wait_for(lambda: answered() > 0, "the engine's first answer", 2 * DEADLINE)
+            engine.stop()
+            yield engine
+        finally:
+            process.kill()

@@ -56,6 +56,8 @@ class Setting:
     """Messages that wait when a worker starts, under the q rule and without a cache."""
     fixed_messages: int = 640
     """The same with every ACT step."""
+    turns: int = 40
+    """Turns of an engine and of a worker that run one after the other."""
     known: int | None = None
     """Known messages in runs that compare answers: the first ones, or all if None."""
     unknown: int = 150
@@ -118,6 +120,7 @@ def quick(setting: Setting) -> Setting:
         batched=5_120,
         halting_messages=512,
         fixed_messages=512,
+        turns=1,
         known=8,
         unknown=4,
         messages=5_000,

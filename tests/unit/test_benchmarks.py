@@ -17,7 +17,7 @@ from hrm.model.network import HRM
 from hrm.model.reference_loop import evaluate_batch
 from schemas import HaltedBy, HRMExample
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import bench_path
+from tests.benchmarks import bench_path, bench_share
 from tests.benchmarks.bench_cache import stream
 from tests.benchmarks.bench_latency import StaticServer
 from tests.benchmarks.limit import arithmetic
@@ -64,6 +64,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         singles=500,
         batched=5120,
         halting_messages=50,
+        turns=1,
         unknown=3,
         messages=20,
         training_batch=2,
@@ -282,3 +283,13 @@ def test_a_queue_that_falls_is_timed_in_messages(
     for fall in (bench_path.plain(setting), bench_path.emptied(setting, setting.batched, 256)):
         assert fall.rate > 0
         assert 0 < fall.round_trips < 10
+
+
+def test_an_engine_and_a_worker_take_turns(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_share, "TURN_SECONDS", 0.3)
+    with bench_share._engine(setting, HaltedBy.Q) as engine:
+        rates = bench_share._in_turns(setting, engine, HaltedBy.Q, 1)
+    assert [len(each) for each in rates] == [setting.turns] * 2
+    assert min(map(min, rates)) > 0
