@@ -5,13 +5,13 @@ machine, whose speed changes within a minute more than a worker's share does.
 """
 
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean, median
 
 import redis
 
@@ -19,6 +19,7 @@ from schemas import HaltedBy
 from tests.benchmarks import engine_alone
 from tests.benchmarks.bench_path import BATCH, filled, two_processes
 from tests.benchmarks.page import paragraphs, table
+from tests.benchmarks.runs import median_ratio
 from tests.benchmarks.setting import THREADS, Setting
 from tests.support.processes import DEADLINE, ROOT, wait_for
 from worker.broker.keys import AGENTS
@@ -65,24 +66,31 @@ def _shares(setting: Setting) -> str:
     rows = []
     for halting in (HaltedBy.Q, HaltedBy.MAX_STEPS):
         for batch in (1, BATCH):
-            with _engine(setting, halting) as engine:
-                engines, workers = _in_turns(setting, engine, halting, batch)
-            ratio = statistics.fmean(workers) / statistics.fmean(engines)
+            rounds = [_round(setting, halting, batch) for _ in range(setting.rounds)]
+            engines, workers = zip(*rounds, strict=True)
             rows.append(
                 [
                     halting.value,
                     "single messages" if batch == 1 else f"batches of {batch}",
-                    f"{statistics.fmean(engines):,.0f}",
-                    f"{statistics.fmean(workers):,.0f}",
-                    f"{ratio:.2f} ± {_error(workers, engines, ratio):.2f}",
+                    f"{median(engines):,.0f}",
+                    f"{median(workers):,.0f}",
+                    f"{median_ratio(workers, engines):.2f}",
                 ]
             )
     return paragraphs(
         f"{setting.checkpoints[0].name}, its known messages, without a cache, float32, "
-        f"{setting.slots} slots, {THREADS} threads, beside the engine alone: {setting.turns} turns "
-        "of a second each, one after the other. Means, their ratio, and its standard error.",
+        f"{setting.slots} slots, {THREADS} threads, beside the engine alone. Medians of "
+        f"{setting.rounds} rounds, each with new processes that have {setting.turns} turns of a "
+        "second each, one after the other; a ratio is the median of the rounds' own.",
         table(["rule", "messages", "engine", "a worker", "ratio"], rows, left=2),
     )
+
+
+def _round(setting: Setting, halting: HaltedBy, batch: int) -> tuple[float, float]:
+    """Mean rates of an engine and of a worker."""
+    with _engine(setting, halting) as engine:
+        engines, workers = _in_turns(setting, engine, halting, batch)
+    return fmean(engines), fmean(workers)
 
 
 def _in_turns(
@@ -110,13 +118,6 @@ def _in_turns(
 def _counted(store: redis.Redis) -> int:
     """Number of live messages that were counted for their agents, and one or two more."""
     return sum(int(number) for number in store.hvals(AGENTS) if number)
-
-
-def _error(ours: list[float], theirs: list[float], ratio: float) -> float:
-    """The standard error of the ratio of two means."""
-    rests = [a - ratio * b for a, b in zip(ours, theirs, strict=True)]
-    scale = statistics.fmean(theirs) * len(rests) ** 0.5
-    return statistics.stdev(rests) / scale if len(rests) > 1 else 0.0
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Setting:
     """Messages that wait when a worker starts, under the q rule and without a cache."""
     fixed_messages: int = 640
     """The same with every ACT step."""
-    turns: int = 40
+    turns: int = 8
     """Turns of an engine and of a worker that run one after the other."""
     known: int | None = None
     """Known messages in runs that compare answers: the first ones, or all if None."""
