@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 
 import redis
 
@@ -28,9 +28,6 @@ TITLE = "The way of a message beside its engine"
 
 TURN_SECONDS = 1.0
 
-SETTLE_SECONDS = 0.15
-"""Time after a stop that is not counted: the first requests and the caches of the processor."""
-
 
 @dataclass(frozen=True)
 class Contestant:
@@ -43,15 +40,14 @@ class Contestant:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
 
-    def rate(self) -> float:
-        """Let it run for a turn; answers a second."""
+    def take_turn(self) -> tuple[float, int]:
+        """Let it run for a turn; returns the turn's seconds, and its answers since its start."""
+        started = time.perf_counter()
         self.process.send_signal(signal.SIGCONT)
-        time.sleep(SETTLE_SECONDS)
-        before, started = self.answered(), time.perf_counter()
         time.sleep(TURN_SECONDS)
-        rate = (self.answered() - before) / (time.perf_counter() - started)
+        answered = self.answered()
         self.stop()
-        return rate
+        return time.perf_counter() - started, answered
 
 
 def run(setting: Setting) -> str:
@@ -90,28 +86,33 @@ def _round(setting: Setting, halting: HaltedBy, batch: int) -> tuple[float, floa
     """Mean rates of an engine and of a worker."""
     with _engine(setting, halting) as engine:
         engines, workers = _in_turns(setting, engine, halting, batch)
-    return fmean(engines), fmean(workers)
+    return _rate(engines), _rate(workers)
+
+
+def _rate(turns: list[tuple[float, int]]) -> float:
+    """Answers a second. What is under way at the end of a turn is an answer of the next one."""
+    (_, before), *rest = turns
+    return (rest[-1][1] - before) / sum(seconds for seconds, _ in rest)
 
 
 def _in_turns(
     setting: Setting, engine: Contestant, halting: HaltedBy, batch: int
-) -> tuple[list[float], list[float]]:
-    """Rates of the engine and of a worker in each turn."""
-    seconds = (setting.turns + 2) * (TURN_SECONDS + 2 * SETTLE_SECONDS)
-    count = int(1.5 * engine.rate() * seconds) + 2 * BATCH
-    engines: list[float] = []
-    workers: list[float] = []
+) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
+    """The turns of the engine and of a worker."""
+    engines = [engine.take_turn(), engine.take_turn()]
+    count = int(1.5 * _rate(engines) * (setting.turns + 3) * TURN_SECONDS) + 2 * BATCH
     with filled(setting, count, batch, halting=halting, cached=0) as (store, (started,)):
         worker = Contestant(started.process, lambda: _counted(store))
         wait_for(lambda: worker.answered() > 0, "the first verdict")
         worker.stop()
+        engines, workers = [engine.take_turn()], [worker.take_turn()]
         for turn in range(setting.turns):
             pair = [(engine, engines), (worker, workers)]
-            for contestant, rates in pair if turn % 2 else reversed(pair):
-                rates.append(contestant.rate())
-        worker.process.send_signal(signal.SIGCONT)
-        if started.total("evaluations_total") >= count:
+            for contestant, turns in pair if turn % 2 else reversed(pair):
+                turns.append(contestant.take_turn())
+        if workers[-1][1] >= count:
             raise RuntimeError("the queue was empty too early: give it more messages")
+        worker.process.send_signal(signal.SIGCONT)
     return engines, workers
 
 
