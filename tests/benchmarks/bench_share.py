@@ -27,6 +27,8 @@ from worker.broker.keys import AGENTS
 TITLE = "The way of a message beside its engine"
 
 TURN_SECONDS = 1.0
+"""Time for which one of the two runs: dozens of the engine's steps under `q`, and short enough for
+both to meet the same changes of the machine's speed."""
 
 
 @dataclass(frozen=True)
