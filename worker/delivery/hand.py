@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from worker.broker.keys import QUEUES
+from worker.broker.keys import LIVE_QUEUE, QUEUES
 from worker.delivery.scripts import Suspects
 from worker.telemetry.flow import Flow
 
@@ -32,9 +32,9 @@ UNSTORED = 2048
 """Messages of a queue whose outcomes may be on their way to Redis, beside those for the engine.
 They must not keep the engine waiting, but a Redis that stores nothing must end the taking."""
 
-ENOUGH = 4
-"""Part of a queue's room, as its divisor, that is worth a request. A full worker would otherwise
-send one for every message it has finished."""
+REFILL = 2 / 3
+"""Share of the room beyond the slots that has to be free before more is taken. A worker under load
+would otherwise send requests for the few messages that it has just finished."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Hand:
     """
 
     def __init__(self, slots: int) -> None:
-        self._slots_limit = ROOM_PER_SLOT * slots
+        self._slots = slots
         self._pace = 0.0
         """Messages that the engine finished in the last `PACE_SECONDS`."""
         self._paced = 0
@@ -102,7 +102,7 @@ class Hand:
     @property
     def limit(self) -> int:
         """Messages of each queue to hold for the engine."""
-        return max(self._slots_limit, int(self._pace))
+        return max(ROOM_PER_SLOT * self._slots, int(self._pace))
 
     def close(self) -> None:
         """Leave no more room, whatever is acknowledged. May be called by a signal's handler."""
@@ -279,8 +279,13 @@ class Hand:
             or (self._held and self._is_suspects_turn)
         ):
             return 0
-        unstored = self.limit + UNSTORED - self._unstored[queue]
-        return max(0, min(self.limit - self._weights[queue], unstored))
+        limit = self.limit
+        enough = int((limit - self._slots) * REFILL)
+        if queue != LIVE_QUEUE and limit - self._weights[LIVE_QUEUE] <= enough:
+            return 0  # it comes with the next request for live messages, which go before it
+        unstored = limit + UNSTORED - self._unstored[queue]
+        room = min(limit - self._weights[queue], unstored)
+        return room if room > enough else 0
 
     def _has_new_room(self) -> bool:
         """Whether there is room that the last look did not find; True only once for each look."""
@@ -289,8 +294,7 @@ class Hand:
         if passed >= PACE_SECONDS:
             self._pace = self._paced * PACE_SECONDS / passed
             self._paced, self._paced_since = 0, now
-        enough = self.limit // ENOUGH
-        is_new = any(self._room(queue) > enough for queue in self._without_room) or (
+        is_new = any(self._room(queue) for queue in self._without_room) or (
             not self._held and self.suspects_wait
         )
         if is_new:

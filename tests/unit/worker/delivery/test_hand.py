@@ -12,8 +12,7 @@ from worker.delivery.hand import UNSTORED, Hand
 from worker.delivery.scripts import Suspects
 from worker.telemetry.flow import Flow
 
-LIVE, BACKFILL = "live", "backfill"
-BOTH = (LIVE, BACKFILL)
+LIVE, BACKFILL = BOTH = QUEUES
 
 
 class Told(Hand):
@@ -52,10 +51,9 @@ def test_each_queue_has_room_for_twice_the_slots(hand: Told) -> None:
 def test_the_next_batch_comes_when_the_one_in_hand_runs_low(hand: Told) -> None:
     hand.put("batch", BACKFILL, 256)
     hand.weigh("batch", 100)
-    for left in range(99, 7, -1):
-        assert not hand.has_room([BACKFILL])
+    for left in range(99, 0, -1):
         hand.evaluated("batch", 1)
-        assert hand.rooms([BACKFILL]) == [max(0, 8 - left)]
+        assert hand.rooms([BACKFILL]) == [8 - left if left < 6 else 0]
 
 
 def test_outcomes_that_redis_does_not_take_end_the_taking(hand: Told) -> None:
@@ -64,9 +62,9 @@ def test_outcomes_that_redis_does_not_take_end_the_taking(hand: Told) -> None:
         hand.put(f"{taken}")
         hand.evaluated(f"{taken}", 1)
         taken += 1
-    assert taken == UNSTORED + 8
+    assert taken == UNSTORED + 6
     hand.stored("0", 1)
-    assert hand.rooms([LIVE]) == [1]
+    assert hand.rooms([LIVE]) == [3]
 
 
 def test_an_engine_that_is_fast_gets_more_than_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +92,22 @@ def test_room_is_announced_once_and_only_to_who_looked_in_vain(hand: Told) -> No
     hand.remove("0")
     hand.remove("1")
     assert hand.calls == 0, "too little for a request"
+    assert not hand.has_room(BOTH)
     hand.remove("2")
     hand.remove("3")
     assert hand.calls == 1
     assert hand.rooms(BOTH) == [4, 8]
+
+
+def test_beside_live_messages_others_come_with_the_next_of_these(hand: Told) -> None:
+    for number in range(6):
+        hand.put(f"{number}")
+    assert hand.rooms(BOTH) == [0, 0]
+    hand.evaluated("0", 1)
+    assert hand.calls == 1
+    assert hand.rooms(BOTH) == [3, 8]
+    hand.put("batch", BACKFILL, 256)
+    assert hand.rooms(BOTH) == [3, 0], "but those of the backlog keep no live message waiting"
 
 
 def test_every_item_is_forgotten_once(hand: Told) -> None:
