@@ -104,6 +104,10 @@ class Hand:
         """Messages of each queue to hold for the engine."""
         return max(ROOM_PER_SLOT * self._slots, int(self._pace))
 
+    def is_pressed(self, queue: str) -> bool:
+        """Whether messages of a queue are in hand that wait for a slot."""
+        return self._weights[queue] > self._slots
+
     def close(self) -> None:
         """Leave no more room, whatever is acknowledged. May be called by a signal's handler."""
         self.is_closed = True

@@ -386,16 +386,15 @@ class Service:
                 self._changed.notify()
             done = [(place, result) for place, result in done if place in job.in_engine]
             job.in_engine.difference_update(place for place, _ in done)
-            is_last = not job.in_engine and not job.to_do
         self._hand.evaluated(job.tag, len(done))
         ready = [
             partial(self._answer_step, job, place, result)
             for place, result in done
             if result is not None
         ]
-        self._storing.put(*ready, gather=not (job.is_urgent or is_last))
-        if is_last and not job.is_urgent:
-            self._storing.flush()
+        # The next message of a suspect task waits for this one's outcome.
+        is_pressed = job.envelope.suspicion is None and self._hand.is_pressed(job.envelope.queue)
+        self._storing.put(*ready, gather=is_pressed)
         if len(ready) < len(done):
             self._drop(job, len(done) - len(ready))
 

@@ -1,7 +1,8 @@
 """Two threads that send to Redis whatever is ready, in one pipeline after the other.
 
-While pipelines are under way, the steps of the next one gather. So a lone outcome is sent at once,
-and under load one round trip and one script serve many. What Redis refuses is tried again by itself
+While pipelines are under way, the steps of the next one gather; outcomes of a worker that has more
+messages than slots gather for a while besides. So a lone outcome is sent at once, and under load
+one round trip and one script serve many. What Redis refuses is tried again by itself
 and holds up nothing else; if Redis is not there, all wait.
 
 Knows steps, time and Redis's errors; nothing of what a step stores.
@@ -36,8 +37,8 @@ LONGEST_PAUSE = 2.0
 """Longest pause in seconds between attempts; short compared with a real outage."""
 
 GATHER_SECONDS = 0.05
-"""Longest time for which the outcome of a batch's message waits to be stored together with others.
-A killed worker loses no more than the outcomes of this time."""
+"""Longest time for which an outcome waits to be stored together with others. A killed worker loses
+no more than the outcomes of this time."""
 
 MOST_STEPS = 128
 """Most steps of a pipeline: two or three milliseconds of Redis, which serves nobody else while it
@@ -168,10 +169,12 @@ class Storing:
                 self._urgent.extend(makes)
                 self._changed.notify()
                 return
-            if not self._gathered:
+            is_first = not self._gathered
+            if is_first:
                 self._gather_until = time.monotonic() + GATHER_SECONDS
-                self._changed.notify()
             self._gathered.extend(makes)
+            if is_first or len(self._gathered) >= MOST_STEPS:
+                self._changed.notify()
 
     def flush(self) -> None:
         """Send what has gathered, since nothing more will come soon."""
@@ -195,7 +198,9 @@ class Storing:
             while True:
                 now = time.monotonic()
                 again = self._due(now)
-                is_gathered = bool(self._gathered) and (now >= self._gather_until or self._ended)
+                is_gathered = bool(self._gathered) and (
+                    len(self._gathered) >= MOST_STEPS or now >= self._gather_until or self._ended
+                )
                 if again or self._urgent or is_gathered:
                     break
                 if self._ended and not self._again:

@@ -110,6 +110,14 @@ def test_beside_live_messages_others_come_with_the_next_of_these(hand: Told) -> 
     assert hand.rooms(BOTH) == [3, 0], "but those of the backlog keep no live message waiting"
 
 
+def test_a_queue_is_pressed_while_its_messages_wait_for_a_slot(hand: Told) -> None:
+    hand.put("batch", weight=5)
+    assert hand.is_pressed(LIVE)
+    assert not hand.is_pressed(BACKFILL)
+    hand.evaluated("batch", 1)
+    assert not hand.is_pressed(LIVE)
+
+
 def test_every_item_is_forgotten_once(hand: Told) -> None:
     hand.put("a", weight=3)
     hand.evaluated("a", 1)

@@ -24,7 +24,7 @@ from tests.support.pipelines import FakeClient
 from tests.support.processes import wait_for
 from tests.support.stubs import Checkpoint, StubEvaluator, StubPending, message
 from worker.broker.app import ENQUEUED_AT, EVALUATE, EVALUATE_BATCH
-from worker.broker.keys import LIVE_QUEUE
+from worker.broker.keys import LIVE_QUEUE, QUEUES
 from worker.delivery import storing, tasks
 from worker.delivery.envelope import Envelope
 from worker.delivery.hand import Hand
@@ -458,6 +458,33 @@ def test_a_suspects_messages_are_evaluated_and_stored_one_by_one(world: World) -
     ]
     assert world.delivery.marked == [("digest", position) for position in range(4)]
     assert stored_at_submit == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+def test_outcomes_gather_only_while_others_wait_for_a_slot(
+    world: World, queue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "GATHER_SECONDS", 3600.0)
+    holds = [tmp_path / str(number) for number in range(7)]
+    for hold in holds:
+        world.take(text(f"hold {hold}"), batch=False, queue=queue)
+    wait_for(lambda: len(world.evaluator.submitted) == len(holds), "submitted")
+    for number, hold in enumerate(holds[:2]):  # 6 and 5 are left, for 4 slots
+        hold.touch()
+        wait_for(lambda count=number + 1: len(world.storing._gathered) == count, "gathered")  # type: ignore[misc]
+    holds[2].touch()
+    wait_for(lambda: len(world.delivery.acknowledged) == 1, "stored at once")
+    world.storing.flush()
+    for hold in holds[3:]:
+        hold.touch()
+    world.wait()
+
+
+def test_the_messages_of_a_suspect_wait_for_no_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "GATHER_SECONDS", 3600.0)
+    assert len(world.process(*[text()] * 7, faults="- -")) == 7
 
 
 def test_the_poisonous_message_of_a_suspect_is_a_dead_letter_unread(world: World) -> None:

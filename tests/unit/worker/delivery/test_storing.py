@@ -116,6 +116,17 @@ def test_what_gathers_waits_for_its_time_or_for_a_flush(
     line.wait(*range(5), "urgent", "soon")
 
 
+def test_a_full_pipeline_gathers_no_longer(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHER_SECONDS", 3600.0)
+    line.start()
+    for number in range(module.MOST_STEPS - 1):
+        line.put(number, gather=True)
+    line.put("urgent")
+    line.wait("urgent")
+    line.put("last", gather=True)
+    line.wait(*range(module.MOST_STEPS - 1), "urgent", "last")
+
+
 def test_what_has_gathered_goes_in_small_parts_beside_urgent_steps(line: Line) -> None:
     for number in range(2 * MOST_GATHERED):
         line.put(number, gather=True)
