@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import Empty
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import redis
 
 from schemas import SQEMessage, parse_message
+from tests.support.channels import ask, bare_channel
 from tests.support.stubs import verdict, with_every_token
-from worker.broker.keys import NO_NAMESPACE, QUEUES, UNACKED_INDEX
+from worker.broker.keys import NO_NAMESPACE, UNACKED_INDEX
 from worker.broker.urls import connections
 from worker.delivery.envelope import Envelope
 from worker.delivery.hand import Hand
@@ -33,7 +33,7 @@ from worker.delivery.outcomes import Delivery, Entry
 from worker.delivery.scripts import RENEW, RESTORE, load_scripts
 from worker.delivery.taken import Taken
 from worker.delivery.tasks import bodies_of
-from worker.delivery.transport import WAIT_SECONDS, Channel
+from worker.delivery.transport import WAIT_SECONDS
 from worker.delivery.upkeep import LONGEST_PAUSE, RESTORED_AT_ONCE, WITH_QUEUES
 from worker.settings import Settings
 
@@ -81,19 +81,8 @@ class SimulatedWorker:
         self._seconds = 1 / rate
         self._free_at = 0.0
         self._hand = Hand(slots)
-        self._channel = Channel.__new__(Channel)
-        vars(self._channel).update(
-            client=SimpleNamespace(connection=self.connection),
-            _active_queues=list(QUEUES),
-            active_fanout_queues=frozenset(),
-            _queue_cycle=SimpleNamespace(consume=lambda _: list(QUEUES)),
-            _flush_brpop_reauth=lambda: None,
-            namespace=NO_NAMESPACE,
-            hand=self._hand,
-            on_reply=lambda: None,
-            on_request=lambda _: None,
-            on_taken=self._take,
-            max_item_bytes=SETTINGS.max_item_bytes,
+        self._channel = bare_channel(
+            self.connection, self._hand, self._take, SETTINGS.max_item_bytes
         )
         self._hand.on_room = lambda: fleet.call_soon(self, self._channel.look_again)
         load_scripts(self._client)
@@ -113,8 +102,7 @@ class SimulatedWorker:
 
     def turn(self) -> None:
         """Send a request, if there is room for messages and none is under way."""
-        if not self._channel._in_poll and self._hand.has_room(QUEUES):
-            self._channel._brpop_start()
+        ask(self._channel)
 
     def read(self) -> None:
         """Read a reply or an announcement."""

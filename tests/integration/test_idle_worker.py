@@ -1,5 +1,6 @@
 """An idle worker: Redis tells it about a message, and nothing is written or sent meanwhile."""
 
+import contextlib
 import os
 import signal
 import statistics
@@ -7,17 +8,21 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import pytest
 import redis
 
 from schemas import Verdict
+from tests.support.channels import ask, bare_channel
 from tests.support.permissions import limited_url
-from tests.support.processes import STUB, Worker, wait_for
+from tests.support.processes import DEADLINE, STUB, Worker, wait_for
 from tests.support.stubs import message
 from worker.broker.keys import UNACKED
+from worker.broker.urls import connections
 from worker.client import BACKFILL_QUEUE, LIVE_QUEUE, Client
+from worker.delivery.hand import Hand
 from worker.delivery.transport import WAIT_SECONDS
 
 
@@ -113,3 +118,38 @@ def test_a_full_worker_gets_no_announcement(
             gate.touch()
             assert len(list(client.results([held, *other]))) == 2
         assert store.info("stats")["total_connections_received"] - connections < 20
+
+
+def test_an_announcement_to_a_full_worker_is_read_and_not_taken_for_a_reply(
+    client: Client, redis_url: str
+) -> None:
+    hand, tags = Hand(slots=1), list[str]()
+    connection = connections(redis_url, protocol=3).get_connection()
+    channel = bare_channel(
+        connection, hand, lambda items: tags.extend(each.tag for each in items), 1 << 20
+    )
+
+    def read() -> None:
+        assert connection.can_read(timeout=DEADLINE)
+        with contextlib.suppress(Empty):
+            channel._brpop_read()
+
+    for _ in range(2):  # the second reply has nothing, too: it waits
+        ask(channel)
+        read()
+    for _ in range(2):
+        client.submit(message())
+    channel.look_again()  # the time is over before it reads the announcement
+    ask(channel)
+    read()
+    assert len(tags) == 2
+    client.submit(message(), queue=BACKFILL_QUEUE)
+    ask(channel)
+    assert channel._in_poll, "it would close the connection"
+    hand.remove(tags[0])
+    read()
+    ask(channel)
+    read()
+    assert len(tags) == 3
+    channel.beat()
+    assert channel.is_beat_due, "a full worker shows that it reaches Redis"

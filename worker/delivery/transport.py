@@ -84,6 +84,7 @@ class QoS(virtual.QoS):
             channel._in_poll  # noqa: SLF001 - kombu's, for its QoS
             or channel.is_beat_due
             or channel.hand.has_room(channel.active_queues)
+            or channel.wait_if_watching()
         )
 
     def restore_visible(self, *_: object, **__: object) -> None:
@@ -174,6 +175,16 @@ class Channel(redis.Channel):
         with self.conn_or_acquire() as connected:
             return sum(map(connected.llen, self.namespace.all_keys(queue_lists(queue))))
 
+    def wait_if_watching(self) -> bool:
+        """Wait for announcements, if Redis may send one although nothing is requested.
+
+        One that nobody waits for would be taken for a reply, or for the end of the connection.
+        """
+        if self._is_watching:
+            self._is_waiting = True
+            self._in_poll = self.client.connection
+        return self._is_watching
+
     def look_again(self) -> None:
         """End the current wait, so that the event loop sends the next request."""
         if self._is_waiting:
@@ -185,6 +196,8 @@ class Channel(redis.Channel):
 
         A replica refuses it, since it is a script that may write.
         """
+        if not self.hand.has_room(self.active_queues):
+            self.look_again()  # which leads to no request
         self.is_beat_due = not self._in_poll
 
     def close(self) -> None:
