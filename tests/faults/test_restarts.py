@@ -219,9 +219,9 @@ def test_a_lost_connection_of_the_consumer_gives_nothing_back(
     worker = workers.enter_context(Worker.start(STUB, tmp_path, redis_url)).wait_until_ready()
     batch = (message(f"hold {gate}" if place else "solve") for place in range(192))
     sent = client.submit_many(batch, queue=BACKFILL_QUEUE)
-    sent += [client.submit(message(f"hold {gate}")) for _ in range(5)]
+    sent += [client.submit(message(f"hold {gate}")) for _ in range(7)]
     with redis.Redis.from_url(redis_url) as store:
-        wait_for(lambda: in_hand(store) == 6, "taken")
+        wait_for(lambda: in_hand(store) == 8, "taken")
         tags = sorted(store.hkeys(UNACKED))
         connections = store.info("stats")["total_connections_received"]
         for _ in range(3):
@@ -233,7 +233,7 @@ def test_a_lost_connection_of_the_consumer_gives_nothing_back(
         assert client.result(client.submit(message())).solved, "it takes messages again"
         assert sorted(store.hkeys(UNACKED)) == tags
         gate.touch()
-        assert len(list(client.results(sent))) == 197
+        assert len(list(client.results(sent))) == 199
         wait_for(lambda: in_hand(store) == 0, "acknowledged")
-    assert worker.total("evaluations_total") == 198
+    assert worker.total("evaluations_total") == 200
     assert worker.total("duplicates_total") == 0

@@ -32,9 +32,9 @@ UNSTORED = 2048
 """Messages of a queue whose outcomes may be on their way to Redis, beside those for the engine.
 They must not keep the engine waiting, but a Redis that stores nothing must end the taking."""
 
-REFILL = 2 / 3
-"""Share of the room beyond the slots that has to be free before more is taken. A worker under load
-would otherwise send requests for the few messages that it has just finished."""
+WORTH_SECONDS = 0.1
+"""Time whose work is worth a request. A worker under load would otherwise send one for the few
+messages that it has just finished, and a slow one would take more than its share of the last."""
 
 
 @dataclass(slots=True)
@@ -284,12 +284,12 @@ class Hand:
         ):
             return 0
         limit = self.limit
-        enough = int((limit - self._slots) * REFILL)
-        if queue != LIVE_QUEUE and limit - self._weights[LIVE_QUEUE] <= enough:
+        worth = max(1, int(self._pace * WORTH_SECONDS / PACE_SECONDS))
+        if queue != LIVE_QUEUE and limit - self._weights[LIVE_QUEUE] < worth:
             return 0  # it comes with the next request for live messages, which go before it
         unstored = limit + UNSTORED - self._unstored[queue]
         room = min(limit - self._weights[queue], unstored)
-        return room if room > enough else 0
+        return room if room >= worth else 0
 
     def _has_new_room(self) -> bool:
         """Whether there is room that the last look did not find; True only once for each look."""

@@ -53,7 +53,7 @@ def test_the_next_batch_comes_when_the_one_in_hand_runs_low(hand: Told) -> None:
     hand.weigh("batch", 100)
     for left in range(99, 0, -1):
         hand.evaluated("batch", 1)
-        assert hand.rooms([BACKFILL]) == [8 - left if left < 6 else 0]
+        assert hand.rooms([BACKFILL]) == [max(0, 8 - left)]
 
 
 def test_outcomes_that_redis_does_not_take_end_the_taking(hand: Told) -> None:
@@ -62,9 +62,9 @@ def test_outcomes_that_redis_does_not_take_end_the_taking(hand: Told) -> None:
         hand.put(f"{taken}")
         hand.evaluated(f"{taken}", 1)
         taken += 1
-    assert taken == UNSTORED + 6
+    assert taken == UNSTORED + 8
     hand.stored("0", 1)
-    assert hand.rooms([LIVE]) == [3]
+    assert hand.rooms([LIVE]) == [1]
 
 
 def test_an_engine_that_is_fast_gets_more_than_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,23 +91,35 @@ def test_room_is_announced_once_and_only_to_who_looked_in_vain(hand: Told) -> No
     hand.rooms(BOTH)
     hand.remove("0")
     hand.remove("1")
-    assert hand.calls == 0, "too little for a request"
-    assert not hand.has_room(BOTH)
-    hand.remove("2")
-    hand.remove("3")
     assert hand.calls == 1
-    assert hand.rooms(BOTH) == [4, 8]
+    assert hand.rooms(BOTH) == [2, 8]
+
+
+def test_room_for_less_than_a_tenth_of_a_seconds_work_is_worth_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PACE_SECONDS", 0.25)
+    hand = Told()
+    hand._paced_since, hand._pace = float("inf"), 50.0
+    hand.put("batch", weight=50)
+    assert hand.rooms(BOTH) == [0, 0]
+    hand.evaluated("batch", 19)
+    assert hand.calls == 0
+    assert not hand.has_room(BOTH)
+    hand.evaluated("batch", 1)
+    assert hand.calls == 1
+    assert hand.rooms(BOTH) == [20, 50]
 
 
 def test_beside_live_messages_others_come_with_the_next_of_these(hand: Told) -> None:
-    for number in range(6):
+    for number in range(8):
         hand.put(f"{number}")
     assert hand.rooms(BOTH) == [0, 0]
     hand.evaluated("0", 1)
     assert hand.calls == 1
-    assert hand.rooms(BOTH) == [3, 8]
+    assert hand.rooms(BOTH) == [1, 8]
     hand.put("batch", BACKFILL, 256)
-    assert hand.rooms(BOTH) == [3, 0], "but those of the backlog keep no live message waiting"
+    assert hand.rooms(BOTH) == [1, 0], "but those of the backlog keep no live message waiting"
 
 
 def test_a_queue_is_pressed_while_its_messages_wait_for_a_slot(hand: Told) -> None:
