@@ -12,7 +12,6 @@ from hrm.data.vocabulary import PART_WORDS, VOCABULARY_1, Tokenizer
 from schemas import FailurePattern, PromptMatch, SQEMessage, TextCheck, Verdict
 from tests.support.processes import REAL, Worker, wait_for
 from worker.broker import embedded
-from worker.broker.keys import UNACKED
 from worker.broker.streams import Failure, read_failures
 from worker.client import Client
 
@@ -50,9 +49,13 @@ class Wire:
         return self.client.result(self.client.submit(sent), timeout=30)
 
     def metrics(self) -> dict[str, float]:
-        """The worker's figures when everything is counted, which happens before the last step."""
-        wait_for(lambda: not self.client._redis.exists(UNACKED), "acknowledged")
+        """The worker's figures. A message leaves the hand after it was counted."""
+        wait_for(lambda: not self._in_hand(), "counted")
         return self.worker.metrics()
+
+    def _in_hand(self) -> float:
+        figures = self.worker.metrics()
+        return sum(figures[name] for name in figures if name.startswith("in_hand"))
 
     def failure(self, verdict: Verdict) -> Failure:
         (found,) = (
