@@ -119,7 +119,7 @@ def _in_turns(
 
 
 def _counted(store: redis.Redis) -> int:
-    """Number of live messages that were counted for their agents, and one or two more."""
+    """The sum of the agents' counts: their live messages, and a constant."""
     return sum(int(number) for number in store.hvals(AGENTS) if number)
 
 

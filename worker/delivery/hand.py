@@ -34,7 +34,8 @@ They must not keep the engine waiting, but a Redis that stores nothing must end 
 
 WORTH_SECONDS = 0.1
 """Time whose work is worth a request. A worker under load would otherwise send one for the few
-messages that it has just finished, and a slow one would take more than its share of the last."""
+messages that it has just finished. It is no number of messages, since a few are seconds of a slow
+engine's work, which an idle worker could do."""
 
 
 @dataclass(slots=True)

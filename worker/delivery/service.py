@@ -392,7 +392,8 @@ class Service:
             for place, result in done
             if result is not None
         ]
-        # The next message of a suspect task waits for this one's outcome.
+        # Under load, fewer and larger pipelines leave more time for the engine. But of a suspect
+        # task, the next message waits for the outcome of this one.
         is_pressed = job.envelope.suspicion is None and self._hand.is_pressed(job.envelope.queue)
         self._storing.put(*ready, gather=is_pressed)
         if len(ready) < len(done):

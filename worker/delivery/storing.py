@@ -1,9 +1,9 @@
 """Two threads that send to Redis whatever is ready, in one pipeline after the other.
 
-While pipelines are under way, the steps of the next one gather; outcomes of a worker that has more
-messages than slots gather for a while besides. So a lone outcome is sent at once, and under load
-one round trip and one script serve many. What Redis refuses is tried again by itself
-and holds up nothing else; if Redis is not there, all wait.
+While pipelines are under way, the steps of the next one gather; the caller may have steps gather
+for a while in any case. So a lone outcome is sent at once, and under load one round trip and one
+script serve many. What Redis refuses is tried again by itself and holds up nothing else; if Redis
+is not there, all wait.
 
 Knows steps, time and Redis's errors; nothing of what a step stores.
 """

@@ -78,7 +78,7 @@ class QoS(virtual.QoS):
     """kombu's question whether to request something. The messages themselves are in the hand."""
 
     def can_consume(self) -> bool:
-        """Whether to send a request, or to read a reply."""
+        """Whether to send a request, or to read a reply or an announcement."""
         channel = self.channel
         return bool(
             channel._in_poll  # noqa: SLF001 - kombu's, for its QoS
@@ -197,7 +197,7 @@ class Channel(redis.Channel):
         A replica refuses it, since it is a script that may write.
         """
         if not self.hand.has_room(self.active_queues):
-            self.look_again()  # which leads to no request
+            self.look_again()  # with room, that alone leads to a request
         self.is_beat_due = not self._in_poll
 
     def close(self) -> None:
